@@ -1,0 +1,65 @@
+"""A store of Python objects in shared memory.
+
+One process puts an object, any other process on the machine gets it back without copying its data. There
+is no server: the store is a folder of memory-mapped files, and every process works on it directly.
+
+>>> import numpy as np, shmstore
+>>> with shmstore.Store.create(capacity="64MiB") as store:
+...     ref = store.put(np.arange(1_000_000))
+...     int(ref.get().sum())
+499999500000
+"""
+
+from shmstore._info import ClientInfo, Finding, ObjectInfo, Recovered, StoreStats
+from shmstore._options import Options
+from shmstore._ref import ObjectRef
+from shmstore._store import Allocated, Store
+from shmstore.errors import (
+    CorruptStoreError,
+    DeserializationError,
+    FormatVersionError,
+    KeyExistsError,
+    LockTimeoutError,
+    NotAStoreError,
+    ObjectNotFoundError,
+    ObjectTooLargeError,
+    ReadOnlyStoreError,
+    SerializationError,
+    ShmStoreError,
+    StoreClosedError,
+    StoreExistsError,
+    StoreFullError,
+    StoreNotFoundError,
+    UnsafePathError,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Allocated",
+    "ClientInfo",
+    "CorruptStoreError",
+    "DeserializationError",
+    "Finding",
+    "FormatVersionError",
+    "KeyExistsError",
+    "LockTimeoutError",
+    "NotAStoreError",
+    "ObjectInfo",
+    "ObjectNotFoundError",
+    "ObjectRef",
+    "ObjectTooLargeError",
+    "Options",
+    "ReadOnlyStoreError",
+    "Recovered",
+    "SerializationError",
+    "ShmStoreError",
+    "Store",
+    "StoreClosedError",
+    "StoreExistsError",
+    "StoreFullError",
+    "StoreNotFoundError",
+    "StoreStats",
+    "UnsafePathError",
+    "__version__",
+]

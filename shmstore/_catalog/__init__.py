@@ -1,0 +1,1 @@
+"""Which object is where: the slot table and the key index."""

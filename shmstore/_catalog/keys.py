@@ -1,0 +1,170 @@
+"""Given a key, which slot holds its object?
+
+Linear hashing (W. Litwin, "Linear hashing: a new tool for file and table addressing", VLDB 1980): the
+table grows by one bucket with each new key, so that its memory follows the number of keys and no
+insertion ever rehashes the whole. The objects of one bucket form a chain through their slots. A key
+is known by its 128-bit blake2b digest, which is the same in every process whatever PYTHONHASHSEED says;
+its text lies in the object's header.
+
+Concurrency: changes require the store lock. A reader without the lock may miss a key that is being
+moved to another bucket; what it finds is right if the slot word says so. It therefore repeats a miss
+under the lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import blake2b
+
+from shmstore._catalog import states
+from shmstore._memory import layout as L
+from shmstore._memory.index import Index
+
+Digest = tuple[int, int]
+
+NO_KEY: Digest = (0, 0)
+
+_FIRST_BUCKETS = 64
+
+
+def digest_of(key: str) -> Digest:
+    """Return the two words that stand for a key."""
+    raw = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little")
+
+
+class KeyIndex:
+    """The key index of one store.
+
+    Parameters
+    ----------
+    index
+        The index that holds the buckets and the slots.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._words = index.words
+        self._buckets = index.geometry.buckets
+        self._slots = index.geometry.slots
+
+    def find(self, digest: Digest) -> int:
+        """Return the slot of a READY object with this key, or -1."""
+        words = self._words
+        low, high = digest
+        if not words[L.W_BUCKETS]:
+            return -1
+        slot = words[self._bucket(low)]
+        for _ in range(self._index.geometry.max_objects + 1):
+            if not slot:
+                return -1
+            base = self._slots + (slot - 1) * L.SLOT_WORDS
+            if (
+                words[base + L.S_DIGEST] == low
+                and words[base + L.S_DIGEST + 1] == high
+                and states.state_of(words[base + L.S_STATE]) == states.READY
+            ):
+                return int(slot) - 1
+            slot = words[base + L.S_CHAIN]
+        return -1
+
+    def prepare(self) -> None:
+        """Reserve room to grow. OSError (ENOSPC): nothing was changed. Requires: the store lock."""
+        if self._room() < max(_FIRST_BUCKETS, self._words[L.W_BUCKETS] + 1):
+            self._index.grow_buckets()
+
+    def add(self, slot: int) -> None:
+        """Enter a slot under its digest. Requires: the store lock, a `prepare` before, no such key."""
+        words = self._words
+        if words[L.W_BUCKETS] < min(words[L.W_NAMED], self._room()):
+            self._grow()
+        base = self._slots + slot * L.SLOT_WORDS
+        bucket = self._bucket(words[base + L.S_DIGEST])
+        words[base + L.S_CHAIN] = words[bucket]
+        words[bucket] = slot + 1
+
+    def swap(self, old: int, new: int) -> None:
+        """Put `new` in the place of `old`: one store, so that readers find the one or the other."""
+        link = self._link_to(old)
+        base = self._slots + new * L.SLOT_WORDS
+        self._words[base + L.S_CHAIN] = self._words[self._slots + old * L.SLOT_WORDS + L.S_CHAIN]
+        self._words[link] = new + 1
+
+    def remove(self, slot: int) -> None:
+        """Take a slot out of its bucket. Requires: the store lock."""
+        link = self._link_to(slot)
+        self._words[link] = self._words[self._slots + slot * L.SLOT_WORDS + L.S_CHAIN]
+
+    def rebuild(self, slots: list[int]) -> None:
+        """Make the index anew for these slots. Requires: the store lock."""
+        words = self._words
+        words[L.W_BUCKETS] = 0
+        wanted = min(max(_FIRST_BUCKETS, len(slots)), self._room())
+        for bucket in range(self._buckets, self._buckets + wanted):
+            words[bucket] = 0
+        words[L.W_BUCKETS] = wanted
+        for slot in slots:
+            base = self._slots + slot * L.SLOT_WORDS
+            bucket = self._bucket(words[base + L.S_DIGEST])
+            words[base + L.S_CHAIN] = words[bucket]
+            words[bucket] = slot + 1
+
+    def chains(self) -> Iterator[tuple[int, int]]:
+        """Walk all (bucket, slot) pairs; a chain that does not end stops after max_objects."""
+        words = self._words
+        for bucket in range(words[L.W_BUCKETS]):
+            slot = words[self._buckets + bucket]
+            for _ in range(self._index.geometry.max_objects):
+                if not slot:
+                    break
+                yield bucket, int(slot) - 1
+                slot = words[self._slots + (slot - 1) * L.SLOT_WORDS + L.S_CHAIN]
+
+    def _room(self) -> int:
+        """Return how many buckets there are pages for."""
+        reserved = self._words[L.W_BUCKETS_RESERVED] // L.WORD
+        return int(min(reserved, self._index.geometry.max_buckets))
+
+    def _bucket(self, low: int) -> int:
+        """Return the word of the bucket that a digest falls into."""
+        count = self._words[L.W_BUCKETS]
+        bits = (count - 1).bit_length()
+        number = low & ((1 << bits) - 1)
+        if number >= count:
+            number &= (1 << (bits - 1)) - 1
+        return int(self._buckets + number)
+
+    def _grow(self) -> None:
+        """Add one bucket and move into it what belongs there from the bucket it splits."""
+        words = self._words
+        count = words[L.W_BUCKETS]
+        if count < _FIRST_BUCKETS:
+            for bucket in range(self._buckets, self._buckets + _FIRST_BUCKETS):
+                words[bucket] = 0
+            words[L.W_BUCKETS] = _FIRST_BUCKETS
+            return
+        old = self._buckets + (count ^ (1 << (count.bit_length() - 1)))
+        slot = words[old]
+        words[old] = words[self._buckets + count] = 0
+        words[L.W_BUCKETS] = count + 1
+        while slot:
+            base = self._slots + (slot - 1) * L.SLOT_WORDS
+            after = words[base + L.S_CHAIN]
+            bucket = self._bucket(words[base + L.S_DIGEST])
+            words[base + L.S_CHAIN] = words[bucket]
+            words[bucket] = slot
+            slot = after
+
+    def _link_to(self, slot: int) -> int:
+        """Return the word that points to a slot: its bucket, or the chain word before it."""
+        words = self._words
+        link = self._bucket(words[self._slots + slot * L.SLOT_WORDS + L.S_DIGEST])
+        for _ in range(self._index.geometry.max_objects + 1):
+            after = words[link]
+            if after == slot + 1:
+                return link
+            if not after:
+                break
+            link = self._slots + (after - 1) * L.SLOT_WORDS + L.S_CHAIN
+        message = f"slot {slot} is not in the chain of its key"
+        raise AssertionError(message)

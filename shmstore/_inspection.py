@@ -1,0 +1,117 @@
+"""What is in a store, who is there, and who looks at what?
+
+Concurrency: iteration takes no lock and sees each object that was there all the time exactly once; sums
+and pins are read under the store lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from shmstore._catalog import states
+from shmstore._catalog.slots import Record
+from shmstore._info import ClientInfo, ObjectInfo, StoreStats
+from shmstore._memory import layout as L
+from shmstore._reading import Plan, make_plan
+from shmstore._session import Session
+from shmstore._sharing.clients import process_name
+
+
+def plans(session: Session) -> Iterator[Plan]:
+    """Iterate over all objects, oldest first. Takes no lock."""
+    for generation, slot in session.slots.ready():
+        plan = make_plan(session, slot, states.ready_word(generation))
+        if plan is not None:
+            yield plan
+
+
+def keys(session: Session) -> Iterator[str]:
+    """Iterate over the keys, oldest object first. Takes no lock."""
+    for generation, slot in session.slots.ready():
+        record = session.slots.read(slot)
+        if record.word != states.ready_word(generation) or not record.kind & L.KIND_NAMED:
+            continue
+        plan = make_plan(session, slot, record.word)
+        if plan is not None:
+            yield plan.header["key"]
+
+
+def objects(session: Session) -> list[ObjectInfo]:
+    """Return what is known of each object, oldest first."""
+    pinned_by = pins_by_slot(session)
+    return [describe(plan, pinned_by) for plan in plans(session)]
+
+
+def describe(plan: Plan, pinned_by: dict[int, set[int]]) -> ObjectInfo:
+    """Return what is known of the object of a plan."""
+    record: Record = plan.record
+    return ObjectInfo(
+        key=plan.header.get("key"),
+        type=plan.header.get("type", "unknown"),
+        serializer=plan.header["serializer"],
+        nbytes=record.data_nbytes,
+        stored_nbytes=record.extent_nbytes,
+        frames=len(plan.table) or 1,
+        created=record.created_ns / 1e9,
+        owner_pid=record.pid,
+        pinned_by=tuple(sorted(pinned_by.get(record.slot, ()))),
+        slot=record.slot,
+        generation=states.generation_of(record.word),
+    )
+
+
+def pins_by_slot(session: Session) -> dict[int, set[int]]:
+    """Return for each pinned slot the pids that pin it."""
+    pinned_by: dict[int, set[int]] = {}
+    with session.lock:
+        for client in session.clients.rows():
+            for pin in session.clients.seat(client).pinned():
+                pinned_by.setdefault(pin - 1, set()).add(client.pid)
+    return pinned_by
+
+
+def stats(session: Session) -> StoreStats:
+    """Return the sums over a store, after taking back what nobody looks at."""
+    words = session.words
+    capacity = session.identity.capacity
+    with session.lock:
+        session.check_alive()
+        if not session.readonly:
+            session.reclaim(session.identity.max_objects)
+        pinned = session.clients.pinned()
+        return StoreStats(
+            capacity=capacity,
+            used=words[L.W_USED],
+            free=capacity - words[L.W_USED],
+            pinned=sum(session.slots.read(slot).extent_nbytes for slot in pinned),
+            reclaimable=words[L.W_DOOMED_BYTES],
+            largest_free=session.allocator.largest_free(),
+            objects=words[L.W_OBJECTS],
+            named=words[L.W_NAMED],
+            max_objects=session.identity.max_objects,
+            clients=sum(1 for _ in session.clients.rows()),
+        )
+
+
+def clients(session: Session) -> list[ClientInfo]:
+    """Return what is known of each attached process."""
+    found = []
+    with session.lock:
+        session.check_alive()
+        for client in session.clients.rows():
+            pins = session.clients.seat(client).pinned()
+            sizes = (session.slots.read(slot - 1).extent_nbytes for slot in set(pins))
+            found.append(
+                ClientInfo(
+                    pid=client.pid,
+                    name=process_name(client.pid),
+                    started=client.started_ns / 1e9,
+                    attached=client.attached_ns / 1e9,
+                    alive=session.clients.is_alive(client),
+                    readonly=client.readonly,
+                    pins=len(pins),
+                    pinned_nbytes=sum(sizes),
+                    own=client.row == session.row,
+                )
+            )
+    return found

@@ -1,0 +1,483 @@
+"""How does a store come into being, how is it joined and left, and how does it end?
+
+* create: under the root lock, in a folder nobody can find, with the creator's seat in it; then a rename
+  makes it visible, whole and alive.
+* attach: under the store lock a seat is taken. A store that is being removed says so in its index.
+* leave: the seat goes. The owner's going, and the last client's, destroys the store unless it persists.
+* destroy: DESTROYED is set and all objects doomed under the store lock, memory nobody looks at goes back
+  to the system, the folder is renamed away and removed. Views stay valid.
+* fork: the parent makes the child's seat, with a copy of all pins, before the child exists.
+* exit: every session is left. What a killed process leaves is undone by the others: see `_recovery`.
+
+The root lock is the lock of the root folder itself; only create and destroy take it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from shmstore._catalog import states
+from shmstore._memory import folder
+from shmstore._memory import layout as L
+from shmstore._memory.index import INDEX_NAME, Index, create_index, new_identity
+from shmstore._memory.segment import SEGMENT_NAME, Segment
+from shmstore._options import Options, parse_size
+from shmstore._session import LOCK_NAME, Session
+from shmstore._sharing import barrier
+from shmstore._sharing.lock import hold, is_locked
+from shmstore._sharing.seats import SEATS_NAME, Seat
+from shmstore.errors import (
+    CorruptStoreError,
+    LockTimeoutError,
+    ShmStoreError,
+    StoreExistsError,
+    StoreFullError,
+    StoreNotFoundError,
+)
+
+logger = logging.getLogger("shmstore")
+
+_sessions: dict[tuple[uuid.UUID, bool], Session] = {}
+_registry = threading.RLock()
+_departing: list[Session] = []
+
+_EXIT_TIMEOUT_S = 1.0
+
+
+# --- create, attach, open ----------------------------------------------------------------------
+
+
+def create(name: str | None, options: Options, *, opened: bool = False) -> Session:
+    """Make a store; this process owns it unless `opened`.
+
+    Raises
+    ------
+    StoreExistsError
+        The name is taken by a live store.
+    StoreFullError
+        The shared-memory file system cannot give the capacity.
+    """
+    name = folder.random_name() if name is None else folder.check_name(name)
+    root = options.root_path
+    with _registry:
+        sweep()
+        with _root_locked(root, options.lock_timeout) as root_fd:
+            folder.remove_leftovers(root_fd)
+            _make_way(root_fd, name, root / name, options.lock_timeout)
+            session = _build(root_fd, root / name, options, opened=opened)
+        session.owner_pid = 0 if opened else os.getpid()
+        return _enter(session)
+
+
+def attach(name_or_path: str | os.PathLike[str], options: Options, *, readonly: bool = False) -> Session:
+    """Join a store that exists; sessions of this process are shared."""
+    path = _path_of(name_or_path, options)
+    with _registry:
+        sweep()
+        with _closing(folder.open_root(path.parent, create=False)) as root_fd:
+            folder_fd = folder.open_store(root_fd, path.name, path)
+        try:
+            session = _shared(_identity_of(folder_fd, path), readonly=readonly)
+            if session is None:
+                timeout = options.lock_timeout
+                return _enter(_join(folder_fd, path, readonly=readonly, lock_timeout=timeout))
+        except BaseException:
+            os.close(folder_fd)
+            raise
+        os.close(folder_fd)
+        return _enter(session)
+
+
+def open_or_create(name: str, options: Options) -> Session:
+    """Join a store, or make it when there is none; race-free between processes."""
+    while True:
+        try:
+            return attach(name, options)
+        except StoreNotFoundError:
+            with contextlib.suppress(StoreExistsError):
+                return create(name, options, opened=True)
+
+
+def session_of(identity: uuid.UUID, path: str) -> Session:
+    """Return a session for the store that a reference names; attach if there is none."""
+    shared = _shared(identity, readonly=False) or _shared(identity, readonly=True)
+    if shared is not None:
+        return shared
+    session = attach(path, Options())
+    if session.identity.uuid != identity:
+        leave(session)
+        raise StoreNotFoundError(
+            f"the store that this reference belongs to is gone; {path} is another store of that name.",
+            path=path,
+        )
+    return session
+
+
+def _join(folder_fd: int, path: Path, *, readonly: bool, lock_timeout: float) -> Session:
+    """Make a session on an open folder, which it owns if this succeeds."""
+    session = Session(folder_fd, path, readonly=readonly, lock_timeout=lock_timeout)
+    if session.lock_free and not barrier.register():
+        session.leave_seat()
+        session.folder_fd = os.dup(folder_fd)
+        session.close_files()
+        raise ShmStoreError(
+            f"the store {path.name!r} is read without a lock, which needs membarrier(2); this process may "
+            "not call it (a seccomp filter?). Create the store with locked_reads=True.",
+            path=str(path),
+        )
+    return session
+
+
+def _build(root_fd: int, path: Path, options: Options, *, opened: bool) -> Session:
+    """Make all files of a store and join it, then give the folder its name."""
+    flags = L.FLAG_PERSIST * options.persist | L.FLAG_OPENED * opened
+    locked = options.locked_reads
+    if locked or (locked is None and not barrier.register()):
+        flags |= L.FLAG_LOCKED_READS
+    temporary, folder_fd = folder.make_store_folder(root_fd)
+    try:
+        capacity = _affordable(folder_fd, path, options)
+        _write_files(folder_fd, capacity, flags, options)
+        session = _join(folder_fd, path, readonly=False, lock_timeout=options.lock_timeout)
+    except BaseException as error:
+        os.close(folder_fd)
+        folder.remove_store(root_fd, temporary)
+        if isinstance(error, OSError) and not isinstance(error, ShmStoreError):
+            asked = L.PAGE if options.capacity is None else parse_size(options.capacity)
+            raise folder.full_file_system(root_fd, path, asked, error) from error
+        raise
+    folder.rename(root_fd, temporary, path.name)
+    return session
+
+
+def _write_files(folder_fd: int, capacity: int, flags: int, options: Options) -> None:
+    identity = new_identity(capacity, options.max_objects, options.max_clients, flags)
+    backed = capacity if options.prefault else 0
+    os.mkdir(SEATS_NAME, 0o700, dir_fd=folder_fd)
+    os.close(folder.create_file(folder_fd, LOCK_NAME))
+    with _closing(folder.create_file(folder_fd, SEGMENT_NAME)) as fd:
+        Segment.create(fd, capacity, prefault=options.prefault)
+    with _closing(folder.create_file(folder_fd, INDEX_NAME)) as fd:
+        create_index(fd, identity, backed=backed)
+
+
+def _affordable(folder_fd: int, path: Path, options: Options) -> int:
+    """Return the capacity, if the file system could give it now."""
+    free = folder.free_bytes(folder_fd)
+    capacity = options.capacity_within(free)
+    if capacity > free:
+        raise StoreFullError(
+            f"a capacity of {capacity:,} bytes was asked for, but the file system of {path.parent} has "
+            f"only {free:,} free. Ask for less, or enlarge it: `mount -o remount,size=... /dev/shm`, "
+            "docker: `--shm-size=...`, kubernetes: `emptyDir: {medium: Memory}` on /dev/shm.",
+            asked=capacity,
+            free=free,
+        )
+    return capacity
+
+
+def _make_way(root_fd: int, name: str, path: Path, lock_timeout: float) -> None:
+    """Remove a dead store of this name, or raise because it lives. Requires: the root lock."""
+    try:
+        folder_fd = folder.open_store(root_fd, name, path)
+    except StoreNotFoundError:
+        return
+    try:
+        if not _end_if_dead(folder_fd, path, lock_timeout):
+            raise StoreExistsError(
+                f"there is a live store {name!r} in {path.parent}. Use Store.attach or Store.open to join "
+                "it, or another name.",
+                name=name,
+                path=str(path),
+            )
+    finally:
+        os.close(folder_fd)
+    folder.remove_store(root_fd, name)
+
+
+def _end_if_dead(folder_fd: int, path: Path, lock_timeout: float) -> bool:
+    """Mark a store as destroyed if it does not persist and no client of it lives."""
+    with contextlib.ExitStack() as stack:
+        fd = stack.enter_context(_closing(folder.open_file(folder_fd, INDEX_NAME, path)))
+        lock_fd = stack.enter_context(_closing(folder.open_file(folder_fd, LOCK_NAME, path)))
+        seats_fd = stack.enter_context(_closing(folder.open_seats(folder_fd, SEATS_NAME, path)))
+        if not hold(lock_fd, lock_timeout):
+            raise _lock_is_busy(path, lock_timeout)
+        if any(_is_taken(seats_fd, seat) for seat in os.listdir(seats_fd)):
+            return False
+        try:
+            index = Index(os.dup(fd), str(path / INDEX_NAME))
+        except CorruptStoreError:
+            return True
+        index.words[L.W_DESTROYED] = int(not index.identity.flags & L.FLAG_PERSIST)
+        index.close()
+        return bool(index.words[L.W_DESTROYED])
+
+
+# --- leave and destroy -------------------------------------------------------------------------
+
+
+def leave(session: Session, *, owner: bool = False) -> None:
+    """Give back one handle; with the owner's, or the last one, the seat goes, and perhaps the store."""
+    with _registry:
+        session.handles -= 1
+        if session.closed:
+            return
+        if owner and session.owner_pid == os.getpid() and not session.persistent:
+            destroy(session)
+        elif session.handles <= 0:
+            session.pins.when_empty = lambda: _departing.append(session)
+            if not session.pins.in_use():
+                _depart(session)
+
+
+def destroy(session: Session) -> None:
+    """End a store. Views stay valid in every process; everything else of it is gone."""
+    session.check_writeable()
+    with session.lock:
+        first = not session.words[L.W_DESTROYED]
+        if first:
+            session.words[L.W_DESTROYED] = 1
+            states.doom_all(session.slots.table()[:, L.S_STATE])
+            if session.lock_free:
+                barrier.membarrier()
+            _release_memory(session)
+    if first:
+        _remove_folder(session)
+    _forget(session)
+
+
+def sweep() -> None:
+    """Finish the sessions whose last view has died, and those whose store has been destroyed."""
+    with _registry:
+        while _departing:
+            session = _departing.pop()
+            if session.handles <= 0 and not session.closed and not session.pins.in_use():
+                _depart(session)
+        for session in list(_sessions.values()):
+            if session.words[L.W_DESTROYED]:
+                _forget(session)
+
+
+def _depart(session: Session) -> None:
+    """Give the seat back; with the last client a store goes that does not persist."""
+    if not session.words[L.W_DESTROYED]:
+        session.leave_seat()
+        if not session.persistent and not _has_others(session):
+            _remove_if_dead(session)
+    _forget(session)
+
+
+def _has_others(session: Session) -> bool:
+    clients = session.clients
+    with session.lock:
+        return any(c.row != session.row and clients.is_alive(c) for c in clients.rows())
+
+
+def _remove_if_dead(session: Session) -> None:
+    root = session.path.parent
+    with contextlib.suppress(StoreNotFoundError), _root_locked(root, session.lock.timeout_s) as root_fd:
+        linked = folder.is_linked(session.folder_fd, session.path)
+        if linked and _end_if_dead(session.folder_fd, session.path, session.lock.timeout_s):
+            folder.remove_store(root_fd, session.path.name)
+        folder.remove_root(root)
+
+
+def _release_memory(session: Session) -> None:
+    """Give the pages of all extents that nobody pins or writes back. Requires: the store lock."""
+    table = session.slots.table()
+    writing = table[:, L.S_STATE] & 0xFF == states.WRITING
+    kept = session.clients.pinned() | set(writing.nonzero()[0].tolist())
+    rows = sorted((int(table[s, L.S_EXTENT]), int(table[s, L.S_EXTENT_NBYTES])) for s in kept)
+    start = 0
+    for offset, nbytes in [*rows, (session.identity.capacity, 0)]:
+        session.segment.release_pages(start, offset - start)
+        start = max(start, offset + nbytes)
+
+
+def _remove_folder(session: Session) -> None:
+    root = session.path.parent
+    with contextlib.suppress(StoreNotFoundError), _root_locked(root, session.lock.timeout_s) as root_fd:
+        if folder.is_linked(session.folder_fd, session.path):
+            folder.remove_store(root_fd, session.path.name)
+        folder.remove_root(root)
+
+
+def _forget(session: Session) -> None:
+    _sessions.pop((session.identity.uuid, session.readonly), None)
+    if not session.closed:
+        session.close_files()
+
+
+# --- the root and the registry -----------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _root_locked(root: Path, timeout_s: float) -> Iterator[int]:
+    """Hold the root lock; yield the descriptor of the root folder, which is made if need be."""
+    while True:
+        with _closing(folder.open_root(root, create=True)) as root_fd:
+            if not hold(root_fd, timeout_s):
+                raise _lock_is_busy(root, timeout_s)
+            if folder.is_linked(root_fd, root):
+                yield root_fd
+                return
+
+
+@contextlib.contextmanager
+def _closing(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _lock_is_busy(path: Path, timeout_s: float) -> LockTimeoutError:
+    return LockTimeoutError(
+        f"the lock of {path} was not free within {timeout_s:g} s. Is a process that creates, attaches "
+        "or destroys a store there stopped? Continue or end it.",
+        holder="unknown",
+        timeout_s=timeout_s,
+    )
+
+
+def _is_taken(seats_fd: int, seat: str) -> bool:
+    with _closing(os.open(seat, os.O_RDONLY | os.O_CLOEXEC, dir_fd=seats_fd)) as fd:
+        return is_locked(fd)
+
+
+def _path_of(name_or_path: str | os.PathLike[str], options: Options) -> Path:
+    text = os.fspath(name_or_path)
+    if isinstance(text, str) and os.sep in text:
+        path = Path(text).absolute()
+        folder.check_name(path.name)
+        return path
+    return options.root_path / folder.check_name(text)
+
+
+def _identity_of(folder_fd: int, path: Path) -> uuid.UUID:
+    with _closing(folder.open_file(folder_fd, INDEX_NAME, path)) as fd:
+        index = Index(os.dup(fd), str(path / INDEX_NAME))
+        index.close()
+        return index.identity.uuid
+
+
+def _shared(identity: uuid.UUID, *, readonly: bool) -> Session | None:
+    session = _sessions.get((identity, readonly))
+    return None if session is None or session.closed or session.words[L.W_DESTROYED] else session
+
+
+def _enter(session: Session) -> Session:
+    with _registry:
+        _sessions[session.identity.uuid, session.readonly] = session
+        session.handles += 1
+        session.pins.when_empty = None
+    return session
+
+
+# --- fork and exit -----------------------------------------------------------------------------
+
+
+class _Birth(NamedTuple):
+    """What the parent prepares for the child's side of a session."""
+
+    session: Session
+    row: int
+    seat: Seat
+    lock_fd: int
+
+
+_births: list[_Birth] = []
+
+
+def _before_fork() -> None:
+    _registry.acquire()
+    for session in _sessions.values():
+        try:
+            with session.lock:
+                row, seat = session.new_seat(0)
+                session.pins.copy_to(seat)
+            lock_fd = folder.open_file(session.folder_fd, LOCK_NAME, session.path)
+        except (ShmStoreError, OSError) as error:
+            logger.warning("no seat for a forked child in %s: %s", session.path, error)
+            continue
+        session.lock.hold_threads()
+        _births.append(_Birth(session, row, seat, lock_fd))
+
+
+def _after_fork_in_parent() -> None:
+    for birth in _births:
+        os.close(birth.lock_fd)
+        birth.seat.close()
+        birth.session.lock.let_threads()
+    _births.clear()
+    _registry.release()
+
+
+def _after_fork_in_child() -> None:
+    born = {id(birth.session) for birth in _births}
+    for birth in _births:
+        birth.session.adopt(birth.row, birth.seat, birth.lock_fd)
+    for session in list(_sessions.values()):
+        if id(session) not in born:
+            _forget(session)
+    _births.clear()
+    _registry.release()
+    barrier.register()
+    _finalize_with_multiprocessing()
+
+
+def _finalize_with_multiprocessing() -> None:
+    """A process that multiprocessing has forked ends without atexit: use its own finalizers."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.register_after_fork(_registry_token, _register_finalizer)
+
+
+class _Token:
+    """Something that multiprocessing can hold a weak reference to."""
+
+
+_registry_token = _Token()
+
+
+def _register_finalizer(_: _Token) -> None:
+    util = sys.modules["multiprocessing.util"]
+    util.Finalize(None, _leave_all, exitpriority=-100)
+
+
+def _leave_all() -> None:
+    """Leave every store: this process ends. What cannot be done now is done by the others."""
+    for session in list(_sessions.values()):
+        session.handles = 0
+        session.lock.timeout_s = _EXIT_TIMEOUT_S
+        with contextlib.suppress(ShmStoreError, OSError):
+            _leave_at_exit(session)
+
+
+def _leave_at_exit(session: Session) -> None:
+    if session.owner_pid == os.getpid() and not session.persistent:
+        destroy(session)
+    elif not session.pins.in_use():
+        _depart(session)
+    elif not (session.persistent or session.readonly or _has_others(session)):
+        destroy(session)
+
+
+atexit.register(_leave_all)
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)
+
+__all__ = ["attach", "create", "destroy", "leave", "open_or_create", "session_of", "sweep"]

@@ -1,0 +1,1 @@
+"""Bytes at offsets: the format, the files and mappings, the allocator of the segment."""

@@ -1,0 +1,363 @@
+"""Given a size, which range of the segment is free for it?
+
+Two-level segregated fit (M. Masmano, I. Ripoll, A. Crespo, J. Real, "TLSF: a new dynamic memory
+allocator for real-time systems", ECRTS 2004): free blocks hang in lists by size class, two bitmaps
+find a list that surely fits, and a freed block merges with its free neighbours. Its tables lie in the
+index, not between the data, so that a stray write through a view cannot reach them.
+
+Above SEGMENT_TOP lies space that was never used. It is taken only when no used block fits: used
+pages are warm.
+
+Concurrency: every call requires the store lock. All tables are derived; `rebuild` makes them anew
+from the extents of the slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from shmstore._memory import layout as L
+from shmstore._memory.index import Index
+from shmstore.errors import CorruptStoreError
+
+
+class Extent(NamedTuple):
+    """A range of the segment that belongs to one object."""
+
+    node: int
+    offset: int
+    nbytes: int
+    cold: bool
+
+
+class Block(NamedTuple):
+    """A node of the allocator, free or used, as the checker sees it."""
+
+    node: int
+    offset: int
+    nbytes: int
+    status: int
+    lower: int
+    upper: int
+
+
+def size_class(nbytes: int) -> int:
+    """Return the number of the list that a block of this size hangs in.
+
+    Sizes below 1 KiB have a list per 64 bytes, larger ones sixteen lists per power of two.
+    """
+    if nbytes < L.LINEAR_LIMIT:
+        return nbytes // L.ALIGNMENT
+    level = nbytes.bit_length() - 1
+    second = (nbytes >> (level - L.SECOND_LEVEL_LOG2)) - L.SECOND_LEVELS
+    return (level - L.LINEAR_LIMIT_LOG2 + 1) * L.SECOND_LEVELS + second
+
+
+class Allocator:
+    """The extents of one segment.
+
+    Parameters
+    ----------
+    index
+        The index that holds the tables.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._words = index.words
+        self._nodes = index.geometry.nodes
+        self._capacity = index.identity.capacity
+
+    # --- the four calls ------------------------------------------------------------------------
+
+    def allocate(self, nbytes: int) -> Extent | None:
+        """Take an extent of at least `nbytes` bytes, or return None when nothing fits.
+
+        Raises
+        ------
+        OSError
+            ENOSPC: the tables themselves cannot grow.
+        """
+        nbytes = L.align(nbytes)
+        words = self._words
+        if words[L.W_FREE_NODE] == 0:
+            self._ensure_spare_nodes()
+        node = self._find(nbytes)
+        if node >= 0:
+            self._unlink(node)
+            self._split(node, nbytes)
+        else:
+            node = self._extend(nbytes)
+            if node < 0:
+                return None
+        base = self._base(node)
+        words[base + L.N_STATUS] = L.NODE_USED
+        words[L.W_USED] += nbytes
+        return Extent(node, words[base + L.N_OFFSET], nbytes, words[base + L.N_COLD] != 0)
+
+    def release(self, node: int) -> None:
+        """Free an extent and merge it with its free neighbours."""
+        words = self._words
+        base = self._base(node)
+        words[L.W_USED] -= words[base + L.N_NBYTES]
+        upper, lower = words[base + L.N_UPPER] - 1, words[base + L.N_LOWER] - 1
+        if upper >= 0 and words[self._base(upper) + L.N_STATUS] == L.NODE_FREE:
+            self._unlink(upper)
+            self._absorb(node, upper)
+        if lower >= 0 and words[self._base(lower) + L.N_STATUS] == L.NODE_FREE:
+            self._unlink(lower)
+            self._absorb(lower, node)
+            node = lower
+        self._link(node)
+
+    def mark_warm(self, node: int) -> None:
+        """Note that every page of an extent exists now."""
+        self._words[self._base(node) + L.N_COLD] = 0
+
+    def rebuild(self, extents: Iterable[tuple[int, int]]) -> list[int]:
+        """Make all tables anew from the used ranges.
+
+        Parameters
+        ----------
+        extents
+            Pairs of offset and size, sorted by offset, checked not to overlap.
+
+        Returns
+        -------
+        list of int
+            The node of each extent.
+        """
+        words = self._words
+        for word in range(L.W_FIRST_LEVEL, L.W_FREE_HEADS + L.FIRST_LEVELS * L.SECOND_LEVELS):
+            words[word] = 0
+        words[L.W_NODE_TOP] = words[L.W_FREE_NODE] = words[L.W_LAST_NODE] = 0
+        words[L.W_SEGMENT_TOP] = words[L.W_USED] = 0
+        nodes = []
+        for offset, nbytes in extents:
+            self._ensure_spare_nodes()
+            gap = offset - words[L.W_SEGMENT_TOP]
+            if gap > 0:
+                self._link(self._append(gap))
+            node = self._append(nbytes)
+            self._words[self._base(node) + L.N_STATUS] = L.NODE_USED
+            words[L.W_USED] += nbytes
+            nodes.append(node)
+        return nodes
+
+    # --- what is there -------------------------------------------------------------------------
+
+    def largest_free(self) -> int:
+        """Return the size in bytes of the largest extent that could be had now."""
+        words = self._words
+        best = self._capacity - words[L.W_SEGMENT_TOP] + self._free_at_top()
+        level = words[L.W_FIRST_LEVEL].bit_length() - 1
+        if level >= 0:
+            second = words[L.W_SECOND_LEVEL + level].bit_length() - 1
+            for node in self._free_list(level * L.SECOND_LEVELS + second):
+                best = max(best, words[self._base(node) + L.N_NBYTES])
+        return best
+
+    def blocks(self) -> Iterator[Block]:
+        """Walk all blocks from the top of the segment downward.
+
+        Raises
+        ------
+        CorruptStoreError
+            The chain of neighbours leaves the table or does not end.
+        """
+        words = self._words
+        node = words[L.W_LAST_NODE] - 1
+        for _ in range(self._index.geometry.max_nodes + 1):
+            if node < 0:
+                return
+            base = self._base(node)
+            yield Block(node, *words[base + L.N_OFFSET : base + L.N_UPPER + 1])
+            node = words[base + L.N_LOWER] - 1
+        raise self._damaged("the chain of neighbours has a loop", self._nodes)
+
+    def listed(self) -> dict[int, int]:
+        """Return for each block that hangs in a free list the number of that list."""
+        classes = range(L.FIRST_LEVELS * L.SECOND_LEVELS)
+        return {node: number for number in classes for node in self._free_list(number)}
+
+    # --- steps ---------------------------------------------------------------------------------
+
+    def _find(self, nbytes: int) -> int:
+        """Return a free block of at least `nbytes` bytes, or -1."""
+        words = self._words
+        own = size_class(nbytes)
+        head = words[L.W_FREE_HEADS + own] - 1
+        if head >= 0 and words[self._base(head) + L.N_NBYTES] >= nbytes:
+            return head
+        found = self._first_class(own + 1)
+        if found >= 0:
+            return int(words[L.W_FREE_HEADS + found]) - 1
+        for node in self._free_list(own):
+            if words[self._base(node) + L.N_NBYTES] >= nbytes:
+                return node
+        return -1
+
+    def _first_class(self, number: int) -> int:
+        """Return the first non-empty size class from `number` on, or -1."""
+        words = self._words
+        level, second = divmod(number, L.SECOND_LEVELS)
+        if level >= L.FIRST_LEVELS:
+            return -1
+        seconds = words[L.W_SECOND_LEVEL + level] >> second << second
+        if not seconds:
+            levels = words[L.W_FIRST_LEVEL] >> (level + 1) << (level + 1)
+            if not levels:
+                return -1
+            level = (levels & -levels).bit_length() - 1
+            seconds = words[L.W_SECOND_LEVEL + level]
+        return level * L.SECOND_LEVELS + (seconds & -seconds).bit_length() - 1
+
+    def _split(self, node: int, nbytes: int) -> None:
+        """Cut a block to `nbytes` bytes; the rest becomes a free block above it."""
+        words = self._words
+        base = self._base(node)
+        rest = words[base + L.N_NBYTES] - nbytes
+        if not rest:
+            return
+        other = self._take_node()
+        other_base = self._base(other)
+        upper = words[base + L.N_UPPER]
+        words[other_base + L.N_OFFSET] = words[base + L.N_OFFSET] + nbytes
+        words[other_base + L.N_NBYTES] = rest
+        words[other_base + L.N_LOWER] = node + 1
+        words[other_base + L.N_UPPER] = upper
+        words[other_base + L.N_COLD] = words[base + L.N_COLD]
+        words[base + L.N_NBYTES] = nbytes
+        words[base + L.N_UPPER] = other + 1
+        if upper:
+            words[self._base(upper - 1) + L.N_LOWER] = other + 1
+        else:
+            words[L.W_LAST_NODE] = other + 1
+        self._link(other)
+
+    def _extend(self, nbytes: int) -> int:
+        """Take a block that ends above the top, or return -1 when the capacity is used up."""
+        words = self._words
+        below = self._free_at_top()
+        if words[L.W_SEGMENT_TOP] - below + nbytes > self._capacity:
+            return -1
+        node = self._append(nbytes - below)
+        if below:
+            lower = words[self._base(node) + L.N_LOWER] - 1
+            self._unlink(lower)
+            self._absorb(lower, node)
+            node = lower
+        return node
+
+    def _append(self, nbytes: int) -> int:
+        """Make a block of `nbytes` bytes at the top, free but in no list."""
+        words = self._words
+        node = self._take_node()
+        base = self._base(node)
+        top, last = words[L.W_SEGMENT_TOP], words[L.W_LAST_NODE]
+        words[base + L.N_OFFSET] = top
+        words[base + L.N_NBYTES] = nbytes
+        words[base + L.N_STATUS] = L.NODE_FREE
+        words[base + L.N_LOWER] = last
+        words[base + L.N_UPPER] = 0
+        words[base + L.N_COLD] = int(top + nbytes > words[L.W_BACKED])
+        if last:
+            words[self._base(last - 1) + L.N_UPPER] = node + 1
+        words[L.W_LAST_NODE] = node + 1
+        words[L.W_SEGMENT_TOP] = top + nbytes
+        return node
+
+    def _absorb(self, lower: int, upper: int) -> None:
+        """Merge a block into the one below it. Neither hangs in a list."""
+        words = self._words
+        low, high = self._base(lower), self._base(upper)
+        words[low + L.N_NBYTES] += words[high + L.N_NBYTES]
+        words[low + L.N_COLD] |= words[high + L.N_COLD]
+        above = words[high + L.N_UPPER]
+        words[low + L.N_UPPER] = above
+        if above:
+            words[self._base(above - 1) + L.N_LOWER] = lower + 1
+        else:
+            words[L.W_LAST_NODE] = lower + 1
+        words[high + L.N_STATUS] = L.NODE_UNUSED
+        words[high + L.N_NEXT_FREE] = words[L.W_FREE_NODE]
+        words[L.W_FREE_NODE] = upper + 1
+
+    def _link(self, node: int) -> None:
+        """Hang a block in front of its free list: last freed, first used."""
+        words = self._words
+        base = self._base(node)
+        number = size_class(words[base + L.N_NBYTES])
+        head = words[L.W_FREE_HEADS + number]
+        words[base + L.N_STATUS] = L.NODE_FREE
+        words[base + L.N_PREV_FREE] = 0
+        words[base + L.N_NEXT_FREE] = head
+        if head:
+            words[self._base(head - 1) + L.N_PREV_FREE] = node + 1
+        words[L.W_FREE_HEADS + number] = node + 1
+        level, second = divmod(number, L.SECOND_LEVELS)
+        words[L.W_SECOND_LEVEL + level] |= 1 << second
+        words[L.W_FIRST_LEVEL] |= 1 << level
+
+    def _unlink(self, node: int) -> None:
+        """Take a block out of its free list."""
+        words = self._words
+        base = self._base(node)
+        before, after = words[base + L.N_PREV_FREE], words[base + L.N_NEXT_FREE]
+        if after:
+            words[self._base(after - 1) + L.N_PREV_FREE] = before
+        if before:
+            words[self._base(before - 1) + L.N_NEXT_FREE] = after
+            return
+        number = size_class(words[base + L.N_NBYTES])
+        words[L.W_FREE_HEADS + number] = after
+        if not after:
+            level, second = divmod(number, L.SECOND_LEVELS)
+            words[L.W_SECOND_LEVEL + level] &= ~(1 << second)
+            if not words[L.W_SECOND_LEVEL + level]:
+                words[L.W_FIRST_LEVEL] &= ~(1 << level)
+
+    def _take_node(self) -> int:
+        words = self._words
+        head = words[L.W_FREE_NODE]
+        if head:
+            words[L.W_FREE_NODE] = words[self._base(head - 1) + L.N_NEXT_FREE]
+            return int(head) - 1
+        top = words[L.W_NODE_TOP]
+        words[L.W_NODE_TOP] = top + 1
+        return int(top)
+
+    def _ensure_spare_nodes(self) -> None:
+        """Reserve pages for the two nodes that one step may take, before anything is changed."""
+        row = L.NODE_WORDS * L.WORD
+        while (self._words[L.W_NODE_TOP] + 2) * row > self._words[L.W_NODES_RESERVED]:
+            self._index.grow_nodes()
+
+    def _free_at_top(self) -> int:
+        last = self._words[L.W_LAST_NODE] - 1
+        if last < 0:
+            return 0
+        base = self._base(last)
+        free = self._words[base + L.N_STATUS] == L.NODE_FREE
+        return int(self._words[base + L.N_NBYTES]) if free else 0
+
+    def _free_list(self, number: int) -> Iterator[int]:
+        words = self._words
+        node = words[L.W_FREE_HEADS + number] - 1
+        for _ in range(self._index.geometry.max_nodes + 1):
+            if node < 0:
+                return
+            yield node
+            node = words[self._base(node) + L.N_NEXT_FREE] - 1
+        raise self._damaged(f"free list {number} has a loop", L.W_FREE_HEADS + number)
+
+    def _base(self, node: int) -> int:
+        return self._nodes + node * L.NODE_WORDS
+
+    def _damaged(self, what: str, word: int) -> CorruptStoreError:
+        return CorruptStoreError(
+            f"{self._index.path}: {what} (word {word}). Call recover() to rebuild the tables.",
+            path=self._index.path,
+            offset=word * L.WORD,
+        )

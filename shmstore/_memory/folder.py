@@ -1,0 +1,274 @@
+"""Which folder is a store, and is it safe to trust?
+
+`<root>/<name>/`. The root belongs to this user alone; everything in it is opened relative to a descriptor
+of a folder that was checked, never through a symlink. What is foreign, linked or open to others is
+refused, not repaired.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from shmstore.errors import NotAStoreError, StoreFullError, StoreNotFoundError, UnsafePathError
+
+ROOT_VARIABLE: Final = "SHMSTORE_ROOT"
+NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+# Folders under the root that begin so are being made or removed by the holder of the root lock.
+_NEW: Final = ".new-"
+_OLD: Final = ".old-"
+_OTHERS: Final = 0o077
+_FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE_FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def default_root() -> Path:
+    """Return the folder of all stores of this user: $SHMSTORE_ROOT, or one in shared memory."""
+    given = os.environ.get(ROOT_VARIABLE)
+    if given:
+        return Path(given).absolute()
+    base = Path("/dev/shm") if sys.platform == "linux" else Path(tempfile.gettempdir())  # noqa: S108 - the place for it
+    return base / f"shmstore-{os.getuid()}"
+
+
+def check_name(name: str) -> str:
+    """Return `name` if a store can have it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no string; it has characters or a length that names cannot have.
+    """
+    if not isinstance(name, str):
+        message = f"the name of a store is a str, not {type(name).__name__}: {name!r}"
+        raise TypeError(message)
+    if not NAME_PATTERN.fullmatch(name) or name.startswith("."):
+        message = (
+            f"{name!r} cannot be the name of a store. Use 1 to 64 of the characters A-Z a-z 0-9 . _ - "
+            "and no dot in front."
+        )
+        raise ValueError(message)
+    return name
+
+
+def random_name() -> str:
+    """Return a name that no other store has."""
+    return f"store-{secrets.token_hex(6)}"
+
+
+def open_root(root: Path, *, create: bool) -> int:
+    """Open the root folder after checking it; the caller closes the descriptor.
+
+    Raises
+    ------
+    StoreNotFoundError
+        There is no root and `create` is false.
+    UnsafePathError
+        The root is a symlink, belongs to somebody else, or is open to others.
+    """
+    if create:
+        _make_root(root)
+    try:
+        fd = os.open(root, _FOLDER_FLAGS)
+    except FileNotFoundError:
+        raise StoreNotFoundError(
+            f"there is no store here: the folder {root} does not exist. Create a store first, or set "
+            f"{ROOT_VARIABLE} in all processes alike.",
+            path=str(root),
+        ) from None
+    except OSError as error:
+        raise _unsafe(root, f"it cannot be opened as a folder ({error.strerror})") from error
+    try:
+        _check_own(fd, root)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_store(root_fd: int, name: str, path: Path) -> int:
+    """Open the folder of a store after checking it; the caller closes the descriptor."""
+    try:
+        fd = os.open(name, _FOLDER_FLAGS, dir_fd=root_fd)
+    except FileNotFoundError:
+        raise StoreNotFoundError(
+            f"there is no store {name!r} in {path.parent}. Create it with Store.create({name!r}), or "
+            f"look whether its processes use the same {ROOT_VARIABLE}.",
+            name=name,
+            path=str(path),
+        ) from None
+    except OSError as error:
+        raise _unsafe(path, f"it cannot be opened as a folder ({error.strerror})") from error
+    try:
+        _check_own(fd, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_file(folder_fd: int, name: str, path: Path, *, readonly: bool = False) -> int:
+    """Open a file of a store after checking it; the caller closes the descriptor."""
+    flags = os.O_RDONLY if readonly else os.O_RDWR
+    try:
+        fd = os.open(name, flags | os.O_NONBLOCK | _FILE_FLAGS, dir_fd=folder_fd)
+    except FileNotFoundError:
+        raise NotAStoreError(
+            f"{path} is not a store: it holds no {name!r}. Give the name or folder of a store.",
+            path=str(path),
+            missing=name,
+        ) from None
+    except OSError as error:
+        raise _unsafe(path / name, error.strerror or str(error)) from error
+    try:
+        _check_own(fd, path / name, folder=False)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_seats(folder_fd: int, name: str, path: Path) -> int:
+    """Open the folder of the seats after checking it; the caller closes the descriptor."""
+    try:
+        fd = os.open(name, _FOLDER_FLAGS, dir_fd=folder_fd)
+    except FileNotFoundError:
+        raise NotAStoreError(f"{path} is not a store: it holds no {name!r}.", path=str(path)) from None
+    except OSError as error:
+        raise _unsafe(path / name, error.strerror or str(error)) from error
+    _check_own(fd, path / name)
+    return fd
+
+
+def create_file(folder_fd: int, name: str) -> int:
+    """Make a new file in a folder of ours; the caller closes the descriptor."""
+    return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE_FLAGS, 0o600, dir_fd=folder_fd)
+
+
+def make_store_folder(root_fd: int) -> tuple[str, int]:
+    """Make a folder that no other process will find; return its name and descriptor."""
+    name = _NEW + secrets.token_hex(8)
+    os.mkdir(name, 0o700, dir_fd=root_fd)
+    return name, os.open(name, _FOLDER_FLAGS, dir_fd=root_fd)
+
+
+def rename(root_fd: int, old: str, new: str) -> None:
+    """Give a folder its final name."""
+    os.rename(old, new, src_dir_fd=root_fd, dst_dir_fd=root_fd)
+
+
+def remove_store(root_fd: int, name: str) -> None:
+    """Remove the folder of a store. Requires: the root lock. Views stay valid."""
+    old = _OLD + secrets.token_hex(8)
+    try:
+        rename(root_fd, name, old)
+    except FileNotFoundError:
+        return
+    _remove_tree(root_fd, old)
+
+
+def remove_leftovers(root_fd: int) -> None:
+    """Remove folders whose making or removal was cut short. Requires: the root lock."""
+    for name in os.listdir(root_fd):
+        if name.startswith((_NEW, _OLD)):
+            _remove_tree(root_fd, name)
+
+
+def remove_root(root: Path) -> None:
+    """Remove the default root when it is empty; a root that the user named stays."""
+    if not os.environ.get(ROOT_VARIABLE) and root == default_root():
+        with contextlib.suppress(OSError):
+            root.rmdir()
+
+
+def is_linked(fd: int, path: Path) -> bool:
+    """Return whether an open folder is still the one at `path`."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, os.fstat(fd))
+
+
+def free_bytes(fd: int) -> int:
+    """Return how many bytes the file system of an open folder still has for us."""
+    status = os.fstatvfs(fd)
+    return status.f_bavail * status.f_frsize
+
+
+def full_file_system(fd: int, path: Path, asked: int, error: OSError) -> StoreFullError:
+    """Return the error for a file system that has no pages left (or another OSError as it is)."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM):
+        raise error
+    free = free_bytes(fd)
+    return StoreFullError(
+        f"the file system of {path} has no room: asked for {asked:,} bytes, {free:,} are free "
+        f"({error.strerror}). Enlarge it: `mount -o remount,size=4g /dev/shm`, docker: `--shm-size=4g`, "
+        'kubernetes: a volume `emptyDir: {medium: Memory}` on /dev/shm; or set '
+        f"{ROOT_VARIABLE} to a larger file system.",
+        path=str(path),
+        asked=asked,
+        free=free,
+    )
+
+
+def _make_root(root: Path) -> None:
+    try:
+        os.mkdir(root, 0o700)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        message = f"the folder above the root {root} does not exist; make it, or change {ROOT_VARIABLE}"
+        raise StoreNotFoundError(message, path=str(root)) from None
+
+
+def _check_own(fd: int, path: Path, *, folder: bool = True) -> None:
+    status = os.fstat(fd)
+    expected = stat.S_ISDIR if folder else stat.S_ISREG
+    if not expected(status.st_mode):
+        raise _unsafe(path, "it is not a regular " + ("folder" if folder else "file"))
+    if status.st_uid != os.geteuid():
+        raise _unsafe(path, f"it belongs to user {status.st_uid}, not to {os.geteuid()}")
+    if status.st_mode & _OTHERS:
+        raise _unsafe(path, f"its mode {stat.S_IMODE(status.st_mode):#o} lets others in")
+    if not folder and status.st_nlink > 1:
+        raise _unsafe(path, f"it has {status.st_nlink} hard links")
+
+
+def _unsafe(path: Path, reason: str) -> UnsafePathError:
+    return UnsafePathError(
+        f"{path} is not safe to use: {reason}. Stores live in folders of mode 0700 that belong to their "
+        f"user. Remove it if it is yours, or set {ROOT_VARIABLE} to another folder.",
+        path=str(path),
+        reason=reason,
+    )
+
+
+def _remove_tree(root_fd: int, name: str) -> None:
+    """Remove a folder of ours with its files and its one level of folders."""
+    with contextlib.suppress(FileNotFoundError):
+        fd = os.open(name, _FOLDER_FLAGS, dir_fd=root_fd)
+        try:
+            for entry in _entries(fd):
+                if entry.is_dir(follow_symlinks=False):
+                    _remove_tree(fd, entry.name)
+                else:
+                    os.unlink(entry.name, dir_fd=fd)
+        finally:
+            os.close(fd)
+        os.rmdir(name, dir_fd=root_fd)
+
+
+def _entries(fd: int) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(fd) as entries:
+        yield from list(entries)

@@ -1,0 +1,177 @@
+"""Is this file an index of ours, and how are its words reached?
+
+Everything that comes from the file's constant part is checked once, here, into three errors: not
+ours, another version or machine, damaged. What changes is checked by whoever reads it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+import uuid
+import zlib
+from typing import NamedTuple
+
+from shmstore._memory import layout as L
+from shmstore._memory.mapping import map_file, reserve
+from shmstore.errors import CorruptStoreError, FormatVersionError, NotAStoreError
+
+INDEX_NAME = "index"
+
+# Tables grow by this many bytes at a time, at least.
+_GROWTH_NBYTES = 64 << 10
+
+
+class Identity(NamedTuple):
+    """What a store is made of: the constant words of its index."""
+
+    uuid: uuid.UUID
+    capacity: int
+    max_objects: int
+    max_clients: int
+    flags: int
+    created_ns: int
+    creator_pid: int
+
+
+def create_index(fd: int, identity: Identity, *, backed: int) -> None:
+    """Write the superblock of a new store into an empty file.
+
+    Raises
+    ------
+    OSError
+        ENOSPC when the file system cannot give even these few pages.
+    """
+    geometry = L.Geometry(identity.max_objects, identity.max_clients)
+    os.ftruncate(fd, geometry.nbytes)
+    reserve(fd, 0, geometry.buckets * L.WORD)
+    memory = map_file(fd, geometry.nbytes, writeable=True)
+    words = memoryview(memory).cast("Q")
+    words[L.W_VERSION] = L.FORMAT_VERSION
+    words[L.W_BYTE_ORDER] = L.BYTE_ORDER_MARK
+    words[L.W_UUID] = identity.uuid.int & (2**64 - 1)
+    words[L.W_UUID + 1] = identity.uuid.int >> 64
+    words[L.W_CAPACITY] = identity.capacity
+    words[L.W_MAX_OBJECTS] = identity.max_objects
+    words[L.W_MAX_CLIENTS] = identity.max_clients
+    words[L.W_FLAGS] = identity.flags
+    words[L.W_CREATED_NS] = identity.created_ns
+    words[L.W_CREATOR_PID] = identity.creator_pid
+    words[L.W_NEXT_GENERATION] = words[L.W_NEXT_SERIAL] = 1
+    words[L.W_BACKED] = backed
+    words[L.W_MAGIC] = L.MAGIC
+    words[L.W_GEOMETRY_CRC] = _geometry_crc(words)
+
+
+def new_identity(capacity: int, max_objects: int, max_clients: int, flags: int) -> Identity:
+    """Return the identity of a store that is made now, by this process."""
+    now = time.time_ns()
+    return Identity(uuid.uuid4(), capacity, max_objects, max_clients, flags, now, os.getpid())
+
+
+class Index:
+    """The index file of one store, mapped into this process.
+
+    Parameters
+    ----------
+    fd
+        The open file; owned by this object once it is made.
+    path
+        Named in errors.
+
+    Raises
+    ------
+    NotAStoreError, FormatVersionError, CorruptStoreError
+        The constant part says: not ours, not this version or machine, damaged.
+    """
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.fd = fd
+        self.path = path
+        self.protected = False
+        nbytes = os.fstat(fd).st_size
+        if nbytes < L.SUPERBLOCK_NBYTES:
+            raise NotAStoreError(
+                f"{path} is no index of a store: it has {nbytes} bytes, fewer than a superblock "
+                f"({L.SUPERBLOCK_NBYTES}). Give the name or the folder of a store.",
+                path=path,
+            )
+        self.identity = _read_identity(fd, path)
+        self.geometry = L.Geometry(self.identity.max_objects, self.identity.max_clients)
+        if nbytes != self.geometry.nbytes:
+            raise CorruptStoreError(
+                f"{path} has {nbytes} bytes, its geometry needs {self.geometry.nbytes}: the file "
+                "was cut or extended. Destroy the store and create it again.",
+                path=path,
+                offset=min(nbytes, self.geometry.nbytes),
+            )
+        self.memory: mmap.mmap = map_file(fd, nbytes, writeable=True)
+        self.words = memoryview(self.memory).cast("Q")
+
+    def protect(self) -> None:
+        """From now on see the index read-only, through a new mapping."""
+        self.memory = map_file(self.fd, self.geometry.nbytes, writeable=False)
+        self.words = memoryview(self.memory).cast("Q")
+        self.protected = True
+
+    def grow_slots(self) -> None:
+        """Reserve room for more slots. Requires: the store lock. OSError (ENOSPC): no pages."""
+        self._grow(L.W_SLOTS_RESERVED, self.geometry.slots, L.SLOT_NBYTES, self.geometry.max_objects)
+
+    def grow_buckets(self) -> None:
+        """Reserve room for more key buckets. Requires: the store lock."""
+        self._grow(L.W_BUCKETS_RESERVED, self.geometry.buckets, L.WORD, self.geometry.max_buckets)
+
+    def grow_nodes(self) -> None:
+        """Reserve room for more allocator nodes. Requires: the store lock."""
+        self._grow(
+            L.W_NODES_RESERVED,
+            self.geometry.nodes,
+            L.NODE_WORDS * L.WORD,
+            self.geometry.max_nodes,
+        )
+
+    def _grow(self, word: int, start: int, row_nbytes: int, max_rows: int) -> None:
+        reserved = self.words[word]
+        step = max(_GROWTH_NBYTES, min(reserved, 16 * _GROWTH_NBYTES))
+        wanted = min(reserved + step, L.align(max_rows * row_nbytes, L.PAGE))
+        reserve(self.fd, start * L.WORD + reserved, wanted - reserved)
+        self.words[word] = wanted
+
+    def close(self) -> None:
+        """Close the descriptor. The mapping ends with the last view over it."""
+        os.close(self.fd)
+        self.fd = -1
+
+
+def _geometry_crc(words: memoryview) -> int:
+    return zlib.crc32(words[: L.W_GEOMETRY_CRC].tobytes())
+
+
+def _read_identity(fd: int, path: str) -> Identity:
+    """Read and check the constant words: ours, this version and machine, undamaged, sane."""
+    words = memoryview(os.pread(fd, L.WORD * (L.W_GEOMETRY_CRC + 1), 0)).cast("Q")
+    if words[L.W_MAGIC] != L.MAGIC:
+        raise NotAStoreError(
+            f"{path} does not begin with the mark of a store. Give the name or folder of a store.",
+            path=path,
+        )
+    if words[L.W_VERSION] != L.FORMAT_VERSION or words[L.W_BYTE_ORDER] != L.BYTE_ORDER_MARK:
+        raise FormatVersionError(
+            f"{path} has format version {words[L.W_VERSION]} and byte-order mark "
+            f"{words[L.W_BYTE_ORDER]:#x}; this process reads version {L.FORMAT_VERSION} and "
+            f"{L.BYTE_ORDER_MARK:#x}. Use the same version of shmstore in all processes.",
+            path=path,
+            found=words[L.W_VERSION],
+            expected=L.FORMAT_VERSION,
+        )
+    if words[L.W_GEOMETRY_CRC] != _geometry_crc(words):
+        raise CorruptStoreError(
+            f"{path}: the checksum over words 0 to {L.W_GEOMETRY_CRC - 1} (its geometry) does not "
+            "agree. Destroy the store and create it again.",
+            path=path,
+            offset=L.W_GEOMETRY_CRC * L.WORD,
+        )
+    low, high = words[L.W_UUID], words[L.W_UUID + 1]
+    return Identity(uuid.UUID(int=high << 64 | low), *words[L.W_CAPACITY : L.W_GEOMETRY_CRC])

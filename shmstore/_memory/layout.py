@@ -1,0 +1,251 @@
+"""Where does each number of a store lie?
+
+This is the one module that knows the format. A store is a folder with four kinds of files; all
+numbers are unsigned 64-bit little-endian words that lie at multiples of eight bytes, so that each is
+read and written as one machine word.
+
+index (fixed geometry, chosen at creation, sparse; grows in place)::
+
+    word        field                 written by            meaning
+    ----------  --------------------  --------------------  -------------------------------------
+    0           MAGIC                 creator, once         b"shmstore"
+    1           VERSION               creator, once         format version
+    2           BYTE_ORDER            creator, once         0x0102030405060708
+    3, 4        UUID                  creator, once         identity of the store
+    5           CAPACITY              creator, once         bytes of the segment
+    6           MAX_OBJECTS           creator, once         slots in the slot table
+    7           MAX_CLIENTS           creator, once         rows in the client table
+    8           FLAGS                 creator, once         1 persist, 2 locked reads, 4 opened
+    9           CREATED_NS            creator, once         wall clock, ns since 1970
+    10          CREATOR_PID           creator, once         process id
+    11          GEOMETRY_CRC          creator, once         crc32 of words 0 to 10
+    16          DIRTY                 lock holder           row + 1 while a change is under way
+    17          DESTROYED             lock holder           1 when the store is gone
+    18          NEXT_GENERATION       lock holder           generation of the next put
+    19          NEXT_SERIAL           lock holder           number of the next seat file
+    20          SLOT_TOP              lock holder           slots ever used
+    21          FREE_SLOT             lock holder           slot + 1, head of the free slots
+    22          DOOMED_HEAD           lock holder           slot + 1, oldest doomed with an extent
+    23          DOOMED_TAIL           lock holder           slot + 1, youngest of these
+    24          OBJECTS               lock holder           READY slots
+    25          NAMED                 lock holder           READY slots that have a key
+    26          USED                  lock holder           bytes in extents
+    27          DOOMED_BYTES          lock holder           bytes in extents of DOOMED slots
+    28          BUCKETS               lock holder           buckets of the key index in use
+    29          NODE_TOP              lock holder           allocator nodes ever used
+    30          FREE_NODE             lock holder           node + 1, head of the free nodes
+    31          SEGMENT_TOP           lock holder           bytes given to the allocator
+    32          LAST_NODE             lock holder           node + 1 of the extent at the top
+    33          BACKED                creator, once         bytes reserved at creation (prefault)
+    34          CLIENT_TOP            lock holder           client rows ever used
+    35 to 38    SLOTS_RESERVED ..     lock holder           bytes reserved per table
+    64          FIRST_LEVEL           lock holder           bitmap of non-empty size classes
+    65 to 112   SECOND_LEVEL          lock holder           bitmap per size class
+    128 to 895  FREE_HEADS            lock holder           node + 1, first free block of a class
+
+    then, page-aligned: client table, key index (buckets), allocator nodes, slot table
+
+client row (8 words)::
+
+    0 SERIAL (0: free row)   1 PID   2 STARTED_NS   3 ATTACHED_NS   4 READONLY
+
+key bucket (1 word): slot + 1 of the first object whose key falls into it, or 0
+
+allocator node (8 words)::
+
+    0 OFFSET   1 NBYTES   2 STATUS (0 unused, 1 free, 2 used)   3 LOWER   4 UPPER
+    5 PREV_FREE   6 NEXT_FREE   7 COLD (1: its pages may not be reserved)
+
+slot (40 words, 320 bytes)::
+
+    0     STATE         generation << 8 | state
+    1     OWNER         row + 1 of the client that put it
+    2     EXTENT        offset of the extent in the segment
+    3     EXTENT_NBYTES bytes of the extent, 0: none
+    4     NODE          node + 1 of the extent
+    5     HEADER_NBYTES bytes of the packed header
+    6     KIND          1 header in the extent, 2 frame in the slot, 4 plain pickle, 8 has a key
+    7     DATA_NBYTES   bytes of all frames
+    8, 9  DIGEST        blake2b-128 of the key
+    10    CHAIN         slot + 1 of the next object in the same key bucket
+    11    LINK          slot + 1, next in the list of free or of doomed slots
+    12    CREATED_NS    wall clock at publication, ns since 1970
+    13    PID           process that put it
+    14    HEADER_OFFSET where the header lies in the extent, if it does
+    16 .. INLINE        192 bytes: the header, then the one small frame, as far as they fit
+
+seat (one file per client)::
+
+    0 MAGIC   1 SERIAL   2 CELLS (pin cells in use)   8 .. cells: slot + 1 of a pinned object, or 0
+
+segment-00000: the data. Extents and frames lie at multiples of 64 bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+WORD: Final = 8
+PAGE: Final = 4096
+
+# The numbers from here on lie in shared memory. They are permanent.
+
+MAGIC: Final = int.from_bytes(b"shmstore", "little")
+SEAT_MAGIC: Final = int.from_bytes(b"shmsseat", "little")
+FORMAT_VERSION: Final = 1
+BYTE_ORDER_MARK: Final = 0x0102030405060708
+
+W_MAGIC: Final = 0
+W_VERSION: Final = 1
+W_BYTE_ORDER: Final = 2
+W_UUID: Final = 3
+W_CAPACITY: Final = 5
+W_MAX_OBJECTS: Final = 6
+W_MAX_CLIENTS: Final = 7
+W_FLAGS: Final = 8
+W_CREATED_NS: Final = 9
+W_CREATOR_PID: Final = 10
+W_GEOMETRY_CRC: Final = 11
+
+W_DIRTY: Final = 16
+W_DESTROYED: Final = 17
+W_NEXT_GENERATION: Final = 18
+W_NEXT_SERIAL: Final = 19
+W_SLOT_TOP: Final = 20
+W_FREE_SLOT: Final = 21
+W_DOOMED_HEAD: Final = 22
+W_DOOMED_TAIL: Final = 23
+W_OBJECTS: Final = 24
+W_NAMED: Final = 25
+W_USED: Final = 26
+W_DOOMED_BYTES: Final = 27
+W_BUCKETS: Final = 28
+W_NODE_TOP: Final = 29
+W_FREE_NODE: Final = 30
+W_SEGMENT_TOP: Final = 31
+W_LAST_NODE: Final = 32
+W_BACKED: Final = 33
+W_CLIENT_TOP: Final = 34
+W_SLOTS_RESERVED: Final = 35
+W_BUCKETS_RESERVED: Final = 36
+W_NODES_RESERVED: Final = 37
+W_FIRST_LEVEL: Final = 64
+W_SECOND_LEVEL: Final = 65
+W_FREE_HEADS: Final = 128
+
+FLAG_PERSIST: Final = 1
+FLAG_LOCKED_READS: Final = 2
+FLAG_OPENED: Final = 4
+
+SUPERBLOCK_NBYTES: Final = 2 * PAGE
+
+ALIGNMENT: Final = 64
+SECOND_LEVEL_LOG2: Final = 4
+SECOND_LEVELS: Final = 1 << SECOND_LEVEL_LOG2
+FIRST_LEVELS: Final = 48
+LINEAR_LIMIT: Final = ALIGNMENT * SECOND_LEVELS
+LINEAR_LIMIT_LOG2: Final = LINEAR_LIMIT.bit_length() - 1
+
+CLIENT_WORDS: Final = 8
+C_SERIAL: Final = 0
+C_PID: Final = 1
+C_STARTED_NS: Final = 2
+C_ATTACHED_NS: Final = 3
+C_READONLY: Final = 4
+
+NODE_WORDS: Final = 8
+N_OFFSET: Final = 0
+N_NBYTES: Final = 1
+N_STATUS: Final = 2
+N_LOWER: Final = 3
+N_UPPER: Final = 4
+N_PREV_FREE: Final = 5
+N_NEXT_FREE: Final = 6
+N_COLD: Final = 7
+NODE_UNUSED: Final = 0
+NODE_FREE: Final = 1
+NODE_USED: Final = 2
+
+SLOT_WORDS: Final = 40
+SLOT_NBYTES: Final = SLOT_WORDS * WORD
+S_STATE: Final = 0
+S_OWNER: Final = 1
+S_EXTENT: Final = 2
+S_EXTENT_NBYTES: Final = 3
+S_NODE: Final = 4
+S_HEADER_NBYTES: Final = 5
+S_KIND: Final = 6
+S_DATA_NBYTES: Final = 7
+S_DIGEST: Final = 8
+S_CHAIN: Final = 10
+S_LINK: Final = 11
+S_CREATED_NS: Final = 12
+S_PID: Final = 13
+S_HEADER_OFFSET: Final = 14
+S_INLINE: Final = 16
+INLINE_OFFSET: Final = S_INLINE * WORD
+INLINE_NBYTES: Final = SLOT_NBYTES - INLINE_OFFSET
+
+KIND_HEADER_IN_EXTENT: Final = 1
+KIND_INLINE: Final = 2
+KIND_PLAIN: Final = 4
+KIND_NAMED: Final = 8
+
+SEAT_SERIAL: Final = 1
+SEAT_CELLS: Final = 2
+SEAT_FIRST_CELL: Final = 8
+MAX_CELLS: Final = (1 << 22) - SEAT_FIRST_CELL
+
+MAX_CAPACITY: Final = 1 << 47
+MAX_OBJECTS: Final = 1 << 31
+
+# Proofs of the relations between these numbers.
+assert W_SECOND_LEVEL + FIRST_LEVELS <= W_FREE_HEADS
+assert (W_FREE_HEADS + FIRST_LEVELS * SECOND_LEVELS) * WORD <= SUPERBLOCK_NBYTES
+assert S_HEADER_OFFSET < S_INLINE < SLOT_WORDS
+assert N_COLD < NODE_WORDS
+assert C_READONLY < CLIENT_WORDS
+assert MAX_CAPACITY.bit_length() - LINEAR_LIMIT_LOG2 < FIRST_LEVELS
+assert PAGE % ALIGNMENT == 0
+
+
+def align(nbytes: int, boundary: int = ALIGNMENT) -> int:
+    """Return `nbytes` rounded up to a multiple of `boundary` (a power of two)."""
+    return (nbytes + boundary - 1) & -boundary
+
+
+class Geometry:
+    """Where do the tables of one index lie? Word indexes that follow from the sizes.
+
+    Parameters
+    ----------
+    max_objects, max_clients
+        Rows of the slot and client tables.
+    """
+
+    __slots__ = (
+        "buckets",
+        "clients",
+        "max_buckets",
+        "max_clients",
+        "max_nodes",
+        "max_objects",
+        "nbytes",
+        "nodes",
+        "slots",
+    )
+
+    def __init__(self, max_objects: int, max_clients: int) -> None:
+        self.max_objects = max_objects
+        self.max_clients = max_clients
+        self.max_buckets = 1 << max(9, (max_objects - 1).bit_length())
+        self.max_nodes = 2 * max_objects + 1
+        offset = SUPERBLOCK_NBYTES
+        self.clients = offset // WORD
+        offset = align(offset + max_clients * CLIENT_WORDS * WORD, PAGE)
+        self.buckets = offset // WORD
+        offset = align(offset + self.max_buckets * WORD, PAGE)
+        self.nodes = offset // WORD
+        offset = align(offset + self.max_nodes * NODE_WORDS * WORD, PAGE)
+        self.slots = offset // WORD
+        self.nbytes = align(offset + max_objects * SLOT_NBYTES, PAGE)

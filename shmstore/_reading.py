@@ -1,0 +1,397 @@
+"""How does an object come out of the store without being copied?
+
+A *plan* is what a process knows about one object: where it lies and how it is built. It is made from the
+slot at the first get, kept by the reference and under the key, and valid for as long as the slot word
+reads the same: generation and state together name this object for ever.
+
+Getting takes two steps. `secure` makes sure that the bytes stay what they are: it copies the few bytes of
+an object that lies in the index, or pins the extent; then it looks at the slot word again. `build` makes
+the object. The pin belongs to an *anchor*, the array that lies directly on the mapping: everything that is
+derived from it keeps it alive, and its weak reference drops the pin when the last of them has died. (NumPy
+shortens chains of bases, but never past an array whose base is no array, and the anchor's is the mapping.)
+
+Concurrency: takes no lock where the store is read with barriers (see `Session.reclaim`); otherwise `secure`
+runs under the store lock.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Container
+from typing import Any, Final
+from weakref import ref as weak_ref
+
+import numpy as np
+
+from shmstore._catalog import states
+from shmstore._catalog.keys import digest_of
+from shmstore._catalog.slots import Record
+from shmstore._memory import layout as L
+from shmstore._session import Session
+from shmstore.errors import ObjectNotFoundError
+from shmstore.serialization import deserialize, headers
+from shmstore.serialization.handlers.numpy import array_layout
+from shmstore.serialization.pickling import loads
+
+GONE: Final = object()
+"""What `fetch` and `secure` return when the slot holds another object by now."""
+
+MODES: Final = ("shared", "readonly", "private", "copy")
+
+# Below this size private views are copies: a mapping of their own costs more.
+_PRIVATE_COPY_NBYTES: Final = 128 << 10
+_UNCERTAIN_TRIES: Final = 20
+
+
+class Plan:
+    """Where one object lies and how it is built: this class builds any object, in any mode.
+
+    Parameters
+    ----------
+    session
+        The session it belongs to.
+    record
+        The fields of its slot.
+    header, table
+        Unpacked.
+    """
+
+    __slots__ = ("at", "extent", "extent_nbytes", "header", "record", "session", "slot", "table", "word")
+
+    def __init__(
+        self,
+        session: Session,
+        record: Record,
+        header: dict[str, Any],
+        table: list[headers.FrameRow],
+    ) -> None:
+        self.session = session
+        self.record = record
+        self.slot = record.slot
+        self.word = record.word
+        self.at = session.slots.state_index(record.slot)
+        self.extent = record.extent
+        self.extent_nbytes = record.extent_nbytes
+        self.header = header
+        self.table = table
+
+    def fetch(self) -> Any:
+        """Get the object in mode "shared", or GONE."""
+        held = self.secure()
+        return GONE if held is GONE else self.build(held)
+
+    def secure(self) -> Any:
+        """Pin the extent; return the cell, or GONE. In a locked store: takes the lock."""
+        if self.session.lock_free:
+            return self.secure_once()
+        with self.session.lock:
+            return self.secure_once()
+
+    def secure_once(self) -> Any:
+        """Pin the extent and look at the slot again (the second half of the pin race)."""
+        pins = self.session.pins
+        cell = pins.take(self.slot)
+        if self.session.words[self.at] == self.word:
+            return cell
+        pins.drop(cell)
+        return GONE
+
+    def build(
+        self, held: Any, mode: str = "shared", deserializers: Container[str] | None = None
+    ) -> Any:
+        """Make the object from what `secure` returned; afterwards only views hold it."""
+        lease = _Lease(self, held)
+        try:
+            first = int(self.header["serializer"] == "pickle")
+            frames = [lease.view(row, "readonly") for row in self.table[:first]]
+            frames += [lease.view(row, mode) for row in self.table[first:]]
+            return deserialize(self.header, frames, deserializers)
+        finally:
+            lease.end()
+
+
+class InlinePlan(Plan):
+    """A plain pickle that lies in the slot itself: nothing to pin, its bytes are copied out."""
+
+    __slots__ = ("end", "start")
+
+    def __init__(self, session: Session, record: Record, header: dict[str, Any]) -> None:
+        super().__init__(session, record, header, [])
+        start, self.end = session.slots.inline_range(record)
+        in_slot = not record.kind & L.KIND_HEADER_IN_EXTENT
+        self.start = start + (record.header_nbytes if in_slot else 0)
+
+    def fetch(self) -> Any:
+        """Get the object, or GONE. Flat: the workload "get dict" of the benchmarks pays for it."""
+        session = self.session
+        words = session.words
+        if not session.lock_free:
+            return super().fetch()
+        if words[self.at] != self.word:
+            return GONE
+        stream = session.memory[self.start : self.end]
+        if words[self.at] != self.word:
+            return GONE
+        return loads(stream)
+
+    def secure_once(self) -> Any:
+        """Copy the bytes out and look at the slot again."""
+        stream = self.session.memory[self.start : self.end]
+        return stream if self.session.words[self.at] == self.word else GONE
+
+    def build(
+        self, held: Any, mode: str = "shared", deserializers: Container[str] | None = None
+    ) -> Any:
+        """Unpickle the bytes."""
+        return deserialize(self.header, [held], deserializers)
+
+
+class ArrayPlan(Plan):
+    """One NumPy array: it lies on the mapping itself and is its own anchor."""
+
+    __slots__ = ("dtype", "exporter", "shape", "start", "strides")
+
+    def __init__(
+        self,
+        session: Session,
+        record: Record,
+        header: dict[str, Any],
+        table: list[headers.FrameRow],
+    ) -> None:
+        super().__init__(session, record, header, table)
+        segment = session.segment
+        self.exporter = segment.writeable if table[0].writeable else segment.readonly
+        self.shape, self.dtype, self.strides = array_layout(header["sub-header"])
+        self.start = record.extent + table[0].offset
+        self._check_bounds(table[0].nbytes)
+
+    def _check_bounds(self, nbytes: int) -> None:
+        """Raise unless the array lies inside its frame: from here on only the mapping is checked."""
+        frame = memoryview(self.exporter)[self.start : self.start + nbytes]
+        try:
+            np.ndarray(self.shape, self.dtype, frame, 0, self.strides)
+        except (TypeError, ValueError) as error:
+            raise self.session.slots.damaged(self.slot, f"its array leaves its frame: {error}") from error
+
+    def fetch(self) -> Any:
+        """Get the array, or GONE. Flat: the workload "get array" of the benchmarks pays for it."""
+        session = self.session
+        if not session.lock_free:
+            return super().fetch()
+        pins = session.pins
+        try:
+            cell = pins.free.pop()
+        except IndexError:
+            cell = pins.take(self.slot)
+        pins.cells[cell] = self.slot + 1
+        try:
+            if session.words[self.at] != self.word:
+                pins.drop(cell)
+                return GONE
+            array: np.ndarray[Any, Any] = np.ndarray(
+                self.shape, self.dtype, self.exporter, self.start, self.strides
+            )
+            holder = weak_ref(array, pins.droppers[cell])
+        except BaseException:
+            pins.drop(cell)
+            raise
+        pins.holders[cell] = holder
+        return array
+
+
+class _Lease:
+    """The hold of one get on its extent, until views take it over."""
+
+    def __init__(self, plan: Plan, cell: int) -> None:
+        self._plan = plan
+        self._pins = plan.session.pins
+        self._cell = cell
+        self._anchors: dict[str, memoryview] = {}
+
+    def view(self, row: headers.FrameRow, mode: str) -> Any:
+        """Return a frame as the mode and its flag want it."""
+        if mode == "copy" or (mode == "private" and self._is_small()):
+            return self._copy(row, writeable=row.writeable or mode == "private")
+        if not row.nbytes:
+            empty = memoryview(bytearray())
+            return empty if row.writeable or mode == "private" else empty.toreadonly()
+        if mode == "shared":
+            mode = "shared" if row.writeable else "readonly"
+        return self._anchor(mode)[row.offset : row.offset + row.nbytes]
+
+    def end(self) -> None:
+        """Give the pin back if no view has taken it over."""
+        if self._cell >= 0:
+            self._pins.drop(self._cell)
+        self._anchors.clear()
+
+    def _is_small(self) -> bool:
+        return self._plan.extent_nbytes < _PRIVATE_COPY_NBYTES
+
+    def _copy(self, row: headers.FrameRow, *, writeable: bool) -> Any:
+        source = self._anchor("readonly")[row.offset : row.offset + row.nbytes] if row.nbytes else b""
+        if not writeable:
+            return bytes(source)
+        copy = np.empty(row.nbytes, np.uint8)
+        copy[:] = np.frombuffer(source, np.uint8)
+        return memoryview(copy)
+
+    def _anchor(self, mode: str) -> memoryview:
+        """Return the whole extent through the mapping of a mode, under a pin of its own."""
+        view = self._anchors.get(mode)
+        if view is None:
+            view = self._anchors[mode] = self._make_anchor(mode)
+        return view
+
+    def _make_anchor(self, mode: str) -> memoryview:
+        plan, pins = self._plan, self._pins
+        exporter, offset = self._exporter(mode)
+        anchor = np.ndarray(plan.extent_nbytes, np.uint8, exporter, offset)
+        cell = self._cell if self._cell >= 0 else pins.take(plan.slot)
+        holder = weak_ref(anchor, pins.droppers[cell])
+        self._cell = -1
+        pins.holders[cell] = holder
+        return memoryview(anchor)
+
+    def _exporter(self, mode: str) -> tuple[mmap.mmap, int]:
+        segment = self._plan.session.segment
+        if mode == "private":
+            return segment.map_private(self._plan.extent, self._plan.extent_nbytes)
+        return (segment.writeable if mode == "shared" else segment.readonly), self._plan.extent
+
+
+# --- from a slot or a key to a plan ------------------------------------------------------------
+
+
+def make_plan(session: Session, slot: int, word: int) -> Plan | None:
+    """Read what a slot says of its object; None when it holds another object by now."""
+    record = session.slots.read(slot)
+    if record.word != word:
+        return None
+    packed = read_header(session, record)
+    if packed is None:
+        return None
+    _check_place(session, record)
+    header, table = headers.unpack(packed, record.extent_nbytes)
+    if record.kind & L.KIND_PLAIN:
+        header["serializer"] = "pickle"
+        if record.kind & L.KIND_INLINE:
+            return InlinePlan(session, record, header)
+        table = [headers.FrameRow(0, record.data_nbytes, writeable=False)]
+        if record.data_nbytes > record.extent_nbytes:
+            raise session.slots.damaged(slot, "its frame leaves its extent")
+    if header.get("serializer") == "custom" and header.get("type") == "numpy.ndarray" and table[0].nbytes:
+        return ArrayPlan(session, record, header, table)
+    return Plan(session, record, header, table)
+
+
+def read_header(session: Session, record: Record) -> bytes | None:
+    """Copy the packed header of an object out; None when the slot holds another object by now."""
+    if not record.kind & L.KIND_HEADER_IN_EXTENT:
+        start, _ = session.slots.inline_range(record)
+        packed = session.memory[start : start + record.header_nbytes]
+        return packed if session.slots.word(record.slot) == record.word else None
+    _check_place(session, record)
+    cell = session.pins.take(record.slot)
+    try:
+        if session.slots.word(record.slot) != record.word:
+            return None
+        start = record.extent + record.header_offset
+        return session.segment.readonly[start : start + record.header_nbytes]
+    finally:
+        session.pins.drop(cell)
+
+
+def _check_place(session: Session, record: Record) -> None:
+    """Raise unless the extent lies in the segment and the header in the extent."""
+    in_extent = record.kind & L.KIND_HEADER_IN_EXTENT
+    header_end = record.header_offset + record.header_nbytes if in_extent else 0
+    end = record.extent + record.extent_nbytes if record.extent_nbytes else 0
+    if end > session.identity.capacity or header_end > record.extent_nbytes:
+        raise session.slots.damaged(
+            record.slot,
+            f"extent {record.extent}+{record.extent_nbytes} or header at {header_end} is out of bounds",
+        )
+
+
+def find_key(session: Session, key: str) -> tuple[int, int] | None:
+    """Return (slot, slot word) of the object with a key, or None. A miss is asked again, locked."""
+    digest = digest_of(key)
+    found = _find(session, digest)
+    if found is None:
+        with session.lock:
+            session.check_alive()
+            found = _find(session, digest)
+    return found
+
+
+def _find(session: Session, digest: tuple[int, int]) -> tuple[int, int] | None:
+    slot = session.keys.find(digest)
+    if slot < 0:
+        return None
+    record = session.slots.read(slot)
+    same = record.digest == digest and states.state_of(record.word) == states.READY
+    return (slot, record.word) if same else None
+
+
+def plan_of_key(session: Session, key: str) -> Plan | None:
+    """Return a plan for the object that has a key now, or None; remember it under the key."""
+    for _ in range(_UNCERTAIN_TRIES):
+        found = find_key(session, key)
+        if found is None:
+            return None
+        plan = make_plan(session, *found)
+        if plan is not None:
+            return session.remember(key, plan)
+    with session.lock:
+        session.check_alive()
+        found = _find(session, digest_of(key))
+        return make_plan(session, *found) if found else None
+
+
+def plan_of_slot(session: Session, slot: int, generation: int) -> Plan | None:
+    """Return a plan for the object of a reference, or None when it was deleted."""
+    if not 0 <= slot < session.words[L.W_SLOT_TOP]:
+        return None
+    word = states.ready_word(generation)
+    return make_plan(session, slot, word) if session.slots.word(slot) == word else None
+
+
+# --- get -----------------------------------------------------------------------------------------
+
+
+def get_by_key(
+    session: Session, key: str, mode: str, deserializers: Container[str] | None
+) -> Any:
+    """Return the object that has a key, or GONE."""
+    for _ in range(_UNCERTAIN_TRIES):
+        plan = plan_of_key(session, key)
+        if plan is None:
+            return GONE
+        held = plan.secure()
+        if held is not GONE:
+            return plan.build(held, mode, deserializers)
+    return _get_locked(session, key, mode, deserializers)
+
+
+def _get_locked(
+    session: Session, key: str, mode: str, deserializers: Container[str] | None
+) -> Any:
+    """Get a key that is overwritten faster than it can be looked at: secure it under the lock."""
+    with session.lock:
+        session.check_alive()
+        found = _find(session, digest_of(key))
+        plan = make_plan(session, *found) if found else None
+        held = GONE if plan is None else plan.secure_once()
+    return GONE if plan is None or held is GONE else plan.build(held, mode, deserializers)
+
+
+def missing_key(session: Session, key: str) -> ObjectNotFoundError:
+    """Return the error for a key that no object has."""
+    return ObjectNotFoundError(
+        f"no object has the key {key!r} in store {session.path.name!r}. Has it been put under this "
+        "name, or deleted? `list(store)` shows the keys; get(key, default) gives a default instead.",
+        key=key,
+    )
+
+

@@ -1,0 +1,228 @@
+"""What does this process hold of one store? One session per store, shared by all its handles.
+
+A session is the open files, the mapped tables, the lock and the seat of this process. It lives from the
+first handle (or the first `ObjectRef.get`) to the last handle, and then as long as views live.
+
+Concurrency: threads share a session; what they share in it is read-only after construction, guarded by the
+store lock, or safe by itself (`Pins`). A forked child gets seat and lock of its own before it runs any
+user code: see `_lifecycle`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shmstore import _recovery
+from shmstore._catalog.keys import KeyIndex
+from shmstore._catalog.slots import Slots
+from shmstore._memory import folder
+from shmstore._memory import layout as L
+from shmstore._memory.allocator import Allocator
+from shmstore._memory.index import INDEX_NAME, Index
+from shmstore._memory.segment import SEGMENT_NAME, Segment
+from shmstore._sharing.barrier import membarrier
+from shmstore._sharing.clients import Clients
+from shmstore._sharing.lock import StoreLock
+from shmstore._sharing.seats import SEATS_NAME, Pins, Seat
+from shmstore.errors import ReadOnlyStoreError, StoreClosedError, StoreFullError, StoreNotFoundError
+
+if TYPE_CHECKING:
+    from shmstore._info import Recovered
+
+LOCK_NAME = "lock"
+
+# Keys whose place a process remembers; a plan takes about 1 KiB.
+_MOST_PLANS = 1 << 14
+
+
+class Session:
+    """The files and tables of one store, as one process uses them.
+
+    Parameters
+    ----------
+    folder_fd
+        The open folder of the store; owned by this object from now on.
+    path
+        The folder's (final) path.
+    readonly
+        Map the store read-only; only the seat of this process is written.
+    lock_timeout
+        Seconds to wait for the store lock.
+    """
+
+    def __init__(self, folder_fd: int, path: Path, *, readonly: bool, lock_timeout: float) -> None:
+        self.folder_fd = folder_fd
+        self.path = path
+        self.readonly = readonly
+        self.handles = 0
+        self.closed = False
+        self.owner_pid = 0
+        self.row = -1
+        self.plans: dict[str, Any] = {}
+        with contextlib.ExitStack() as opened:
+            self.seats_fd = folder.open_seats(folder_fd, SEATS_NAME, path)
+            opened.callback(os.close, self.seats_fd)
+            self.index = self._open_index()
+            opened.callback(self.index.close)
+            self.identity = self.index.identity
+            self.uuid_bytes = self.identity.uuid.bytes
+            self.path_text = str(path)
+            self.lock_free = not self.identity.flags & L.FLAG_LOCKED_READS
+            self._map_tables()
+            lock_fd = folder.open_file(folder_fd, LOCK_NAME, path)
+            self.lock = StoreLock(lock_fd, self.words, lock_timeout, self._mend, self._describe)
+            opened.callback(self.lock.close)
+            segment_fd = folder.open_file(folder_fd, SEGMENT_NAME, path, readonly=readonly)
+            opened.callback(os.close, segment_fd)
+            self.segment = Segment(segment_fd, self.identity.capacity, readonly=readonly)
+            self._take_seat()
+            opened.pop_all()
+
+    def _open_index(self) -> Index:
+        fd = folder.open_file(self.folder_fd, INDEX_NAME, self.path)
+        try:
+            return Index(fd, str(self.path / INDEX_NAME))
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def _map_tables(self) -> None:
+        self.words = self.index.words
+        self.memory = self.index.memory
+        self.clients = Clients(self.index, self.seats_fd)
+        self.slots = Slots(self.index)
+        self.keys = KeyIndex(self.index)
+        self.allocator = Allocator(self.index)
+
+    @property
+    def persistent(self) -> bool:
+        """Whether the store stays without clients."""
+        return bool(self.identity.flags & L.FLAG_PERSIST)
+
+    def check_alive(self) -> None:
+        """Raise unless the store still is. Requires: the store lock."""
+        if self.words[L.W_DESTROYED]:
+            raise StoreClosedError(
+                f"the store {self.path.name!r} has been destroyed by its owner. Views that you hold stay "
+                "valid; for anything else create it again.",
+                path=str(self.path),
+            )
+
+    def check_writeable(self) -> None:
+        """Raise if this session may only read."""
+        if self.readonly:
+            raise ReadOnlyStoreError(
+                f"this handle of {self.path.name!r} was attached with readonly=True. Attach again "
+                "without it to change the store.",
+                path=str(self.path),
+            )
+
+    def remember(self, key: str, plan: Any) -> Any:
+        """Keep the plan of a key for the next get."""
+        if len(self.plans) >= _MOST_PLANS:
+            self.plans.clear()
+        self.plans[key] = plan
+        return plan
+
+    # --- memory that is free again -------------------------------------------------------------
+
+    def reclaim(self, limit: int) -> None:
+        """Free deleted objects that nobody looks at any more. Requires: the store lock.
+
+        The pin race, and why it is won: a reader (1) stores its pin, (2) loads the slot word, and uses
+        the extent only if the word still says READY. A delete (3) stores DOOMED; then, here, (4) the
+        barrier, (5) the pins are loaded. If (5) misses the pin of (1), then (1) came after the barrier,
+        so (2) sees (3) and the reader lets go. Where there is no barrier, (1) and (2) are done under
+        the store lock.
+        """
+        if not self.words[L.W_DOOMED_HEAD]:
+            return
+        if self.lock_free:
+            membarrier()
+        for node in self.slots.free_unpinned(self.clients.pinned(), limit):
+            self.allocator.release(node)
+
+    def bury(self) -> Recovered:
+        """Undo what dead clients left: pins, half-made puts, seats. Requires: the store lock."""
+        return _recovery.bury(self)
+
+    # --- the seat ------------------------------------------------------------------------------
+
+    def _take_seat(self) -> None:
+        """Enter this process into the client table; from then on a read-only session only reads."""
+        self.lock.mark = self.identity.max_clients + 1
+        with self.lock:
+            if self.words[L.W_DESTROYED]:
+                raise StoreNotFoundError(f"the store {self.path} is being removed", path=str(self.path))
+            self.bury()
+            self.row, seat = self.new_seat(os.getpid())
+        self.pins = Pins(seat)
+        self.lock.mark = 0 if self.readonly else self.row + 1
+        if self.readonly:
+            self.index.protect()
+            self._map_tables()
+            self.lock.words = self.words
+
+    def new_seat(self, pid: int) -> tuple[int, Seat]:
+        """Make a row and a seat for a process. Requires: the store lock."""
+        try:
+            with self._writeable_clients() as clients:
+                place = clients.register(readonly=self.readonly, pid=pid)
+        except OSError as error:
+            raise folder.full_file_system(self.folder_fd, self.path, L.PAGE, error) from error
+        if place is None:
+            raise StoreFullError(
+                f"{self.identity.max_clients} processes are attached to {self.path.name!r}, as many as it "
+                "takes. Create it with a larger max_clients.",
+                clients=self.identity.max_clients,
+            )
+        return place
+
+    def leave_seat(self) -> None:
+        """Give the seat back: no views of this process are left."""
+        with self.lock, self._writeable_clients() as clients:
+            clients.remove(self.row)
+
+    def adopt(self, row: int, seat: Seat, lock_fd: int) -> None:
+        """Go on in a forked child, with the seat and the lock file that the parent made for it."""
+        self.pins.move_to(seat)
+        self.row = row
+        self.lock.replace_descriptor(lock_fd)
+        if self.lock.mark:
+            self.lock.mark = row + 1
+        with self._writeable_clients() as clients:
+            clients.set_pid(row, os.getpid())
+
+    @contextlib.contextmanager
+    def _writeable_clients(self) -> Iterator[Clients]:
+        """Yield the client table for writing; a read-only session maps it for the moment."""
+        if not self.index.protected:
+            yield self.clients
+            return
+        index = self._open_index()
+        try:
+            yield Clients(index, self.seats_fd)
+        finally:
+            index.close()
+
+    def _mend(self) -> None:
+        if not self.index.protected:
+            _recovery.mend(self)
+
+    def _describe(self, row: int) -> str:
+        return self.clients.describe(row)
+
+    def close_files(self) -> None:
+        """Close all descriptors. Mappings stay for as long as views need them."""
+        self.closed = True
+        self.plans = {}
+        self.pins.seat.close()
+        self.lock.close()
+        self.index.close()
+        self.segment.close()
+        os.close(self.seats_fd)
+        os.close(self.folder_fd)

@@ -1,0 +1,1 @@
+"""Who is here and what they hold: the store lock, clients and seats, pins, the barrier."""

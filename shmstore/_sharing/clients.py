@@ -1,0 +1,190 @@
+"""Which processes are attached, and which of them still live?
+
+A client is a row in the client table and a seat file. It lives for as long as the lock of its seat is
+held; pid and start time only tell people who it is.
+
+Concurrency: everything here requires the store lock, except `describe`, which is for messages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import psutil
+
+from shmstore._memory import layout as L
+from shmstore._memory.index import Index
+from shmstore._sharing.lock import is_locked
+from shmstore._sharing.seats import Seat
+from shmstore.errors import CorruptStoreError
+
+
+class Client(NamedTuple):
+    """One row of the client table."""
+
+    row: int
+    serial: int
+    pid: int
+    started_ns: int
+    attached_ns: int
+    readonly: bool
+
+
+def process_start_ns(pid: int) -> int:
+    """Return when a process was started, in ns since 1970, or 0 when it cannot be told."""
+    try:
+        return int(psutil.Process(pid).create_time() * 1e9)
+    except psutil.Error:
+        return 0
+
+
+def process_name(pid: int) -> str:
+    """Return the name of a running process, or "gone"."""
+    try:
+        return str(psutil.Process(pid).name())
+    except psutil.Error:
+        return "gone"
+
+
+class Clients:
+    """The client table of one store.
+
+    Parameters
+    ----------
+    index
+        The index that holds the table.
+    seats_fd
+        The open folder of the seat files.
+    """
+
+    def __init__(self, index: Index, seats_fd: int) -> None:
+        self._index = index
+        self._words = index.words
+        self._start = index.geometry.clients
+        self._seats_fd = seats_fd
+        self._seen: dict[int, Seat] = {}
+
+    def register(self, *, readonly: bool, pid: int) -> tuple[int, Seat] | None:
+        """Make a seat and a row for a client; None when the table is full.
+
+        Raises
+        ------
+        OSError
+            ENOSPC: no pages for the seat; nothing was changed.
+        """
+        words = self._words
+        row = self._free_row()
+        if row is None:
+            return None
+        serial = words[L.W_NEXT_SERIAL]
+        words[L.W_NEXT_SERIAL] = serial + 1
+        seat = Seat.create(self._seats_fd, serial)
+        base = self._start + row * L.CLIENT_WORDS
+        words[base + L.C_STARTED_NS] = process_start_ns(pid) if pid else 0
+        words[base + L.C_ATTACHED_NS] = time.time_ns()
+        words[base + L.C_READONLY] = int(readonly)
+        words[base + L.C_PID] = pid
+        words[base + L.C_SERIAL] = serial
+        words[L.W_CLIENT_TOP] = max(words[L.W_CLIENT_TOP], row + 1)
+        return row, seat
+
+    def set_pid(self, row: int, pid: int) -> None:
+        """Say who sits on a seat that was made before its process."""
+        base = self._start + row * L.CLIENT_WORDS
+        self._words[base + L.C_PID] = pid
+        self._words[base + L.C_STARTED_NS] = process_start_ns(pid)
+
+    def remove(self, row: int) -> None:
+        """Forget a client: first its row, then its file."""
+        base = self._start + row * L.CLIENT_WORDS
+        serial = self._words[base + L.C_SERIAL]
+        self._words[base + L.C_SERIAL] = 0
+        self._seen.pop(row, None)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(str(serial), dir_fd=self._seats_fd)
+
+    def rows(self) -> Iterator[Client]:
+        """Iterate over the rows in use."""
+        words = self._words
+        for row in range(min(words[L.W_CLIENT_TOP], self._index.geometry.max_clients)):
+            base = self._start + row * L.CLIENT_WORDS
+            if words[base + L.C_SERIAL]:
+                serial, pid, started, attached, readonly = words[base : base + 5]
+                yield Client(row, serial, pid, started, attached, bool(readonly))
+
+    def is_alive(self, client: Client) -> bool:
+        """Return whether the process of a client lives: whether its seat is locked."""
+        try:
+            fd = os.open(str(client.serial), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._seats_fd)
+        except FileNotFoundError:
+            return False
+        try:
+            return is_locked(fd)
+        finally:
+            os.close(fd)
+
+    def bury(self, own_row: int) -> list[int]:
+        """Remove the clients that have died; return their rows."""
+        dead = [c for c in self.rows() if c.row != own_row and not self.is_alive(c)]
+        for client in dead:
+            self.remove(client.row)
+        return [client.row for client in dead]
+
+    def remove_strays(self) -> None:
+        """Remove seat files that no row names: somebody died between the two."""
+        known = {str(client.serial) for client in self.rows()}
+        for name in os.listdir(self._seats_fd):
+            if name not in known:
+                os.unlink(name, dir_fd=self._seats_fd)
+
+    def seat(self, client: Client) -> Seat:
+        """Return the seat of a client, mapped for reading."""
+        seat = self._seen.get(client.row)
+        if seat is None or seat.serial != client.serial:
+            seat = self._open_seat(client)
+            self._seen[client.row] = seat
+        return seat
+
+    def pinned(self) -> set[int]:
+        """Return the slots that any client pins.
+
+        Requires: the store lock, and a barrier since the slots in question were doomed.
+        """
+        pins: set[int] = set()
+        for client in self.rows():
+            pins.update(self.seat(client).pinned())
+        return {pin - 1 for pin in pins}
+
+    def describe(self, row: int) -> str:
+        """Return "pid 123 (python)" for a row, as far as it can be told. Takes no lock."""
+        if row >= self._index.geometry.max_clients:
+            return "a process that is attaching"
+        pid = self._words[self._start + row * L.CLIENT_WORDS + L.C_PID]
+        return f"pid {pid} ({process_name(pid)})"
+
+    def _free_row(self) -> int | None:
+        words = self._words
+        for row in range(self._index.geometry.max_clients):
+            if not words[self._start + row * L.CLIENT_WORDS + L.C_SERIAL]:
+                return row
+        return None
+
+    def _open_seat(self, client: Client) -> Seat:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(str(client.serial), flags, dir_fd=self._seats_fd)
+        except FileNotFoundError:
+            raise CorruptStoreError(
+                f"the seat file {client.serial} of pid {client.pid} is gone, so its pins cannot be "
+                "read. End that process, then call recover().",
+                serial=client.serial,
+                pid=client.pid,
+            ) from None
+        try:
+            return Seat(fd, client.serial, writeable=False)
+        finally:
+            os.close(fd)

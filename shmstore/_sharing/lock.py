@@ -1,0 +1,179 @@
+"""Who may change the index? The one process, and in it the one thread, that holds the store lock.
+
+The lock is filelock's descriptor lock on a file that stays open, behind a thread lock. The kernel drops
+it when its holder dies; the DIRTY word, set while a change is under way, tells the next holder that the
+change was not finished, and by whom.
+
+Concurrency: threads and processes. Not re-entrant: a finalizer or a signal handler that calls into the
+store while its own thread holds the lock gets an error at once instead of a deadlock. A forked child
+gets a lock of its own (`replace_descriptor`).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from filelock import lock_descriptor, unlock_descriptor
+
+from shmstore._memory import layout as L
+from shmstore.errors import CorruptStoreError, LockTimeoutError, ShmStoreError
+
+# A contended lock is asked for without pause this often, then with growing pauses.
+_SPINS = 30
+_FIRST_PAUSE_S = 20e-6
+_LONGEST_PAUSE_S = 1e-3
+
+
+def is_locked(fd: int) -> bool:
+    """Return whether somebody holds the lock of a file that is open here without it."""
+    if not lock_descriptor(fd, blocking=False):
+        return True
+    unlock_descriptor(fd)
+    return False
+
+
+def hold(fd: int, timeout_s: float) -> bool:
+    """Take the lock of an open file; False when it was not free in time."""
+    if lock_descriptor(fd, blocking=False):
+        return True
+    deadline = time.monotonic() + timeout_s
+    pause = 0.0
+    for attempt in range(1 << 62):
+        time.sleep(pause)
+        if lock_descriptor(fd, blocking=False):
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        if attempt >= _SPINS:
+            pause = min(max(_FIRST_PAUSE_S, 2 * pause), _LONGEST_PAUSE_S)
+    return False
+
+
+def _is_clean(kind: type[BaseException]) -> bool:
+    """Return whether an error was raised before anything was changed, as ours and OSError are."""
+    return issubclass(kind, (ShmStoreError, OSError)) and not issubclass(kind, CorruptStoreError)
+
+
+class StoreLock:
+    """The lock of one store, as a context manager.
+
+    Errors of ours and OSError are raised under the lock only before anything is changed; any other
+    exception there is treated like the death of a process.
+
+    Parameters
+    ----------
+    fd
+        The lock file, opened by this process; owned by this object.
+    words
+        The words of the index.
+    timeout_s
+        Seconds after which `LockTimeoutError` is raised.
+    mend
+        Called under the lock when a change was left half done, by a dead process or by an exception
+        in this one; makes the index whole again.
+    describe
+        Returns a name for the holder with a given client row.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        words: memoryview,
+        timeout_s: float,
+        mend: Callable[[], None],
+        describe: Callable[[int], str],
+    ) -> None:
+        self.fd = fd
+        self.mark = 0
+        self.words = words
+        self.timeout_s = timeout_s
+        self._mend = mend
+        self._describe = describe
+        self._threads = threading.Lock()
+        self._thread = 0
+
+    def __enter__(self) -> None:
+        if not self._threads.acquire(blocking=False):
+            self._wait_for_thread()
+        try:
+            if not lock_descriptor(self.fd, blocking=False) and not hold(self.fd, self.timeout_s):
+                raise self._timed_out()
+            self._thread = threading.get_ident()
+            words = self.words
+            if words[L.W_DIRTY]:
+                self._mend()
+            if self.mark:
+                words[L.W_DIRTY] = self.mark
+        except BaseException:
+            self._release()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if self.mark:
+                if kind is not None and not _is_clean(kind):
+                    self._mend()
+                self.words[L.W_DIRTY] = 0
+        finally:
+            self._release()
+        if kind is not None and issubclass(kind, (IndexError, AssertionError)):
+            raise CorruptStoreError(
+                f"the index contradicts itself ({error}); its tables were rebuilt from the slots. "
+                "Call check() to see what is wrong."
+            ) from error
+
+    def _wait_for_thread(self) -> None:
+        if self._thread == threading.get_ident():
+            raise LockTimeoutError(
+                "the store was called while this very thread holds its lock (by a finalizer or a "
+                "signal handler). Do the work later, outside the handler.",
+                holder=f"thread {self._thread} of this process",
+                timeout_s=0.0,
+            )
+        if not self._threads.acquire(timeout=self.timeout_s):
+            raise self._timed_out()
+
+    def _timed_out(self) -> LockTimeoutError:
+        row = self.words[L.W_DIRTY] - 1
+        holder = self._describe(row) if row >= 0 else "a process that is about to change something"
+        return LockTimeoutError(
+            f"the store lock was not free within {self.timeout_s:g} s; it is held by {holder}. Is "
+            "that process stopped or very slow? Wait, continue it, or end it: its lock goes with it.",
+            holder=holder,
+            timeout_s=self.timeout_s,
+        )
+
+    def _release(self) -> None:
+        self._thread = 0
+        unlock_descriptor(self.fd)
+        self._threads.release()
+
+    # --- fork and end --------------------------------------------------------------------------
+
+    def hold_threads(self) -> None:
+        """Keep all threads of this process out, across a fork."""
+        self._threads.acquire()
+
+    def let_threads(self) -> None:
+        """Let the threads of this process in again."""
+        self._threads.release()
+
+    def replace_descriptor(self, fd: int) -> None:
+        """Go on with a lock file that this (forked) process has opened for itself."""
+        os.close(self.fd)
+        self.fd = fd
+        self._threads = threading.Lock()
+
+    def close(self) -> None:
+        """Close the lock file."""
+        os.close(self.fd)
+        self.fd = -1

@@ -1,0 +1,393 @@
+"""How does an object get into the store, whole or not at all?
+
+A put packs the object without any lock, reserves slot and extent under the lock, copies the frames, and
+publishes under the lock. What is small and goes into warm pages does the last three in one lock hold; the
+memcpy is shorter than a second one.
+
+Concurrency: threads and processes. Whatever ends a put before it is published (an error, a signal, the
+death of the process) gives its slot and extent back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+from weakref import ref as weak_ref
+
+import numpy as np
+import numpy.typing as npt
+
+from shmstore._catalog.keys import NO_KEY, Digest, digest_of
+from shmstore._catalog.slots import Content
+from shmstore._memory import folder
+from shmstore._memory import layout as L
+from shmstore._memory.allocator import Extent
+from shmstore._session import Session
+from shmstore.errors import KeyExistsError, ObjectTooLargeError, ShmStoreError, StoreFullError
+from shmstore.serialization import headers, serialize, typename
+from shmstore.serialization.frames import ensure_memoryview
+from shmstore.serialization.handlers.numpy import array_header
+
+# Up to this size frames are copied while the lock is held.
+_COPY_LOCKED_NBYTES: Final = 64 << 10
+
+# How many deleted objects one put looks at before it takes fresh memory.
+_RECLAIM_FEW: Final = 64
+
+MAX_KEY_NBYTES: Final = 1024
+
+
+class Package(NamedTuple):
+    """An object ready to be stored.
+
+    Frames are pairs of an offset in the extent and a buffer of bytes.
+    """
+
+    content: Content
+    frames: Sequence[tuple[int, memoryview]]
+    extent_nbytes: int
+    key: str | None
+
+
+class Place(NamedTuple):
+    """Where a put may write: its slot, the number of the put, and its extent."""
+
+    slot: int
+    generation: int
+    extent: Extent | None
+
+
+# --- 1 pack ------------------------------------------------------------------------------------
+
+
+def pack(
+    obj: Any, key: str | None, *, readonly: bool | None, serializers: Sequence[str] | None
+) -> Package:
+    """Serialize an object and lay its frames out. Takes no lock, changes nothing.
+
+    Parameters
+    ----------
+    obj, key, serializers
+        As `Store.put` got them.
+    readonly
+        True: all frames are recorded as read-only. None or False: as they are.
+    """
+    header, frames = serialize(obj, serializers)
+    header.pop("writeable", None)
+    if key is not None:
+        header["key"] = key
+    if header["serializer"] == "pickle" and len(frames) == 1:
+        return _pack_plain(header, frames[0], key)
+    views = [ensure_memoryview(frame) for frame in frames]
+    table, offset = [], 0
+    for view in views:
+        table.append(headers.FrameRow(offset, view.nbytes, not (view.readonly or readonly)))
+        offset = L.align(offset + view.nbytes)
+    return _package(0, headers.pack(header, table), views, table, key)
+
+
+def pack_array(shape: tuple[int, ...], dtype: np.dtype[Any], key: str | None, *, readonly: bool) -> Package:
+    """Describe an array that will be built in place."""
+    nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    header = {
+        "serializer": "custom",
+        "type": typename(np.ndarray),
+        "sub-header": array_header(shape, dtype),
+    }
+    if key is not None:
+        header["key"] = key
+    row = headers.FrameRow(0, nbytes, not readonly)
+    return _package(0, headers.pack(header, [row]), (), [row], key)
+
+
+def _pack_plain(header: dict[str, Any], stream: bytes, key: str | None) -> Package:
+    """Lay out a pickle without buffers: in the slot itself if it fits."""
+    del header["serializer"]
+    packed = headers.pack(header, ())
+    if len(packed) + len(stream) > L.INLINE_NBYTES:
+        row = headers.FrameRow(0, len(stream), writeable=False)
+        return _package(L.KIND_PLAIN, packed, [memoryview(stream)], [row], key)
+    kind = L.KIND_PLAIN | L.KIND_INLINE | (L.KIND_NAMED if key is not None else 0)
+    content = Content(kind, packed, 0, stream, len(stream), _digest(key))
+    return Package(content, (), 0, key)
+
+
+def _package(
+    kind: int,
+    packed: bytes,
+    views: Sequence[memoryview],
+    table: Sequence[headers.FrameRow],
+    key: str | None,
+) -> Package:
+    """Put the header behind the frames if it does not fit into the slot."""
+    frames = [(row.offset, view) for row, view in zip(table, views, strict=False)]
+    extent_nbytes = max((row.offset + L.align(row.nbytes) for row in table), default=0)
+    header_offset = extent_nbytes
+    if len(packed) > L.INLINE_NBYTES:
+        kind |= L.KIND_HEADER_IN_EXTENT
+        frames.append((extent_nbytes, memoryview(packed)))
+        extent_nbytes += L.align(len(packed))
+    if key is not None:
+        kind |= L.KIND_NAMED
+    data_nbytes = sum(row.nbytes for row in table)
+    content = Content(kind, packed, header_offset, b"", data_nbytes, _digest(key))
+    return Package(content, frames, extent_nbytes, key)
+
+
+def _digest(key: str | None) -> Digest:
+    return NO_KEY if key is None else digest_of(key)
+
+
+# --- 2 reserve, 3 copy, 4 publish --------------------------------------------------------------
+
+
+def put_many(session: Session, packages: Sequence[Package], *, overwrite: bool) -> list[Place]:
+    """Store packed objects, all or none, in as few lock holds as their sizes allow."""
+    session.check_writeable()
+    places: list[Place] = []
+    try:
+        with session.lock:
+            session.check_alive()
+            _check_keys(session, packages, overwrite=overwrite)
+            _reserve_all(session, packages, places)
+            locked = _may_copy_locked(packages, places)
+            if locked:
+                _copy_all(session, packages, places)
+                _publish_all(session, packages, places)
+        if not locked:
+            _copy_all(session, packages, places)
+            with session.lock:
+                session.check_alive()
+                _check_keys(session, packages, overwrite=overwrite)
+                _publish_all(session, packages, places)
+    except BaseException as error:
+        discard(session, places, error)
+        raise
+    return places
+
+
+def discard(session: Session, places: Sequence[Place], error: BaseException) -> None:
+    """Give back places that were not published; an OSError becomes the error of a full file system."""
+    if places:
+        with session.lock:
+            for place in places:
+                if session.slots.is_writing(place.slot, place.generation):
+                    session.slots.doom(place.slot)
+    if isinstance(error, OSError) and not isinstance(error, ShmStoreError):
+        asked = sum(place.extent.nbytes for place in places if place.extent)
+        raise folder.full_file_system(session.folder_fd, session.path, asked, error) from error
+
+
+def _may_copy_locked(packages: Sequence[Package], places: Sequence[Place]) -> bool:
+    warm = not any(place.extent is not None and place.extent.cold for place in places)
+    return warm and sum(package.extent_nbytes for package in packages) <= _COPY_LOCKED_NBYTES
+
+
+def _reserve_all(session: Session, packages: Sequence[Package], places: list[Place]) -> None:
+    """Reserve a place for each package; `places` always tells which. Requires: the store lock."""
+    session.reclaim(_RECLAIM_FEW)
+    for package in packages:
+        _reserve(session, package, places)
+
+
+def _check_keys(session: Session, packages: Sequence[Package], *, overwrite: bool) -> None:
+    """Raise KeyExistsError for the first key that is taken. Requires: the store lock."""
+    for package in packages:
+        if overwrite or package.key is None:
+            continue
+        if session.keys.find(package.content.digest) >= 0:
+            raise KeyExistsError(
+                f"the key {package.key!r} is taken in store {session.path.name!r}. Delete it, use "
+                "another key, or put with overwrite=True.",
+                key=package.key,
+            )
+
+
+def _reserve(session: Session, package: Package, places: list[Place]) -> None:
+    """Take a slot and an extent; bury the dead and look again before giving up."""
+    if package.extent_nbytes > session.identity.capacity:
+        raise ObjectTooLargeError(
+            f"the object needs {package.extent_nbytes:,} bytes, the whole store {session.path.name!r} has "
+            f"{session.identity.capacity:,}. Create it with a larger capacity.",
+            asked=package.extent_nbytes,
+            capacity=session.identity.capacity,
+        )
+    if not _try_reserve(session, package, places):
+        session.bury()
+        if not _try_reserve(session, package, places):
+            raise full(session, package.extent_nbytes)
+
+
+def _try_reserve(session: Session, package: Package, places: list[Place]) -> bool:
+    if package.key is not None:
+        session.keys.prepare()
+    slot = session.slots.take()
+    if slot is None:
+        return False
+    extent = None
+    if package.extent_nbytes:
+        extent = session.allocator.allocate(package.extent_nbytes)
+        if extent is None:
+            return False
+    places.append(Place(slot, session.slots.next_generation(), extent))
+    session.slots.reserve(slot, session.row, extent)
+    return True
+
+
+def _copy_all(session: Session, packages: Sequence[Package], places: Sequence[Place]) -> None:
+    """Copy the frames into their extents."""
+    for package, place in zip(packages, places, strict=True):
+        if place.extent is not None:
+            start = place.extent.offset
+            frames = [(start + offset, frame) for offset, frame in package.frames]
+            session.segment.write(frames, cold=place.extent.cold)
+
+
+def _publish_all(session: Session, packages: Sequence[Package], places: Sequence[Place]) -> None:
+    for package, place in zip(packages, places, strict=True):
+        publish(session, package, place)
+
+
+def publish(session: Session, package: Package, place: Place) -> None:
+    """Make an object visible; an older one under the same key is doomed after it.
+
+    Requires: the store lock. A reader of the key finds the old object or the new one: the new slot is
+    READY before the key's word points to it, and the old one is doomed only then.
+    """
+    if place.extent is not None and place.extent.cold:
+        session.allocator.mark_warm(session.slots.read(place.slot).node)
+    if package.key is None:
+        session.slots.publish(place.slot, package.content)
+        return
+    old = session.keys.find(package.content.digest)
+    session.slots.publish(place.slot, package.content)
+    if old >= 0:
+        session.keys.swap(old, place.slot)
+        session.slots.doom(old)
+    else:
+        session.keys.add(place.slot)
+
+
+def full(session: Session, asked: int) -> StoreFullError:
+    """Return the error that tells why there is no room. Requires: the store lock."""
+    words = session.words
+    name = session.path.name
+    if words[L.W_SLOT_TOP] >= session.identity.max_objects and not words[L.W_FREE_SLOT]:
+        return StoreFullError(
+            f"store {name!r} holds {words[L.W_OBJECTS]:,} objects, as many as it takes. Delete some, or "
+            "create it with a larger max_objects.",
+            asked=asked,
+            objects=words[L.W_OBJECTS],
+        )
+    free = session.identity.capacity - words[L.W_USED]
+    largest = session.allocator.largest_free()
+    pinned = words[L.W_DOOMED_BYTES]
+    holders = _holders_of_doomed(session)
+    by = f", by {', '.join(holders)}" if holders else ""
+    return StoreFullError(
+        f"store {name!r} has no room: asked for {asked:,} bytes, {free:,} of {session.identity.capacity:,} "
+        f"are free, the largest extent has {largest:,}. {pinned:,} bytes of deleted objects are still "
+        f"looked at{by}. Delete objects, drop views of deleted ones, or create the store with a larger "
+        "capacity.",
+        asked=asked,
+        free=free,
+        largest_free=largest,
+        capacity=session.identity.capacity,
+        pinned=pinned,
+        pinned_by=tuple(holders),
+    )
+
+
+def _holders_of_doomed(session: Session) -> list[str]:
+    doomed = set(session.slots.doomed())
+    clients = session.clients
+    return [
+        clients.describe(client.row)
+        for client in clients.rows()
+        if any(pin - 1 in doomed for pin in clients.seat(client).pinned())
+    ]
+
+
+# --- delete ------------------------------------------------------------------------------------
+
+
+def remove(session: Session, slot: int) -> None:
+    """Take a READY object away from new readers. Requires: the store lock."""
+    if session.slots.read(slot).kind & L.KIND_NAMED:
+        session.keys.remove(slot)
+    session.slots.doom(slot)
+
+
+# --- build in place ----------------------------------------------------------------------------
+
+
+class Allocation:
+    """An array that is built where it will stay; see `Store.allocate`.
+
+    Attributes
+    ----------
+    place
+        Where it lies; valid inside and after the ``with`` block.
+    """
+
+    def __init__(self, session: Session, package: Package, *, overwrite: bool) -> None:
+        self._session = session
+        self._package = package
+        self._overwrite = overwrite
+        self.place: Place | None = None
+
+    def enter(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Reserve the memory and return an array over it."""
+        session, packages = self._session, [self._package]
+        session.check_writeable()
+        places: list[Place] = []
+        try:
+            with session.lock:
+                session.check_alive()
+                _check_keys(session, packages, overwrite=self._overwrite)
+                _reserve_all(session, packages, places)
+            [self.place] = places
+            if self.place.extent is not None and self.place.extent.cold:
+                session.segment.reserve(self.place.extent.offset, self.place.extent.nbytes)
+            _copy_all(session, packages, places)
+            return self._make_array(self.place, shape, dtype)
+        except BaseException as error:
+            discard(session, places, error)
+            raise
+
+    def _make_array(
+        self, place: Place, shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> npt.NDArray[Any]:
+        if place.extent is None or not self._package.content.data_nbytes:
+            return np.ndarray(shape, dtype)
+        pins = self._session.pins
+        cell = pins.take(place.slot)
+        try:
+            array: npt.NDArray[Any] = np.ndarray(
+                shape, dtype, self._session.segment.writeable, place.extent.offset
+            )
+            holder = weak_ref(array, pins.droppers[cell])
+        except BaseException:
+            pins.drop(cell)
+            raise
+        pins.holders[cell] = holder
+        return array
+
+    def publish(self) -> Place:
+        """Make the array visible to all."""
+        assert self.place is not None
+        session = self._session
+        try:
+            with session.lock:
+                session.check_alive()
+                _check_keys(session, [self._package], overwrite=self._overwrite)
+                publish(session, self._package, self.place)
+        except BaseException as error:
+            self.discard(error)
+            raise
+        return self.place
+
+    def discard(self, error: BaseException) -> None:
+        """Give the memory back; it is used again when the array has died."""
+        if self.place is not None:
+            discard(self._session, [self.place], error)

@@ -1,0 +1,134 @@
+"""Which errors can a user meet, and what does each of them tell?
+
+Every error of shmstore derives from `ShmStoreError` and from the standard class that an ordinary
+``except`` clause expects. The facts are attributes, the message says what to do, and each error
+survives pickling with its facts (process pools send errors home).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+__all__ = [
+    "CorruptStoreError",
+    "DeserializationError",
+    "FormatVersionError",
+    "KeyExistsError",
+    "LockTimeoutError",
+    "NotAStoreError",
+    "ObjectNotFoundError",
+    "ObjectTooLargeError",
+    "ReadOnlyStoreError",
+    "SerializationError",
+    "ShmStoreError",
+    "StoreClosedError",
+    "StoreExistsError",
+    "StoreFullError",
+    "StoreNotFoundError",
+    "UnsafePathError",
+]
+
+
+def _restore(cls: type[ShmStoreError], message: str, facts: dict[str, Any]) -> ShmStoreError:
+    return cls(message, **facts)
+
+
+class ShmStoreError(Exception):
+    """Base of all errors of shmstore.
+
+    Parameters
+    ----------
+    message
+        What was wrong, with which value, and what to do.
+    **facts
+        The facts behind the message; each becomes an attribute.
+    """
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.facts = facts
+        self.__dict__.update(facts)
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.message, self.facts)
+
+    def with_note(self, note: str) -> Self:
+        """Return this error with one more line of explanation."""
+        self.add_note(note)
+        return self
+
+
+# --- met when a store is created, attached or opened -------------------------------------------
+
+
+class StoreNotFoundError(ShmStoreError, FileNotFoundError):
+    """There is no store of this name (or it has been destroyed)."""
+
+
+class StoreExistsError(ShmStoreError, FileExistsError):
+    """The name is taken by a store that is alive."""
+
+
+class NotAStoreError(ShmStoreError, ValueError):
+    """The path exists but holds something else than a store."""
+
+
+class FormatVersionError(ShmStoreError, ValueError):
+    """The store was written in a format that this version or machine does not read."""
+
+
+class UnsafePathError(ShmStoreError, PermissionError):
+    """A path is a symlink, belongs to somebody else, or is open to others."""
+
+
+# --- met when an object is put -----------------------------------------------------------------
+
+
+class StoreFullError(ShmStoreError, MemoryError):
+    """No room: the message and the attributes say how much was asked, free and pinned."""
+
+
+class ObjectTooLargeError(ShmStoreError, ValueError):
+    """The object could not fit even into the empty store."""
+
+
+class KeyExistsError(ShmStoreError, KeyError):
+    """The key is taken and ``overwrite=False`` was asked for."""
+
+
+class SerializationError(ShmStoreError, TypeError):
+    """The object cannot be turned into bytes."""
+
+
+# --- met when an object is got -----------------------------------------------------------------
+
+
+class ObjectNotFoundError(ShmStoreError, KeyError):
+    """No object has this key, or the object of this reference has been deleted."""
+
+
+class DeserializationError(ShmStoreError, ValueError):
+    """The bytes of the object could not be turned back into an object."""
+
+
+# --- met at any time ---------------------------------------------------------------------------
+
+
+class LockTimeoutError(ShmStoreError, TimeoutError):
+    """The store lock was not free in time; the message names the holder."""
+
+
+class StoreClosedError(ShmStoreError, ValueError):
+    """The handle is closed, or the store has been destroyed."""
+
+
+class ReadOnlyStoreError(ShmStoreError, PermissionError):
+    """A change was asked of a handle that was attached with ``readonly=True``."""
+
+
+class CorruptStoreError(ShmStoreError, RuntimeError):
+    """The shared files break an invariant of the format; the message says which and where."""

@@ -1,0 +1,1 @@
+"""One module per library: how its types become headers and frames. Loaded when first needed."""

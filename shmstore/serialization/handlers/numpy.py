@@ -1,0 +1,101 @@
+"""How does a NumPy array become one frame, and an array over that frame?
+
+Only exact ndarrays: subclasses keep their class by pickle. Arrays whose elements are objects of Python
+go there too. The frame is the memory of the array in its own order; axes of stride 0 (broadcast) are
+cut to length 1 before and stretched again after.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shmstore.errors import DeserializationError
+from shmstore.serialization.frames import Frame
+
+Array = npt.NDArray[Any]
+Layout = tuple[tuple[int, ...], np.dtype[Any], tuple[int, ...] | None]
+
+
+def register(register_serialization: Callable[..., None]) -> None:
+    """Register the handler of this module."""
+    register_serialization(np.ndarray, serialize_array, deserialize_array)
+
+
+def serialize_array(x: Array) -> tuple[dict[str, Any], list[Frame]]:
+    """Return the header (dtype, shape, strides; no strides: C order) and the memory of an array."""
+    dtype = _pack_dtype(x.dtype)
+    header: dict[str, Any] = {"dtype": dtype, "shape": x.shape}
+    if not x.flags.c_contiguous:
+        x, header["strides"] = _compact(x)
+    return header, [_memory(x)]
+
+
+def deserialize_array(header: dict[str, Any], frames: Sequence[Frame]) -> Array:
+    """Return an array over the one frame; it is as writeable as the frame is."""
+    if len(frames) != 1:
+        raise DeserializationError(
+            f"an array has one frame, these are {len(frames)}", key="frames"
+        )
+    shape, dtype, strides = array_layout(header)
+    return np.ndarray(shape, dtype, frames[0], 0, strides)
+
+
+def array_layout(header: dict[str, Any]) -> Layout:
+    """Return shape, dtype and strides (None: C order) from the header of an array."""
+    strides = header.get("strides")
+    return (
+        tuple(header["shape"]),
+        _unpack_dtype(header["dtype"]),
+        None if strides is None else tuple(strides),
+    )
+
+
+def array_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Any]:
+    """Return the header of a C-ordered array; NotImplementedError for elements that are objects."""
+    return {"dtype": _pack_dtype(dtype), "shape": shape}
+
+
+def _compact(x: Array) -> tuple[Array, tuple[int, ...]]:
+    """Return contiguous memory with the elements of `x`, and the strides that `x` has over it."""
+    writeable = x.flags.writeable
+    axes = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in x.strides)
+    distinct = x[axes]
+    if not (distinct.flags.c_contiguous or distinct.flags.f_contiguous):
+        distinct = np.array(distinct, order="C")
+        distinct.flags.writeable = writeable
+    strides = tuple(
+        0 if old == 0 else new for old, new in zip(x.strides, distinct.strides, strict=True)
+    )
+    return distinct, strides
+
+
+def _memory(x: Array) -> memoryview:
+    """Return the memory of a contiguous array as flat bytes, read-only if the array is."""
+    if not x.nbytes:
+        empty = memoryview(bytearray())
+        return empty if x.flags.writeable else empty.toreadonly()
+    if not x.flags.c_contiguous:
+        x = x.T
+    return memoryview(x.reshape(-1).view(np.uint8))
+
+
+def _pack_dtype(dtype: np.dtype[Any]) -> tuple[int, Any]:
+    """Return a dtype as its string, or pickled where that does not tell all (structured types)."""
+    if dtype.hasobject or dtype.kind == "T":
+        raise NotImplementedError(str(dtype))
+    if dtype.kind == "V" or dtype.metadata:
+        return 1, pickle.dumps(dtype, 5)
+    return 0, dtype.str
+
+
+def _unpack_dtype(packed: Sequence[Any]) -> np.dtype[Any]:
+    how, what = packed
+    dtype = np.dtype(pickle.loads(what) if how else what)
+    if dtype.hasobject:
+        raise DeserializationError("the header of an array names a dtype of objects", key="dtype")
+    return dtype

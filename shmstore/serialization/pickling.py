@@ -1,0 +1,67 @@
+"""How does an object become a pickle stream and buffers beside it?
+
+One pass: the C pickler alone where the object consists of a few builtin values; otherwise cloudpickle's
+pickler, which runs the same C code and is asked only about functions, classes and instances, so that
+what lives in ``__main__`` or in a closure travels by value.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import cloudpickle
+
+PROTOCOL = 5
+
+_LEAVES = frozenset({int, float, complex, str, bytes, bytearray, bool, type(None)})
+_SMALL = 16
+
+
+def dumps(x: Any, *, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None) -> bytes:
+    """Pickle an object with protocol 5.
+
+    Parameters
+    ----------
+    x
+        Anything that pickle or cloudpickle takes.
+    buffer_callback
+        Called with each out-of-band buffer, as by `pickle.dumps`.
+
+    Raises
+    ------
+    Exception
+        Whatever the object's own reducer raises; `pickle.PicklingError` or `TypeError` as a rule.
+    """
+    if is_plain(x):
+        return pickle.dumps(x, PROTOCOL)
+    with io.BytesIO() as stream:
+        cloudpickle.Pickler(stream, PROTOCOL, buffer_callback).dump(x)
+        return stream.getvalue()
+
+
+def loads(stream: Any, *, buffers: Iterable[Any] = ()) -> Any:
+    """Unpickle an object from a stream and its buffers. Reading untrusted bytes runs their code."""
+    return pickle.loads(stream, buffers=buffers)
+
+
+def is_plain(x: Any) -> bool:
+    """Return whether an object is a builtin value or a small container of such, two levels deep."""
+    kind = type(x)
+    if kind in _LEAVES:
+        return True
+    if kind is dict:
+        return len(x) <= _SMALL and all(type(key) is str for key in x) and _are_plain(x.values())
+    return (kind is list or kind is tuple) and len(x) <= _SMALL and _are_plain(x)
+
+
+def _are_plain(values: Iterable[Any]) -> bool:
+    kinds = set(map(type, values))
+    if kinds <= _LEAVES:
+        return True
+    return kinds <= _LEAVES | {list, tuple} and all(
+        type(value) in _LEAVES or (len(value) <= _SMALL and set(map(type, value)) <= _LEAVES)
+        for value in values
+    )
