@@ -150,7 +150,9 @@ def used_bytes_add_up(session: Session, table: Table) -> Iterator[str]:
     extents = _with_extent(table)
     if int(extents[:, L.S_EXTENT_NBYTES].sum()) != words[L.W_USED]:
         yield f"the slots have {int(extents[:, L.S_EXTENT_NBYTES].sum())} bytes, USED says {words[L.W_USED]}"
-    blocks = {b.node: (b.offset, b.nbytes) for b in session.allocator.blocks() if b.status == L.NODE_USED}
+    blocks = {
+        b.node: (b.offset, b.nbytes) for b in session.allocator.blocks() if b.status == L.NODE_USED
+    }
     if len(blocks) != len(extents):
         yield f"{len(extents)} slots have an extent, {len(blocks)} blocks are used"
     for offset, nbytes, node in extents[:, [L.S_EXTENT, L.S_EXTENT_NBYTES, L.S_NODE]].tolist():

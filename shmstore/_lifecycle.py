@@ -20,7 +20,6 @@ import logging
 import os
 import sys
 import threading
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -46,7 +45,7 @@ from shmstore.errors import (
 
 logger = logging.getLogger("shmstore")
 
-_sessions: dict[tuple[uuid.UUID, bool], Session] = {}
+_sessions: dict[tuple[bytes, bool], Session] = {}
 _registry = threading.RLock()
 _departing: list[Session] = []
 
@@ -78,7 +77,9 @@ def create(name: str | None, options: Options, *, opened: bool = False) -> Sessi
         return _enter(session)
 
 
-def attach(name_or_path: str | os.PathLike[str], options: Options, *, readonly: bool = False) -> Session:
+def attach(
+    name_or_path: str | os.PathLike[str], options: Options, *, readonly: bool = False
+) -> Session:
     """Join a store that exists; sessions of this process are shared."""
     path = _path_of(name_or_path, options)
     with _registry:
@@ -107,13 +108,13 @@ def open_or_create(name: str, options: Options) -> Session:
                 return create(name, options, opened=True)
 
 
-def session_of(identity: uuid.UUID, path: str) -> Session:
+def session_of(identity: bytes, path: str) -> Session:
     """Return a session for the store that a reference names; attach if there is none."""
     shared = _shared(identity, readonly=False) or _shared(identity, readonly=True)
     if shared is not None:
         return shared
     session = attach(path, Options())
-    if session.identity.uuid != identity:
+    if session.uuid != identity:
         leave(session)
         raise StoreNotFoundError(
             f"the store that this reference belongs to is gone; {path} is another store of that name.",
@@ -285,7 +286,10 @@ def _has_others(session: Session) -> bool:
 
 def _remove_if_dead(session: Session) -> None:
     root = session.path.parent
-    with contextlib.suppress(StoreNotFoundError), _root_locked(root, session.lock.timeout_s) as root_fd:
+    with (
+        contextlib.suppress(StoreNotFoundError),
+        _root_locked(root, session.lock.timeout_s) as root_fd,
+    ):
         linked = folder.is_linked(session.folder_fd, session.path)
         if linked and _end_if_dead(session.folder_fd, session.path, session.lock.timeout_s):
             folder.remove_store(root_fd, session.path.name)
@@ -306,14 +310,17 @@ def _release_memory(session: Session) -> None:
 
 def _remove_folder(session: Session) -> None:
     root = session.path.parent
-    with contextlib.suppress(StoreNotFoundError), _root_locked(root, session.lock.timeout_s) as root_fd:
+    with (
+        contextlib.suppress(StoreNotFoundError),
+        _root_locked(root, session.lock.timeout_s) as root_fd,
+    ):
         if folder.is_linked(session.folder_fd, session.path):
             folder.remove_store(root_fd, session.path.name)
         folder.remove_root(root)
 
 
 def _forget(session: Session) -> None:
-    _sessions.pop((session.identity.uuid, session.readonly), None)
+    _sessions.pop((session.uuid, session.readonly), None)
     if not session.closed:
         session.close_files()
 
@@ -364,21 +371,21 @@ def _path_of(name_or_path: str | os.PathLike[str], options: Options) -> Path:
     return options.root_path / folder.check_name(text)
 
 
-def _identity_of(folder_fd: int, path: Path) -> uuid.UUID:
+def _identity_of(folder_fd: int, path: Path) -> bytes:
     with _closing(folder.open_file(folder_fd, INDEX_NAME, path)) as fd:
         index = Index(os.dup(fd), str(path / INDEX_NAME))
         index.close()
-        return index.identity.uuid
+        return index.identity.uuid.bytes
 
 
-def _shared(identity: uuid.UUID, *, readonly: bool) -> Session | None:
+def _shared(identity: bytes, *, readonly: bool) -> Session | None:
     session = _sessions.get((identity, readonly))
     return None if session is None or session.closed or session.words[L.W_DESTROYED] else session
 
 
 def _enter(session: Session) -> Session:
     with _registry:
-        _sessions[session.identity.uuid, session.readonly] = session
+        _sessions[session.uuid, session.readonly] = session
         session.handles += 1
         session.pins.when_empty = None
     return session

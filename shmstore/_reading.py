@@ -56,7 +56,17 @@ class Plan:
         Unpacked.
     """
 
-    __slots__ = ("at", "extent", "extent_nbytes", "header", "record", "session", "slot", "table", "word")
+    __slots__ = (
+        "at",
+        "extent",
+        "extent_nbytes",
+        "header",
+        "record",
+        "session",
+        "slot",
+        "table",
+        "word",
+    )
 
     def __init__(
         self,
@@ -171,7 +181,9 @@ class ArrayPlan(Plan):
         try:
             np.ndarray(self.shape, self.dtype, frame, 0, self.strides)
         except (TypeError, ValueError) as error:
-            raise self.session.slots.damaged(self.slot, f"its array leaves its frame: {error}") from error
+            raise self.session.slots.damaged(
+                self.slot, f"its array leaves its frame: {error}"
+            ) from error
 
     def fetch(self) -> Any:
         """Get the array, or GONE. Flat: the workload "get array" of the benchmarks pays for it."""
@@ -229,7 +241,9 @@ class _Lease:
         return self._plan.extent_nbytes < _PRIVATE_COPY_NBYTES
 
     def _copy(self, row: headers.FrameRow, *, writeable: bool) -> Any:
-        source = self._anchor("readonly")[row.offset : row.offset + row.nbytes] if row.nbytes else b""
+        source = (
+            self._anchor("readonly")[row.offset : row.offset + row.nbytes] if row.nbytes else b""
+        )
         if not writeable:
             return bytes(source)
         copy = np.empty(row.nbytes, np.uint8)
@@ -280,7 +294,11 @@ def make_plan(session: Session, slot: int, word: int) -> Plan | None:
         table = [headers.FrameRow(0, record.data_nbytes, writeable=False)]
         if record.data_nbytes > record.extent_nbytes:
             raise session.slots.damaged(slot, "its frame leaves its extent")
-    if header.get("serializer") == "custom" and header.get("type") == "numpy.ndarray" and table[0].nbytes:
+    if (
+        header.get("serializer") == "custom"
+        and header.get("type") == "numpy.ndarray"
+        and table[0].nbytes
+    ):
         return ArrayPlan(session, record, header, table)
     return Plan(session, record, header, table)
 
@@ -360,9 +378,7 @@ def plan_of_slot(session: Session, slot: int, generation: int) -> Plan | None:
 # --- get -----------------------------------------------------------------------------------------
 
 
-def get_by_key(
-    session: Session, key: str, mode: str, deserializers: Container[str] | None
-) -> Any:
+def get_by_key(session: Session, key: str, mode: str, deserializers: Container[str] | None) -> Any:
     """Return the object that has a key, or GONE."""
     for _ in range(_UNCERTAIN_TRIES):
         plan = plan_of_key(session, key)
@@ -374,9 +390,7 @@ def get_by_key(
     return _get_locked(session, key, mode, deserializers)
 
 
-def _get_locked(
-    session: Session, key: str, mode: str, deserializers: Container[str] | None
-) -> Any:
+def _get_locked(session: Session, key: str, mode: str, deserializers: Container[str] | None) -> Any:
     """Get a key that is overwritten faster than it can be looked at: secure it under the lock."""
     with session.lock:
         session.check_alive()
@@ -393,5 +407,3 @@ def missing_key(session: Session, key: str) -> ObjectNotFoundError:
         "name, or deleted? `list(store)` shows the keys; get(key, default) gives a default instead.",
         key=key,
     )
-
-

@@ -79,7 +79,9 @@ def _doom_abandoned(session: Session) -> int:
     return len(abandoned)
 
 
-def _end_older_twins(session: Session, table: np.ndarray[tuple[int, int], np.dtype[np.uint64]]) -> None:
+def _end_older_twins(
+    session: Session, table: np.ndarray[tuple[int, int], np.dtype[np.uint64]]
+) -> None:
     """Of READY objects with the same key leave the youngest: an overwrite was cut short."""
     youngest: dict[tuple[int, int], int] = {}
     for _, slot in session.slots.ready():
@@ -92,9 +94,13 @@ def _end_older_twins(session: Session, table: np.ndarray[tuple[int, int], np.dty
         youngest[digest] = slot
 
 
-def _rebuild_extents(session: Session, table: np.ndarray[tuple[int, int], np.dtype[np.uint64]]) -> None:
+def _rebuild_extents(
+    session: Session, table: np.ndarray[tuple[int, int], np.dtype[np.uint64]]
+) -> None:
     """Give the allocator exactly the extents of the slots that are not free."""
-    used = (table[:, L.S_STATE] & np.uint64(0xFF) != states.FREE) & (table[:, L.S_EXTENT_NBYTES] != 0)
+    used = (table[:, L.S_STATE] & np.uint64(0xFF) != states.FREE) & (
+        table[:, L.S_EXTENT_NBYTES] != 0
+    )
     slots = np.flatnonzero(used)
     slots = slots[np.argsort(table[slots, L.S_EXTENT])]
     offsets, sizes = table[slots, L.S_EXTENT], table[slots, L.S_EXTENT_NBYTES]
@@ -107,7 +113,9 @@ def _rebuild_extents(session: Session, table: np.ndarray[tuple[int, int], np.dty
     table[slots, L.S_NODE] = np.array(nodes, np.uint64) + np.uint64(1)
 
 
-def _rebuild_lists(session: Session, table: np.ndarray[tuple[int, int], np.dtype[np.uint64]]) -> None:
+def _rebuild_lists(
+    session: Session, table: np.ndarray[tuple[int, int], np.dtype[np.uint64]]
+) -> None:
     """Chain the free slots, lowest first, and the doomed ones, oldest first."""
     words = session.words
     for word in (L.W_FREE_SLOT, L.W_DOOMED_HEAD, L.W_DOOMED_TAIL, L.W_DOOMED_BYTES):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Container
+from collections.abc import Callable, Container
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from shmstore import _lifecycle, _reading
+from shmstore import _inspection, _lifecycle, _reading, _writing
+from shmstore._catalog import states
 from shmstore.errors import ObjectNotFoundError, StoreNotFoundError
 
 if TYPE_CHECKING:
@@ -24,47 +24,41 @@ class ObjectRef:
     `ObjectNotFoundError`, never to another object. In a process that has not attached the store, the
     first use attaches it. As a context manager it deletes the object at the end.
 
-    Attributes
-    ----------
-    key : str or None
-        The name under which the object was put.
-    nbytes : int
-        Bytes of its frames.
-
     Notes
     -----
     Concurrency: threads and processes may share a reference.
     """
 
-    __slots__ = ("_generation", "_path", "_plan", "_slot", "_uuid", "key", "nbytes")
-
-    _uuid: bytes
-    _path: str
-    _slot: int
-    _generation: int
-    _plan: _reading.Plan | None
-    key: str | None
-    nbytes: int
+    __slots__ = ("_generation", "_key", "_nbytes", "_path", "_plan", "_slot", "_uuid")
 
     def __init__(
-        self, store: bytes, path: str, slot: int, generation: int, nbytes: int, key: str | None = None
+        self,
+        store: bytes,
+        path: str,
+        slot: int,
+        generation: int,
+        nbytes: int,
+        key: str | None = None,
     ) -> None:
-        put = object.__setattr__
-        put(self, "_uuid", store)
-        put(self, "_path", path)
-        put(self, "_slot", slot)
-        put(self, "_generation", generation)
-        put(self, "_plan", None)
-        put(self, "nbytes", nbytes)
-        put(self, "key", key)
+        self._uuid = store
+        self._path = path
+        self._slot = slot
+        self._generation = generation
+        self._nbytes = nbytes
+        self._key = key
+        self._plan: _reading.Plan | None = None
 
-    def __setattr__(self, name: str, value: object) -> None:
-        message = f"an ObjectRef cannot be changed (tried to set {name!r})"
-        raise AttributeError(message)
+    @property
+    def key(self) -> str | None:
+        """The name under which the object was put."""
+        return self._key
 
-    def get(
-        self, *, mode: str = "shared", deserializers: Container[str] | None = None
-    ) -> Any:
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the object's frames."""
+        return self._nbytes
+
+    def get(self, *, mode: str = "shared", deserializers: Container[str] | None = None) -> Any:
         """Return the object; see `Store.get`.
 
         Raises
@@ -75,7 +69,12 @@ class ObjectRef:
             Its store is gone.
         """
         plan = self._plan
-        if plan is not None and mode == "shared" and deserializers is None and not plan.session.closed:
+        if (
+            plan is not None
+            and mode == "shared"
+            and deserializers is None
+            and not plan.session.closed
+        ):
             obj = plan.fetch()
             if obj is not _GONE:
                 return obj
@@ -89,15 +88,14 @@ class ObjectRef:
         ObjectNotFoundError
             It has been deleted before.
         """
-        from shmstore._store import Store
-
-        Store._of(_session_of(self)).delete(self)
+        session = _session_of(self)
+        if not _writing.delete(session, [finder(session, self)]):
+            raise missing(self)
 
     def info(self) -> ObjectInfo:
-        """Return size, type, age, owner of the object, and who looks at it."""
-        from shmstore._store import Store
-
-        return Store._of(_session_of(self)).info(self)
+        """Return size, type, age and owner of the object, and who looks at it."""
+        session = _session_of(self)
+        return _inspection.describe(plan_of(session, self), _inspection.pins_by_slot(session))
 
     def __enter__(self) -> Self:
         return self
@@ -131,8 +129,8 @@ class ObjectRef:
             self._path,
             self._slot,
             self._generation,
-            self.nbytes,
-            *(() if self.key is None else (self.key,)),
+            self._nbytes,
+            *(() if self._key is None else (self._key,)),
         )
 
     def __repr__(self) -> str:
@@ -141,18 +139,29 @@ class ObjectRef:
         return f"<ObjectRef {name}/{self._slot}.{self._generation}{key} {self.nbytes:,} bytes>"
 
 
-def get(
-    session: Session, ref: ObjectRef, mode: str, deserializers: Container[str] | None
-) -> Any:
-    """Return the object of a reference, remembering its plan."""
-    plan = ref._plan
-    if plan is None or plan.session is not session:
-        plan = _reading.plan_of_slot(session, ref._slot, ref._generation)
-        object.__setattr__(ref, "_plan", plan)
-    held = _GONE if plan is None else plan.secure()
-    if plan is None or held is _GONE:
+def get(session: Session, ref: ObjectRef, mode: str, deserializers: Container[str] | None) -> Any:
+    """Return the object of a reference."""
+    plan = plan_of(session, ref)
+    held = plan.secure()
+    if held is _GONE:
         raise missing(ref)
     return plan.build(held, mode, deserializers)
+
+
+def plan_of(session: Session, ref: ObjectRef) -> _reading.Plan:
+    """Return the plan of a reference, and let it remember that; ObjectNotFoundError: deleted."""
+    plan = ref._plan
+    if plan is None or plan.session is not session:
+        plan = ref._plan = _reading.plan_of_slot(session, ref._slot, ref._generation)
+    if plan is None or session.slots.word(plan.slot) != plan.word:
+        raise missing(ref)
+    return plan
+
+
+def finder(session: Session, ref: ObjectRef) -> Callable[[], int]:
+    """Return a function that gives the slot of a reference, or -1 when its object is gone."""
+    slot, word = ref._slot, states.ready_word(ref._generation)
+    return lambda: slot if session.slots.word(slot) == word else -1
 
 
 def missing(ref: ObjectRef) -> ObjectNotFoundError:
@@ -167,4 +176,4 @@ def missing(ref: ObjectRef) -> ObjectNotFoundError:
 
 
 def _session_of(ref: ObjectRef) -> Session:
-    return _lifecycle.session_of(uuid.UUID(bytes=ref._uuid), ref._path)
+    return _lifecycle.session_of(ref._uuid, ref._path)

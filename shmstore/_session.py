@@ -62,6 +62,7 @@ class Session:
         self.closed = False
         self.owner_pid = 0
         self.row = -1
+        self.pid = os.getpid()
         self.plans: dict[str, Any] = {}
         with contextlib.ExitStack() as opened:
             self.seats_fd = folder.open_seats(folder_fd, SEATS_NAME, path)
@@ -69,7 +70,7 @@ class Session:
             self.index = self._open_index()
             opened.callback(self.index.close)
             self.identity = self.index.identity
-            self.uuid_bytes = self.identity.uuid.bytes
+            self.uuid = self.identity.uuid.bytes
             self.path_text = str(path)
             self.lock_free = not self.identity.flags & L.FLAG_LOCKED_READS
             self._map_tables()
@@ -157,9 +158,11 @@ class Session:
         self.lock.mark = self.identity.max_clients + 1
         with self.lock:
             if self.words[L.W_DESTROYED]:
-                raise StoreNotFoundError(f"the store {self.path} is being removed", path=str(self.path))
+                raise StoreNotFoundError(
+                    f"the store {self.path} is being removed", path=str(self.path)
+                )
             self.bury()
-            self.row, seat = self.new_seat(os.getpid())
+            self.row, seat = self.new_seat(self.pid)
         self.pins = Pins(seat)
         self.lock.mark = 0 if self.readonly else self.row + 1
         if self.readonly:
@@ -191,11 +194,12 @@ class Session:
         """Go on in a forked child, with the seat and the lock file that the parent made for it."""
         self.pins.move_to(seat)
         self.row = row
+        self.pid = os.getpid()
         self.lock.replace_descriptor(lock_fd)
         if self.lock.mark:
             self.lock.mark = row + 1
         with self._writeable_clients() as clients:
-            clients.set_pid(row, os.getpid())
+            clients.set_pid(row, self.pid)
 
     @contextlib.contextmanager
     def _writeable_clients(self) -> Iterator[Clients]:

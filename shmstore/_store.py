@@ -133,9 +133,7 @@ class Store(NamedObjects):
         return cls._of(_lifecycle.attach(name_or_path, options, readonly=readonly))
 
     @classmethod
-    def open(
-        cls, name: str, *, capacity: int | str | None = None, **options: Any
-    ) -> Self:
+    def open(cls, name: str, *, capacity: int | str | None = None, **options: Any) -> Self:
         """Join a store, or make it when there is none; it goes when its last client leaves.
 
         Processes that call this at once get one store. `capacity` and the options count only for the
@@ -217,7 +215,7 @@ class Store(NamedObjects):
         if key is not None:
             _check_key(key)
         package = _writing.pack(obj, key, readonly=readonly, serializers=serializers)
-        return _refer(session, package, _writing.put_many(session, [package], overwrite=overwrite)[0])
+        return _refer(session, package, _writing.put(session, package, overwrite=overwrite))
 
     @overload
     def put_many(
@@ -261,7 +259,9 @@ class Store(NamedObjects):
         """
         session = self._live()
         named = isinstance(objects, Mapping)
-        pairs = list(objects.items()) if isinstance(objects, Mapping) else [(None, x) for x in objects]
+        pairs = (
+            list(objects.items()) if isinstance(objects, Mapping) else [(None, x) for x in objects]
+        )
         for key, _ in pairs:
             if named:
                 _check_key(key)
@@ -397,7 +397,9 @@ class Store(NamedObjects):
         deserializers: Container[str] | None = None,
     ) -> list[Any]:
         """Return several objects, in the order of `targets`; see `get`."""
-        return [self.get(target, default, mode=mode, deserializers=deserializers) for target in targets]
+        return [
+            self.get(target, default, mode=mode, deserializers=deserializers) for target in targets
+        ]
 
     # --- deleting ------------------------------------------------------------------------------
 
@@ -421,17 +423,7 @@ class Store(NamedObjects):
     def delete_many(self, targets: Iterable[ObjectRef | str]) -> int:
         """Delete those of the objects that are there, under one lock hold; return how many."""
         session = self._live()
-        session.check_writeable()
-        finders = [_finder(session, target) for target in targets]
-        deleted = 0
-        with session.lock:
-            session.check_alive()
-            for find in finders:
-                slot = find()
-                if slot >= 0:
-                    _writing.remove(session, slot)
-                    deleted += 1
-        return deleted
+        return _writing.delete(session, [_finder(session, target) for target in targets])
 
     # --- the mapping of named objects ----------------------------------------------------------
 
@@ -464,14 +456,11 @@ class Store(NamedObjects):
         session = self._live()
         if isinstance(target, ObjectRef):
             _check_ref(session, target)
-            plan = _reading.plan_of_slot(session, target._slot, target._generation)
-            if plan is None:
-                raise _ref.missing(target)
-        else:
-            _check_key(target)
-            plan = _reading.plan_of_key(session, target)
-            if plan is None:
-                raise _reading.missing_key(session, target)
+            return target.info()
+        _check_key(target)
+        plan = _reading.plan_of_key(session, target)
+        if plan is None:
+            raise _reading.missing_key(session, target)
         return _inspection.describe(plan, _inspection.pins_by_slot(session))
 
     def stats(self) -> StoreStats:
@@ -593,8 +582,10 @@ def _refer(session: Session, package: _writing.Package, place: _writing.Place) -
     return _make_ref(session, place.slot, place.generation, nbytes, package.key)
 
 
-def _make_ref(session: Session, slot: int, generation: int, nbytes: int, key: str | None) -> ObjectRef:
-    return ObjectRef(session.uuid_bytes, session.path_text, slot, generation, nbytes, key)
+def _make_ref(
+    session: Session, slot: int, generation: int, nbytes: int, key: str | None
+) -> ObjectRef:
+    return ObjectRef(session.uuid, session.path_text, slot, generation, nbytes, key)
 
 
 def _arrive(path: str, readonly: bool) -> Store:
@@ -606,8 +597,7 @@ def _finder(session: Session, target: ObjectRef | str) -> Callable[[], int]:
     """Return a function that finds the slot of a target under the lock, or -1."""
     if isinstance(target, ObjectRef):
         _check_ref(session, target)
-        slot, word = target._slot, states.ready_word(target._generation)
-        return lambda: slot if session.slots.word(slot) == word else -1
+        return _ref.finder(session, target)
     _check_key(target)
     digest = digest_of(target)
     return lambda: session.keys.find(digest)
@@ -631,14 +621,20 @@ def _check_key(key: object) -> None:
 
 
 def _check_ref(session: Session, ref: ObjectRef) -> None:
-    if ref._uuid != session.uuid_bytes:
-        message = f"{ref!r} belongs to another store than {session.path}; use ref.get(), or that store"
+    if ref._uuid != session.uuid:
+        message = (
+            f"{ref!r} belongs to another store than {session.path}; use ref.get(), or that store"
+        )
         raise ValueError(message)
 
 
 def _check_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
     try:
-        sizes = (operator.index(shape),) if not isinstance(shape, Sequence) else tuple(map(operator.index, shape))
+        sizes = (
+            (operator.index(shape),)
+            if not isinstance(shape, Sequence)
+            else tuple(map(operator.index, shape))
+        )
     except TypeError:
         message = f"shape={shape!r}: give an int or a sequence of ints"
         raise TypeError(message) from None

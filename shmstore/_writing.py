@@ -10,7 +10,7 @@ death of the process) gives its slot and extent back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 from weakref import ref as weak_ref
 
@@ -86,7 +86,9 @@ def pack(
     return _package(0, headers.pack(header, table), views, table, key)
 
 
-def pack_array(shape: tuple[int, ...], dtype: np.dtype[Any], key: str | None, *, readonly: bool) -> Package:
+def pack_array(
+    shape: tuple[int, ...], dtype: np.dtype[Any], key: str | None, *, readonly: bool
+) -> Package:
     """Describe an array that will be built in place."""
     nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
     header = {
@@ -141,16 +143,50 @@ def _digest(key: str | None) -> Digest:
 # --- 2 reserve, 3 copy, 4 publish --------------------------------------------------------------
 
 
+def put(session: Session, package: Package, *, overwrite: bool) -> Place:
+    """Store one packed object. Flat: the workload "put" of the benchmarks pays for it."""
+    if session.readonly:
+        session.check_writeable()
+    places: list[Place] = []
+    try:
+        with session.lock:
+            session.check_alive()
+            if not overwrite:
+                _check_keys(session, [package])
+            session.reclaim(_RECLAIM_FEW)
+            _reserve(session, package, places)
+            [place] = places
+            _, _, extent = place
+            locked = extent is None or (not extent.cold and extent.nbytes <= _COPY_LOCKED_NBYTES)
+            if locked:
+                _copy(session, package, place)
+                publish(session, package, place)
+        if not locked:
+            _copy(session, package, place)
+            with session.lock:
+                session.check_alive()
+                if not overwrite:
+                    _check_keys(session, [package])
+                publish(session, package, place)
+    except BaseException as error:
+        discard(session, places, error)
+        raise
+    return place
+
+
 def put_many(session: Session, packages: Sequence[Package], *, overwrite: bool) -> list[Place]:
-    """Store packed objects, all or none, in as few lock holds as their sizes allow."""
+    """Store packed objects, all or none, in one lock hold if they are small and two if not."""
     session.check_writeable()
     places: list[Place] = []
     try:
         with session.lock:
             session.check_alive()
-            _check_keys(session, packages, overwrite=overwrite)
-            _reserve_all(session, packages, places)
-            locked = _may_copy_locked(packages, places)
+            if not overwrite:
+                _check_keys(session, packages)
+            session.reclaim(_RECLAIM_FEW)
+            for package in packages:
+                _reserve(session, package, places)
+            locked = _may_copy_locked(places)
             if locked:
                 _copy_all(session, packages, places)
                 _publish_all(session, packages, places)
@@ -158,7 +194,8 @@ def put_many(session: Session, packages: Sequence[Package], *, overwrite: bool) 
             _copy_all(session, packages, places)
             with session.lock:
                 session.check_alive()
-                _check_keys(session, packages, overwrite=overwrite)
+                if not overwrite:
+                    _check_keys(session, packages)
                 _publish_all(session, packages, places)
     except BaseException as error:
         discard(session, places, error)
@@ -178,24 +215,16 @@ def discard(session: Session, places: Sequence[Place], error: BaseException) -> 
         raise folder.full_file_system(session.folder_fd, session.path, asked, error) from error
 
 
-def _may_copy_locked(packages: Sequence[Package], places: Sequence[Place]) -> bool:
-    warm = not any(place.extent is not None and place.extent.cold for place in places)
-    return warm and sum(package.extent_nbytes for package in packages) <= _COPY_LOCKED_NBYTES
+def _may_copy_locked(places: Sequence[Place]) -> bool:
+    extents = [place.extent for place in places if place.extent is not None]
+    nbytes = sum(extent.nbytes for extent in extents)
+    return nbytes <= _COPY_LOCKED_NBYTES and not any(extent.cold for extent in extents)
 
 
-def _reserve_all(session: Session, packages: Sequence[Package], places: list[Place]) -> None:
-    """Reserve a place for each package; `places` always tells which. Requires: the store lock."""
-    session.reclaim(_RECLAIM_FEW)
-    for package in packages:
-        _reserve(session, package, places)
-
-
-def _check_keys(session: Session, packages: Sequence[Package], *, overwrite: bool) -> None:
+def _check_keys(session: Session, packages: Sequence[Package]) -> None:
     """Raise KeyExistsError for the first key that is taken. Requires: the store lock."""
     for package in packages:
-        if overwrite or package.key is None:
-            continue
-        if session.keys.find(package.content.digest) >= 0:
+        if package.key is not None and session.keys.find(package.content.digest) >= 0:
             raise KeyExistsError(
                 f"the key {package.key!r} is taken in store {session.path.name!r}. Delete it, use "
                 "another key, or put with overwrite=True.",
@@ -234,13 +263,17 @@ def _try_reserve(session: Session, package: Package, places: list[Place]) -> boo
     return True
 
 
+def _copy(session: Session, package: Package, place: Place) -> None:
+    """Copy the frames into the extent."""
+    if place.extent is not None:
+        _, start, _, cold = place.extent
+        frames = [(start + offset, frame) for offset, frame in package.frames]
+        session.segment.write(frames, cold=cold)
+
+
 def _copy_all(session: Session, packages: Sequence[Package], places: Sequence[Place]) -> None:
-    """Copy the frames into their extents."""
     for package, place in zip(packages, places, strict=True):
-        if place.extent is not None:
-            start = place.extent.offset
-            frames = [(start + offset, frame) for offset, frame in package.frames]
-            session.segment.write(frames, cold=place.extent.cold)
+        _copy(session, package, place)
 
 
 def _publish_all(session: Session, packages: Sequence[Package], places: Sequence[Place]) -> None:
@@ -257,10 +290,10 @@ def publish(session: Session, package: Package, place: Place) -> None:
     if place.extent is not None and place.extent.cold:
         session.allocator.mark_warm(session.slots.read(place.slot).node)
     if package.key is None:
-        session.slots.publish(place.slot, package.content)
+        session.slots.publish(place.slot, package.content, session.pid)
         return
     old = session.keys.find(package.content.digest)
-    session.slots.publish(place.slot, package.content)
+    session.slots.publish(place.slot, package.content, session.pid)
     if old >= 0:
         session.keys.swap(old, place.slot)
         session.slots.doom(old)
@@ -311,7 +344,21 @@ def _holders_of_doomed(session: Session) -> list[str]:
 # --- delete ------------------------------------------------------------------------------------
 
 
-def remove(session: Session, slot: int) -> None:
+def delete(session: Session, finders: Sequence[Callable[[], int]]) -> int:
+    """Delete the objects whose slots are found under the lock (-1: not there); return how many."""
+    session.check_writeable()
+    deleted = 0
+    with session.lock:
+        session.check_alive()
+        for find in finders:
+            slot = find()
+            if slot >= 0:
+                _remove(session, slot)
+                deleted += 1
+    return deleted
+
+
+def _remove(session: Session, slot: int) -> None:
     """Take a READY object away from new readers. Requires: the store lock."""
     if session.slots.read(slot).kind & L.KIND_NAMED:
         session.keys.remove(slot)
@@ -338,18 +385,20 @@ class Allocation:
 
     def enter(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """Reserve the memory and return an array over it."""
-        session, packages = self._session, [self._package]
+        session, package = self._session, self._package
         session.check_writeable()
         places: list[Place] = []
         try:
             with session.lock:
                 session.check_alive()
-                _check_keys(session, packages, overwrite=self._overwrite)
-                _reserve_all(session, packages, places)
+                if not self._overwrite:
+                    _check_keys(session, [package])
+                session.reclaim(_RECLAIM_FEW)
+                _reserve(session, package, places)
             [self.place] = places
             if self.place.extent is not None and self.place.extent.cold:
                 session.segment.reserve(self.place.extent.offset, self.place.extent.nbytes)
-            _copy_all(session, packages, places)
+            _copy(session, package, self.place)
             return self._make_array(self.place, shape, dtype)
         except BaseException as error:
             discard(session, places, error)
@@ -380,7 +429,8 @@ class Allocation:
         try:
             with session.lock:
                 session.check_alive()
-                _check_keys(session, [self._package], overwrite=self._overwrite)
+                if not self._overwrite:
+                    _check_keys(session, [self._package])
                 publish(session, self._package, self.place)
         except BaseException as error:
             self.discard(error)

@@ -10,7 +10,7 @@ word, read the rest, read the state word again; if it is the same, what was read
 
 from __future__ import annotations
 
-import os
+import struct
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -23,6 +23,14 @@ from shmstore._memory import layout as L
 from shmstore._memory.allocator import Extent
 from shmstore._memory.index import Index
 from shmstore.errors import CorruptStoreError
+
+
+# Words that are written together: HEADER_NBYTES to DIGEST, and CREATED_NS to HEADER_OFFSET. Only the state
+# word tells whether they count, so it does not matter that these stores are not single ones.
+_DESCRIPTION = struct.Struct("=5Q")
+_ORIGIN = struct.Struct("=3Q")
+assert L.S_DIGEST + 2 - L.S_HEADER_NBYTES == _DESCRIPTION.size // L.WORD
+assert L.S_HEADER_OFFSET + 1 - L.S_CREATED_NS == _ORIGIN.size // L.WORD
 
 
 class Record(NamedTuple):
@@ -109,28 +117,29 @@ class Slots:
         words[base + L.S_STATE] = states.first_word(generation)
         return int(generation)
 
-    def publish(self, slot: int, content: Content) -> None:
+    def publish(self, slot: int, content: Content, pid: int) -> None:
         """Make the object of a slot visible: everything else first, the state word last.
 
         Requires: the store lock; the frames lie in the extent.
         """
         words = self._words
         base = self._start + slot * L.SLOT_WORDS
+        start = base * L.WORD
         kind, header, header_offset, inline, data_nbytes, digest = content
         if not kind & L.KIND_HEADER_IN_EXTENT:
             beside = header + inline
-            start = base * L.WORD + L.INLINE_OFFSET
-            self._bytes[start : start + len(beside)] = beside
-        words[base + L.S_HEADER_NBYTES] = len(header)
-        words[base + L.S_KIND] = kind
-        words[base + L.S_DATA_NBYTES] = data_nbytes
-        words[base + L.S_DIGEST], words[base + L.S_DIGEST + 1] = digest
-        words[base + L.S_CREATED_NS] = time.time_ns()
-        words[base + L.S_PID] = os.getpid()
-        words[base + L.S_HEADER_OFFSET] = header_offset
-        words[base + L.S_STATE] = states.move(words[base + L.S_STATE], states.READY)
+            inline_start = start + L.INLINE_OFFSET
+            self._bytes[inline_start : inline_start + len(beside)] = beside
+        _DESCRIPTION.pack_into(
+            self._bytes, start + L.S_HEADER_NBYTES * L.WORD, len(header), kind, data_nbytes, *digest
+        )
+        _ORIGIN.pack_into(
+            self._bytes, start + L.S_CREATED_NS * L.WORD, time.time_ns(), pid, header_offset
+        )
+        words[base] = states.move(words[base], states.READY)
         words[L.W_OBJECTS] += 1
-        words[L.W_NAMED] += kind >> 3
+        if kind & L.KIND_NAMED:
+            words[L.W_NAMED] += 1
 
     def doom(self, slot: int) -> bool:
         """Take an object, or a half-made one, away from new readers. Requires: the store lock.
@@ -146,7 +155,7 @@ class Slots:
         words[base + L.S_STATE] = states.move(word, states.DOOMED)
         if states.state_of(word) == states.READY:
             words[L.W_OBJECTS] -= 1
-            words[L.W_NAMED] -= words[base + L.S_KIND] >> 3
+            words[L.W_NAMED] -= (words[base + L.S_KIND] & L.KIND_NAMED) // L.KIND_NAMED
         if not words[base + L.S_EXTENT_NBYTES]:
             self.free(slot)
             return True

@@ -143,7 +143,9 @@ def open_seats(folder_fd: int, name: str, path: Path) -> int:
     try:
         fd = os.open(name, _FOLDER_FLAGS, dir_fd=folder_fd)
     except FileNotFoundError:
-        raise NotAStoreError(f"{path} is not a store: it holds no {name!r}.", path=str(path)) from None
+        raise NotAStoreError(
+            f"{path} is not a store: it holds no {name!r}.", path=str(path)
+        ) from None
     except OSError as error:
         raise _unsafe(path / name, error.strerror or str(error)) from error
     _check_own(fd, path / name)
@@ -214,7 +216,7 @@ def full_file_system(fd: int, path: Path, asked: int, error: OSError) -> StoreFu
     return StoreFullError(
         f"the file system of {path} has no room: asked for {asked:,} bytes, {free:,} are free "
         f"({error.strerror}). Enlarge it: `mount -o remount,size=4g /dev/shm`, docker: `--shm-size=4g`, "
-        'kubernetes: a volume `emptyDir: {medium: Memory}` on /dev/shm; or set '
+        "kubernetes: a volume `emptyDir: {medium: Memory}` on /dev/shm; or set "
         f"{ROOT_VARIABLE} to a larger file system.",
         path=str(path),
         asked=asked,
@@ -228,7 +230,9 @@ def _make_root(root: Path) -> None:
     except FileExistsError:
         return
     except FileNotFoundError:
-        message = f"the folder above the root {root} does not exist; make it, or change {ROOT_VARIABLE}"
+        message = (
+            f"the folder above the root {root} does not exist; make it, or change {ROOT_VARIABLE}"
+        )
         raise StoreNotFoundError(message, path=str(root)) from None
 
 

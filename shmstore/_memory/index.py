@@ -117,7 +117,9 @@ class Index:
 
     def grow_slots(self) -> None:
         """Reserve room for more slots. Requires: the store lock. OSError (ENOSPC): no pages."""
-        self._grow(L.W_SLOTS_RESERVED, self.geometry.slots, L.SLOT_NBYTES, self.geometry.max_objects)
+        self._grow(
+            L.W_SLOTS_RESERVED, self.geometry.slots, L.SLOT_NBYTES, self.geometry.max_objects
+        )
 
     def grow_buckets(self) -> None:
         """Reserve room for more key buckets. Requires: the store lock."""

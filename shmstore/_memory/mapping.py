@@ -33,7 +33,9 @@ _libc.mmap.argtypes = (
 )
 
 
-def map_file(fd: int, nbytes: int, *, writeable: bool, private: bool = False, offset: int = 0) -> mmap.mmap:
+def map_file(
+    fd: int, nbytes: int, *, writeable: bool, private: bool = False, offset: int = 0
+) -> mmap.mmap:
     """Map a file without keeping a descriptor for as long as the mapping lives.
 
     Parameters
@@ -58,7 +60,9 @@ def map_file(fd: int, nbytes: int, *, writeable: bool, private: bool = False, of
         return mmap.mmap(fd, nbytes, flags=flags, prot=prot, offset=offset, trackfd=False)
     # Before 3.13 a mapping of a file holds a duplicate of the descriptor. An anonymous one holds
     # none, and the file takes its place at the same address.
-    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, prot=prot)
+    memory = mmap.mmap(
+        -1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, prot=prot
+    )
     address = address_of(memory)
     if _libc.mmap(address, nbytes, prot, flags | _MAP_FIXED, fd, offset) != address:
         number = ctypes.get_errno()

@@ -56,9 +56,9 @@ def sample_words(data: Data, seed: int) -> Answer:
 
 
 def _draw(count: int, nbytes: int, seed: int) -> npt.NDArray[np.int64]:
-    """Draw a sixteenth of so many items, with repetition; more of few, less of huge ones."""
+    """Draw a sixteenth of so many items, with repetition; more if they are few, less if large."""
     affordable = _MAX_SAMPLE_NBYTES * count // nbytes
-    size = max(1, min(max(count // _SAMPLE_SHARE, _MIN_SAMPLE), affordable))
+    size = max(1, min(max(count // _SAMPLE_SHARE, _MIN_SAMPLE), count, affordable))
     return np.random.default_rng(seed).integers(count, size=size)
 
 

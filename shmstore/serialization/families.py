@@ -186,7 +186,9 @@ def deserialize(
 def _known(names: Sequence[str]) -> Sequence[str]:
     unknown = [name for name in names if name not in families]
     if isinstance(names, str) or unknown:
-        message = f"serializers={names!r}: expected a sequence of names out of {', '.join(families)}"
+        message = (
+            f"serializers={names!r}: expected a sequence of names out of {', '.join(families)}"
+        )
         raise ValueError(message)
     return names
 

@@ -63,7 +63,9 @@ def unpack(packed: bytes, room: int) -> tuple[dict[str, Any], list[FrameRow]]:
         version, header, rows = msgpack.unpackb(packed, strict_map_key=False)
         table = [FrameRow(*row) for row in rows]
     except Exception as error:
-        raise CorruptStoreError(f"a packed header of {len(packed)} bytes is damaged: {error}") from error
+        raise CorruptStoreError(
+            f"a packed header of {len(packed)} bytes is damaged: {error}"
+        ) from error
     if version != HEADER_VERSION:
         raise FormatVersionError(
             f"a header has version {version!r}, this process reads {HEADER_VERSION}",
@@ -74,7 +76,9 @@ def unpack(packed: bytes, room: int) -> tuple[dict[str, Any], list[FrameRow]]:
         raise CorruptStoreError(f"a packed header holds {type(header).__name__} instead of a map")
     for number, row in enumerate(table):
         if not _fits(row, room):
-            raise CorruptStoreError(f"frame {number} at {row[:2]!r} leaves its extent of {room} bytes")
+            raise CorruptStoreError(
+                f"frame {number} at {row[:2]!r} leaves its extent of {room} bytes"
+            )
     return header, table
 
 

@@ -53,15 +53,18 @@ def is_plain(x: Any) -> bool:
     if kind in _LEAVES:
         return True
     if kind is dict:
-        return len(x) <= _SMALL and all(type(key) is str for key in x) and _are_plain(x.values())
+        return len(x) <= _SMALL and _LEAVES.issuperset(map(type, x)) and _are_plain(x.values())
     return (kind is list or kind is tuple) and len(x) <= _SMALL and _are_plain(x)
 
 
 def _are_plain(values: Iterable[Any]) -> bool:
-    kinds = set(map(type, values))
-    if kinds <= _LEAVES:
+    if _LEAVES.issuperset(map(type, values)):
         return True
-    return kinds <= _LEAVES | {list, tuple} and all(
-        type(value) in _LEAVES or (len(value) <= _SMALL and set(map(type, value)) <= _LEAVES)
-        for value in values
-    )
+    for value in values:
+        kind = type(value)
+        if kind is list or kind is tuple:
+            if len(value) > _SMALL or not _LEAVES.issuperset(map(type, value)):
+                return False
+        elif kind not in _LEAVES:
+            return False
+    return True

@@ -38,9 +38,7 @@ def serialize_array(x: Array) -> tuple[dict[str, Any], list[Frame]]:
 def deserialize_array(header: dict[str, Any], frames: Sequence[Frame]) -> Array:
     """Return an array over the one frame; it is as writeable as the frame is."""
     if len(frames) != 1:
-        raise DeserializationError(
-            f"an array has one frame, these are {len(frames)}", key="frames"
-        )
+        raise DeserializationError(f"an array has one frame, these are {len(frames)}", key="frames")
     shape, dtype, strides = array_layout(header)
     return np.ndarray(shape, dtype, frames[0], 0, strides)
 
