@@ -10,6 +10,7 @@ death of the process) gives its slot and extent back.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 from weakref import ref as weak_ref
@@ -17,7 +18,7 @@ from weakref import ref as weak_ref
 import numpy as np
 import numpy.typing as npt
 
-from shmstore._catalog.keys import NO_KEY, Digest, digest_of
+from shmstore._catalog.keys import NO_KEY, digest_of
 from shmstore._catalog.slots import Content
 from shmstore._memory import folder
 from shmstore._memory import layout as L
@@ -73,17 +74,18 @@ def pack(
         True: all frames are recorded as read-only. None or False: as they are.
     """
     header, frames = serialize(obj, serializers)
+    if len(frames) == 1 and header["serializer"] == "pickle":
+        return _pack_plain(header["type"], frames[0], key)
     header.pop("writeable", None)
     if key is not None:
         header["key"] = key
-    if header["serializer"] == "pickle" and len(frames) == 1:
-        return _pack_plain(header, frames[0], key)
-    views = [ensure_memoryview(frame) for frame in frames]
-    table, offset = [], 0
-    for view in views:
+    table, placed, offset = [], [], 0
+    for frame in frames:
+        view = ensure_memoryview(frame)
         table.append(headers.FrameRow(offset, view.nbytes, not (view.readonly or readonly)))
+        placed.append((offset, view))
         offset = L.align(offset + view.nbytes)
-    return _package(0, headers.pack(header, table), views, table, key)
+    return _package(headers.pack(header, table), placed, offset, key)
 
 
 def pack_array(
@@ -99,45 +101,50 @@ def pack_array(
     if key is not None:
         header["key"] = key
     row = headers.FrameRow(0, nbytes, not readonly)
-    return _package(0, headers.pack(header, [row]), (), [row], key)
+    package = _package(headers.pack(header, [row]), [], L.align(nbytes), key)
+    return package._replace(content=package.content._replace(data_nbytes=nbytes))
 
 
-def _pack_plain(header: dict[str, Any], stream: bytes, key: str | None) -> Package:
+def _pack_plain(type_name: str, stream: bytes, key: str | None) -> Package:
     """Lay out a pickle without buffers: in the slot itself if it fits."""
-    del header["serializer"]
-    packed = headers.pack(header, ())
+    packed = _plain_header(type_name, key) if key is None else _plain_header.__wrapped__(type_name, key)
     if len(packed) + len(stream) > L.INLINE_NBYTES:
-        row = headers.FrameRow(0, len(stream), writeable=False)
-        return _package(L.KIND_PLAIN, packed, [memoryview(stream)], [row], key)
-    kind = L.KIND_PLAIN | L.KIND_INLINE | (L.KIND_NAMED if key is not None else 0)
-    content = Content(kind, packed, 0, stream, len(stream), _digest(key))
+        placed = [(0, memoryview(stream))]
+        return _package(packed, placed, L.align(len(stream)), key, L.KIND_PLAIN)
+    if key is None:
+        content = Content(L.KIND_PLAIN | L.KIND_INLINE, packed, 0, stream, len(stream), NO_KEY)
+    else:
+        kind = L.KIND_PLAIN | L.KIND_INLINE | L.KIND_NAMED
+        content = Content(kind, packed, 0, stream, len(stream), digest_of(key))
     return Package(content, (), 0, key)
 
 
+@functools.lru_cache(maxsize=256)
+def _plain_header(type_name: str, key: str | None) -> bytes:
+    header = {"type": type_name} if key is None else {"type": type_name, "key": key}
+    return headers.pack(header, ())
+
+
 def _package(
-    kind: int,
     packed: bytes,
-    views: Sequence[memoryview],
-    table: Sequence[headers.FrameRow],
+    frames: list[tuple[int, memoryview]],
+    extent_nbytes: int,
     key: str | None,
+    kind: int = 0,
 ) -> Package:
     """Put the header behind the frames if it does not fit into the slot."""
-    frames = [(row.offset, view) for row, view in zip(table, views, strict=False)]
-    extent_nbytes = max((row.offset + L.align(row.nbytes) for row in table), default=0)
     header_offset = extent_nbytes
+    data_nbytes = sum([view.nbytes for _, view in frames])
     if len(packed) > L.INLINE_NBYTES:
         kind |= L.KIND_HEADER_IN_EXTENT
         frames.append((extent_nbytes, memoryview(packed)))
         extent_nbytes += L.align(len(packed))
+    digest = NO_KEY
     if key is not None:
         kind |= L.KIND_NAMED
-    data_nbytes = sum(row.nbytes for row in table)
-    content = Content(kind, packed, header_offset, b"", data_nbytes, _digest(key))
+        digest = digest_of(key)
+    content = Content(kind, packed, header_offset, b"", data_nbytes, digest)
     return Package(content, frames, extent_nbytes, key)
-
-
-def _digest(key: str | None) -> Digest:
-    return NO_KEY if key is None else digest_of(key)
 
 
 # --- 2 reserve, 3 copy, 4 publish --------------------------------------------------------------
@@ -148,12 +155,14 @@ def put(session: Session, package: Package, *, overwrite: bool) -> Place:
     if session.readonly:
         session.check_writeable()
     places: list[Place] = []
+    words = session.words
     try:
         with session.lock:
             session.check_alive()
             if not overwrite:
                 _check_keys(session, [package])
-            session.reclaim(_RECLAIM_FEW)
+            if words[L.W_DOOMED_HEAD]:
+                session.reclaim(_RECLAIM_FEW)
             _reserve(session, package, places)
             [place] = places
             _, _, extent = place
@@ -178,12 +187,14 @@ def put_many(session: Session, packages: Sequence[Package], *, overwrite: bool) 
     """Store packed objects, all or none, in one lock hold if they are small and two if not."""
     session.check_writeable()
     places: list[Place] = []
+    words = session.words
     try:
         with session.lock:
             session.check_alive()
             if not overwrite:
                 _check_keys(session, packages)
-            session.reclaim(_RECLAIM_FEW)
+            if words[L.W_DOOMED_HEAD]:
+                session.reclaim(_RECLAIM_FEW)
             for package in packages:
                 _reserve(session, package, places)
             locked = _may_copy_locked(places)

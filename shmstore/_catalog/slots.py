@@ -25,10 +25,12 @@ from shmstore._memory.index import Index
 from shmstore.errors import CorruptStoreError
 
 
-# Words that are written together: HEADER_NBYTES to DIGEST, and CREATED_NS to HEADER_OFFSET. Only the state
-# word tells whether they count, so it does not matter that these stores are not single ones.
+# Words that are written together: OWNER to NODE, HEADER_NBYTES to DIGEST, and CREATED_NS to HEADER_OFFSET.
+# Only the state word tells whether they count, so it does not matter that these stores are not single ones.
+_PLACE = struct.Struct("=4Q")
 _DESCRIPTION = struct.Struct("=5Q")
 _ORIGIN = struct.Struct("=3Q")
+assert L.S_NODE + 1 - L.S_OWNER == _PLACE.size // L.WORD
 assert L.S_DIGEST + 2 - L.S_HEADER_NBYTES == _DESCRIPTION.size // L.WORD
 assert L.S_HEADER_OFFSET + 1 - L.S_CREATED_NS == _ORIGIN.size // L.WORD
 
@@ -106,14 +108,8 @@ class Slots:
             words[L.W_SLOT_TOP] = slot + 1
         else:
             words[L.W_FREE_SLOT] = words[base + L.S_LINK]
-        words[base + L.S_OWNER] = owner + 1
-        words[base + L.S_KIND] = 0
-        if extent is None:
-            words[base + L.S_EXTENT_NBYTES] = words[base + L.S_NODE] = 0
-        else:
-            words[base + L.S_EXTENT] = extent.offset
-            words[base + L.S_EXTENT_NBYTES] = extent.nbytes
-            words[base + L.S_NODE] = extent.node + 1
+        place = (0, 0, 0) if extent is None else (extent.offset, extent.nbytes, extent.node + 1)
+        _PLACE.pack_into(self._bytes, (base + L.S_OWNER) * L.WORD, owner + 1, *place)
         words[base + L.S_STATE] = states.first_word(generation)
         return int(generation)
 

@@ -1,8 +1,8 @@
 """How does an object become a pickle stream and buffers beside it?
 
-One pass: the C pickler alone where the object consists of a few builtin values; otherwise cloudpickle's
-pickler, which runs the same C code and is asked only about functions, classes and instances, so that
-what lives in ``__main__`` or in a closure travels by value.
+One pass of cloudpickle's pickler, which runs the C code of pickle and is asked only about functions,
+classes and instances, so that what lives in ``__main__`` or in a closure travels by value. What consists
+of a few builtin values (`is_plain`) needs not even that.
 """
 
 from __future__ import annotations
@@ -35,8 +35,6 @@ def dumps(x: Any, *, buffer_callback: Callable[[pickle.PickleBuffer], Any] | Non
     Exception
         Whatever the object's own reducer raises; `pickle.PicklingError` or `TypeError` as a rule.
     """
-    if is_plain(x):
-        return pickle.dumps(x, PROTOCOL)
     with io.BytesIO() as stream:
         cloudpickle.Pickler(stream, PROTOCOL, buffer_callback).dump(x)
         return stream.getvalue()
