@@ -1,7 +1,8 @@
 """A store of Python objects in shared memory.
 
-One process puts an object, any other process on the machine gets it back without copying its data. There
-is no server: the store is a folder of memory-mapped files, and every process works on it directly.
+One process puts an object, any other process on the machine gets it back without copying its data.
+There is no server: the store is a folder of memory-mapped files, and every process works on it
+directly.
 
 >>> import numpy as np, shmstore
 >>> with shmstore.Store.create(capacity="64MiB") as store:

@@ -1,7 +1,7 @@
-"""Is every invariant of the format true? One function per number; `docs/format.md` has the sentences.
+"""Is every invariant of the format true? One function per number of `docs/format.md`.
 
-Concurrency: runs under the store lock, after taking back what nobody looks at, so that a busy store can be
-checked too.
+Concurrency: runs under the store lock, after taking back what nobody looks at, so that a busy
+store can be checked too.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ def extents_are_disjoint(session: Session, table: Table) -> Iterator[str]:
 
 
 def blocks_fill_the_segment(session: Session, table: Table) -> Iterator[str]:
-    """2: free + used = size: the allocator's blocks follow each other without gaps up to its top."""
+    """2: free + used = size: the blocks follow each other without gaps up to the top."""
     top = session.words[L.W_SEGMENT_TOP]
     used = 0
     for block in session.allocator.blocks():
         if block.offset + block.nbytes != top:
-            yield f"the block {block.offset}+{block.nbytes} does not end where the next begins, {top}"
+            yield f"the block {block.offset}+{block.nbytes} does not end at {top}"
         top = block.offset
         used += block.nbytes if block.status == L.NODE_USED else 0
     if top:
@@ -101,7 +101,7 @@ def keys_are_found_once(session: Session, table: Table) -> Iterator[str]:
         yield f"the key of slot {slot} is in no bucket"
     for slot, times in found.items():
         if times > 1 or slot not in expected:
-            yield f"slot {slot} is {times} times in the key index, READY with a key: {slot in expected}"
+            yield f"slot {slot} is {times} times in the key index; has a key: {slot in expected}"
     for slot in expected:
         digest = int(table[slot, L.S_DIGEST]), int(table[slot, L.S_DIGEST + 1])
         if session.keys.find(digest) != slot:
@@ -138,7 +138,7 @@ def generations_only_grow(session: Session, table: Table) -> Iterator[str]:
 
 
 def pinned_extents_are_used(session: Session, table: Table) -> Iterator[str]:
-    """8: a pinned extent is never reallocated: a pinned slot is READY, DOOMED or its own writer's."""
+    """8: a pinned extent is never reallocated: its slot is not FREE."""
     for slot in session.clients.pinned():
         if slot >= len(table) or int(_state(table)[slot]) == states.FREE:
             yield f"slot {slot} is pinned and free"
@@ -148,8 +148,9 @@ def used_bytes_add_up(session: Session, table: Table) -> Iterator[str]:
     """9: used bytes equal the sum over the slots, each of which has the extent it names."""
     words = session.words
     extents = _with_extent(table)
-    if int(extents[:, L.S_EXTENT_NBYTES].sum()) != words[L.W_USED]:
-        yield f"the slots have {int(extents[:, L.S_EXTENT_NBYTES].sum())} bytes, USED says {words[L.W_USED]}"
+    total = int(extents[:, L.S_EXTENT_NBYTES].sum())
+    if total != words[L.W_USED]:
+        yield f"the slots have {total} bytes, USED says {words[L.W_USED]}"
     blocks = {
         b.node: (b.offset, b.nbytes) for b in session.allocator.blocks() if b.status == L.NODE_USED
     }
@@ -157,19 +158,21 @@ def used_bytes_add_up(session: Session, table: Table) -> Iterator[str]:
         yield f"{len(extents)} slots have an extent, {len(blocks)} blocks are used"
     for offset, nbytes, node in extents[:, [L.S_EXTENT, L.S_EXTENT_NBYTES, L.S_NODE]].tolist():
         if blocks.get(node - 1) != (offset, nbytes):
-            yield f"the extent {offset}+{nbytes} is not the block {node - 1}, {blocks.get(node - 1)}"
+            yield f"the extent {offset}+{nbytes} is not its block, {blocks.get(node - 1)}"
 
 
 def counts_agree(session: Session, table: Table) -> Iterator[str]:
     """10: the counts of objects and the lists of free and doomed slots agree with the states."""
     words, state = session.words, _state(table)
-    ready = state == states.READY
-    named = int((ready & (table[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0)).sum())
+    has_key = table[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0
+    found = int((state == states.READY).sum()), int(((state == states.READY) & has_key).sum())
+    counted = words[L.W_OBJECTS], words[L.W_NAMED]
+    if found != counted:
+        yield f"(objects, named) are {found}, counted {counted}"
     doomed = set(session.slots.doomed())
-    if (int(ready.sum()), named) != (words[L.W_OBJECTS], words[L.W_NAMED]):
-        yield f"{int(ready.sum())} objects, {named} named; counted {words[L.W_OBJECTS]}, {words[L.W_NAMED]}"
-    if doomed != set(np.flatnonzero(state == states.DOOMED).tolist()):
-        yield f"the list of doomed slots has {len(doomed)}, {int((state == states.DOOMED).sum())} are DOOMED"
+    waiting = set(np.flatnonzero(state == states.DOOMED).tolist())
+    if doomed != waiting:
+        yield f"the list of doomed slots has {len(doomed)}, {len(waiting)} are DOOMED"
     free = session.slots.count_free()
     if free != int((state == states.FREE).sum()):
         yield f"the list of free slots has {free}, {int((state == states.FREE).sum())} are FREE"

@@ -1,7 +1,7 @@
 """What is in a store, who is there, and who looks at what?
 
-Concurrency: iteration takes no lock and sees each object that was there all the time exactly once; sums
-and pins are read under the store lock.
+Concurrency: iteration takes no lock and sees each object that was there all the time exactly once;
+sums and pins are read under the store lock.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """How does a store come into being, how is it joined and left, and how does it end?
 
-* create: under the root lock, in a folder nobody can find, with the creator's seat in it; then a rename
-  makes it visible, whole and alive.
+* create: under the root lock, in a folder nobody can find, with the creator's seat in it; then a
+  rename makes it visible, whole and alive.
 * attach: under the store lock a seat is taken. A store that is being removed says so in its index.
-* leave: the seat goes. The owner's going, and the last client's, destroys the store unless it persists.
-* destroy: DESTROYED is set and all objects doomed under the store lock, memory nobody looks at goes back
-  to the system, the folder is renamed away and removed. Views stay valid.
+* leave: the seat goes. The owner's going, and the last client's, destroys the store unless it
+  persists.
+* destroy: DESTROYED is set and all objects doomed under the store lock, memory nobody looks at
+  goes back to the system, the folder is renamed away and removed. Views stay valid.
 * fork: the parent makes the child's seat, with a copy of all pins, before the child exists.
-* exit: every session is left. What a killed process leaves is undone by the others: see `_recovery`.
+* exit: every session is left. What a killed process leaves is undone by the others: see
+  `_recovery`.
 
 The root lock is the lock of the root folder itself; only create and destroy take it.
 """
@@ -117,7 +119,8 @@ def session_of(identity: bytes, path: str) -> Session:
     if session.uuid != identity:
         leave(session)
         raise StoreNotFoundError(
-            f"the store that this reference belongs to is gone; {path} is another store of that name.",
+            f"the store that this reference belongs to is gone; {path} is another store of that "
+            f"name.",
             path=path,
         )
     return session
@@ -131,7 +134,8 @@ def _join(folder_fd: int, path: Path, *, readonly: bool, lock_timeout: float) ->
         session.folder_fd = os.dup(folder_fd)
         session.close_files()
         raise ShmStoreError(
-            f"the store {path.name!r} is read without a lock, which needs membarrier(2); this process may "
+            f"the store {path.name!r} is read without a lock, which needs membarrier(2); this "
+            f"process may "
             "not call it (a seccomp filter?). Create the store with locked_reads=True.",
             path=str(path),
         )
@@ -177,8 +181,10 @@ def _affordable(folder_fd: int, path: Path, options: Options) -> int:
     capacity = options.capacity_within(free)
     if capacity > free:
         raise StoreFullError(
-            f"a capacity of {capacity:,} bytes was asked for, but the file system of {path.parent} has "
-            f"only {free:,} free. Ask for less, or enlarge it: `mount -o remount,size=... /dev/shm`, "
+            f"a capacity of {capacity:,} bytes was asked for, but the file system of "
+            f"{path.parent} has "
+            f"only {free:,} free. Ask for less, or enlarge it: `mount -o remount,size=... "
+            f"/dev/shm`, "
             "docker: `--shm-size=...`, kubernetes: `emptyDir: {medium: Memory}` on /dev/shm.",
             asked=capacity,
             free=free,
@@ -195,7 +201,8 @@ def _make_way(root_fd: int, name: str, path: Path, lock_timeout: float) -> None:
     try:
         if not _end_if_dead(folder_fd, path, lock_timeout):
             raise StoreExistsError(
-                f"there is a live store {name!r} in {path.parent}. Use Store.attach or Store.open to join "
+                f"there is a live store {name!r} in {path.parent}. Use Store.attach or "
+                f"Store.open to join "
                 "it, or another name.",
                 name=name,
                 path=str(path),
@@ -228,7 +235,7 @@ def _end_if_dead(folder_fd: int, path: Path, lock_timeout: float) -> bool:
 
 
 def leave(session: Session, *, owner: bool = False) -> None:
-    """Give back one handle; with the owner's, or the last one, the seat goes, and perhaps the store."""
+    """Give back one handle. With the owner's or the last one the seat goes, maybe the store."""
     with _registry:
         session.handles -= 1
         if session.closed:
@@ -350,7 +357,8 @@ def _closing(fd: int) -> Iterator[int]:
 
 def _lock_is_busy(path: Path, timeout_s: float) -> LockTimeoutError:
     return LockTimeoutError(
-        f"the lock of {path} was not free within {timeout_s:g} s. Is a process that creates, attaches "
+        f"the lock of {path} was not free within {timeout_s:g} s. Is a process that creates, "
+        f"attaches "
         "or destroys a store there stopped? Continue or end it.",
         holder="unknown",
         timeout_s=timeout_s,

@@ -1,4 +1,4 @@
-"""The named objects of a store as a mutable mapping: what `dict` users expect beyond put and get."""
+"""What do users of `dict` expect of a store? Its named objects, as a mutable mapping."""
 
 from __future__ import annotations
 

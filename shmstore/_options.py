@@ -46,7 +46,7 @@ def parse_size(size: int | str) -> int:
         return size
     match = _SIZE.fullmatch(size)
     if match is None or match[2].upper() not in _UNITS:
-        message = f"{size!r} is not a size. Give an int, or a number and one of KB MB GB TB KiB MiB GiB TiB."
+        message = f"{size!r} is not a size. Give an int, or text like '64 MiB' or '8GB'."
         raise ValueError(message)
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
@@ -58,8 +58,8 @@ class Options:
     Parameters
     ----------
     capacity
-        Bytes for objects, an int or "8GiB"; rounded up to whole pages. From one page to 128 TiB (the
-        addresses that a process has). None: 80 % of what the file system has free, at most half of
+        Bytes for objects, an int or "8GiB"; rounded up to whole pages. From one page to 128 TiB
+        (the addresses that a process has). None: 80 % of what the file system has free, at most half of
         the RAM.
     persist
         Whether the store stays when its owner and all its clients have gone.

@@ -1,17 +1,18 @@
 """How does an object come out of the store without being copied?
 
-A *plan* is what a process knows about one object: where it lies and how it is built. It is made from the
-slot at the first get, kept by the reference and under the key, and valid for as long as the slot word
-reads the same: generation and state together name this object for ever.
+A *plan* is what a process knows about one object: where it lies and how it is built. It is made
+from the slot at the first get, kept by the reference and under the key, and valid for as long as
+the slot word reads the same: generation and state together name this object for ever.
 
-Getting takes two steps. `secure` makes sure that the bytes stay what they are: it copies the few bytes of
-an object that lies in the index, or pins the extent; then it looks at the slot word again. `build` makes
-the object. The pin belongs to an *anchor*, the array that lies directly on the mapping: everything that is
-derived from it keeps it alive, and its weak reference drops the pin when the last of them has died. (NumPy
-shortens chains of bases, but never past an array whose base is no array, and the anchor's is the mapping.)
+Getting takes two steps. `secure` makes sure that the bytes stay what they are: it copies the few
+bytes of an object that lies in the index, or pins the extent; then it looks at the slot word
+again. `build` makes the object. The pin belongs to an *anchor*, the array that lies directly on
+the mapping: everything that is derived from it keeps it alive, and its weak reference drops the
+pin when the last of them has died. (NumPy shortens chains of bases, but never past an array whose
+base is no array, and the anchor's is the mapping.)
 
-Concurrency: takes no lock where the store is read with barriers (see `Session.reclaim`); otherwise `secure`
-runs under the store lock.
+Concurrency: takes no lock where the store is read with barriers (see `Session.reclaim`); otherwise
+`secure` runs under the store lock.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ class ArrayPlan(Plan):
         self._check_bounds(table[0].nbytes)
 
     def _check_bounds(self, nbytes: int) -> None:
-        """Raise unless the array lies inside its frame: from here on only the mapping is checked."""
+        """Raise unless the array lies inside its frame; later only the mapping is checked."""
         frame = memoryview(self.exporter)[self.start : self.start + nbytes]
         try:
             np.ndarray(self.shape, self.dtype, frame, 0, self.strides)
@@ -328,7 +329,8 @@ def _check_place(session: Session, record: Record) -> None:
     if end > session.identity.capacity or header_end > record.extent_nbytes:
         raise session.slots.damaged(
             record.slot,
-            f"extent {record.extent}+{record.extent_nbytes} or header at {header_end} is out of bounds",
+            f"extent {record.extent}+{record.extent_nbytes} or header at {header_end} is out of "
+            f"bounds",
         )
 
 
@@ -404,6 +406,7 @@ def missing_key(session: Session, key: str) -> ObjectNotFoundError:
     """Return the error for a key that no object has."""
     return ObjectNotFoundError(
         f"no object has the key {key!r} in store {session.path.name!r}. Has it been put under this "
-        "name, or deleted? `list(store)` shows the keys; get(key, default) gives a default instead.",
+        "name, or deleted? `list(store)` shows the keys; get(key, default) gives a default "
+        "instead.",
         key=key,
     )

@@ -12,8 +12,8 @@ a seat without a row     `mend`: the file is removed
 an overwritten key       `mend`: of two READY objects with one key the younger stays
 =======================  ======================================================================
 
-Each step may be repeated, and may itself be cut short at any point: what tells that there is work to do
-(DIRTY, a state word, a row) is cleared last.
+Each step may be repeated, and may itself be cut short at any point: what tells that there is work
+to do (DIRTY, a state word, a row) is cleared last.
 
 Concurrency: everything here requires the store lock.
 """

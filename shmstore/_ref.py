@@ -20,9 +20,9 @@ _GONE = _reading.GONE
 class ObjectRef:
     """A reference to one object of one store: immutable, hashable, about 100 bytes when pickled.
 
-    It names this object for ever: when the object is deleted or overwritten, the reference leads to
-    `ObjectNotFoundError`, never to another object. In a process that has not attached the store, the
-    first use attaches it. As a context manager it deletes the object at the end.
+    It names this object for ever: when the object is deleted or overwritten, the reference leads
+    to `ObjectNotFoundError`, never to another object. In a process that has not attached the
+    store, the first use attaches it. As a context manager it deletes the object at the end.
 
     Notes
     -----
@@ -167,7 +167,8 @@ def finder(session: Session, ref: ObjectRef) -> Callable[[], int]:
 def missing(ref: ObjectRef) -> ObjectNotFoundError:
     """Return the error for a reference whose object is gone."""
     return ObjectNotFoundError(
-        f"the object of {ref!r} has been deleted or overwritten. Put it again, or keep it until its last "
+        f"the object of {ref!r} has been deleted or overwritten. Put it again, or keep it until "
+        f"its last "
         "reader has it.",
         key=ref.key,
         slot=ref._slot,

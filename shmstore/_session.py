@@ -1,11 +1,12 @@
 """What does this process hold of one store? One session per store, shared by all its handles.
 
-A session is the open files, the mapped tables, the lock and the seat of this process. It lives from the
-first handle (or the first `ObjectRef.get`) to the last handle, and then as long as views live.
+A session is the open files, the mapped tables, the lock and the seat of this process. It lives
+from the first handle (or the first `ObjectRef.get`) to the last handle, and then as long as views
+live.
 
-Concurrency: threads share a session; what they share in it is read-only after construction, guarded by the
-store lock, or safe by itself (`Pins`). A forked child gets seat and lock of its own before it runs any
-user code: see `_lifecycle`.
+Concurrency: threads share a session; what they share in it is read-only after construction,
+guarded by the store lock, or safe by itself (`Pins`). A forked child gets seat and lock of its own
+before it runs any user code: see `_lifecycle`.
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ class Session:
         """Raise unless the store still is. Requires: the store lock."""
         if self.words[L.W_DESTROYED]:
             raise StoreClosedError(
-                f"the store {self.path.name!r} has been destroyed by its owner. Views that you hold stay "
+                f"the store {self.path.name!r} has been destroyed by its owner. Views that you "
+                f"hold stay "
                 "valid; for anything else create it again.",
                 path=str(self.path),
             )
@@ -134,11 +136,11 @@ class Session:
     def reclaim(self, limit: int) -> None:
         """Free deleted objects that nobody looks at any more. Requires: the store lock.
 
-        The pin race, and why it is won: a reader (1) stores its pin, (2) loads the slot word, and uses
-        the extent only if the word still says READY. A delete (3) stores DOOMED; then, here, (4) the
-        barrier, (5) the pins are loaded. If (5) misses the pin of (1), then (1) came after the barrier,
-        so (2) sees (3) and the reader lets go. Where there is no barrier, (1) and (2) are done under
-        the store lock.
+        The pin race, and why it is won: a reader (1) stores its pin, (2) loads the slot word, and
+        uses the extent only if the word still says READY. A delete (3) stores DOOMED; then, here,
+        (4) the barrier, (5) the pins are loaded. If (5) misses the pin of (1), then (1) came after
+        the barrier, so (2) sees (3) and the reader lets go. Where there is no barrier, (1) and (2)
+        are done under the store lock.
         """
         if not self.words[L.W_DOOMED_HEAD]:
             return
@@ -179,7 +181,8 @@ class Session:
             raise folder.full_file_system(self.folder_fd, self.path, L.PAGE, error) from error
         if place is None:
             raise StoreFullError(
-                f"{self.identity.max_clients} processes are attached to {self.path.name!r}, as many as it "
+                f"{self.identity.max_clients} processes are attached to {self.path.name!r}, as "
+                f"many as it "
                 "takes. Create it with a larger max_clients.",
                 clients=self.identity.max_clients,
             )

@@ -13,8 +13,8 @@
     delete: the slot is DOOMED, new readers miss it at once     (lock)
     reclaim: whoever needs room frees doomed slots without pins (lock, barrier)
 
-`_writing` and `_reading` hold the steps, `_session` what a process has of a store, `_lifecycle` how stores
-begin and end.
+`_writing` and `_reading` hold the steps, `_session` what a process has of a store, `_lifecycle`
+how stores begin and end.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ _GONE = _reading.GONE
 class Store(NamedObjects):
     """A handle on a store of objects in shared memory.
 
-    Handles are made by `create`, `attach` and `open`. A handle is a context manager, a mutable mapping
-    over the named objects, may be used by many threads, survives a fork, and can be pickled: it attaches
-    on arrival.
+    Handles are made by `create`, `attach` and `open`. A handle is a context manager, a mutable
+    mapping over the named objects, may be used by many threads, survives a fork, and can be
+    pickled: it attaches on arrival.
 
     Examples
     --------
@@ -84,8 +84,8 @@ class Store(NamedObjects):
         name
             1 to 64 of ``A-Z a-z 0-9 . _ -``; None: a random one.
         capacity
-            Bytes for objects, as an int or as "8GiB"; the default follows from what the shared-memory
-            file system and the RAM can give.
+            Bytes for objects, as an int or as "8GiB"; the default follows from what the
+            shared-memory file system and the RAM can give.
         **options
             See `Options`: ``persist, prefault, max_objects, max_clients, root, lock_timeout,
             locked_reads``.
@@ -95,7 +95,8 @@ class Store(NamedObjects):
         StoreExistsError
             A live store has this name. The name of a dead one is taken over.
         StoreFullError
-            The shared-memory file system cannot give the capacity; the message says how to enlarge it.
+            The shared-memory file system cannot give the capacity; the message says how to enlarge
+            it.
         UnsafePathError
             The folder of the stores is a symlink, foreign, or open to others.
         """
@@ -136,8 +137,8 @@ class Store(NamedObjects):
     def open(cls, name: str, *, capacity: int | str | None = None, **options: Any) -> Self:
         """Join a store, or make it when there is none; it goes when its last client leaves.
 
-        Processes that call this at once get one store. `capacity` and the options count only for the
-        one that makes it; see `create`.
+        Processes that call this at once get one store. `capacity` and the options count only for
+        the one that makes it; see `create`.
         """
         return cls._of(_lifecycle.open_or_create(name, Options(capacity=capacity, **options)))
 
@@ -150,7 +151,7 @@ class Store(NamedObjects):
         return store
 
     def close(self) -> None:
-        """Give the handle back. Views stay valid; an owner's store is destroyed unless it persists."""
+        """Give the handle back; an owner's store goes unless it persists. Views stay valid."""
         session, self._session = self._session, None
         if session is not None:
             _lifecycle.leave(session, owner=self._owner)
@@ -297,8 +298,8 @@ class Store(NamedObjects):
         Returns
         -------
         Allocated
-            A context manager that gives the array. An exception in the block discards it. Afterwards
-            its ``ref`` is the reference to the object.
+            A context manager that gives the array. An exception in the block discards it.
+            Afterwards its ``ref`` is the reference to the object.
 
         Examples
         --------
@@ -331,9 +332,9 @@ class Store(NamedObjects):
         default
             What to return when there is no such object; without it ObjectNotFoundError is raised.
         mode
-            What buffers become. "shared": views on the shared memory, writeable where they were at put;
-            "readonly": read-only views; "private": writeable, and writes stay with this reader;
-            "copy": copies on the heap.
+            What buffers become. "shared": views on the shared memory, writeable where they were at
+            put; "readonly": read-only views; "private": writeable, and writes stay with this
+            reader; "copy": copies on the heap.
         deserializers
             Families that may be used; default all.
 
@@ -476,7 +477,7 @@ class Store(NamedObjects):
         return _inspection.clients(self._live())
 
     def check(self) -> list[Finding]:
-        """Prove every invariant of the format; return what is broken: an empty list when all is well."""
+        """Prove every invariant of the format; return what is broken (nothing: all is well)."""
         return _check.check(self._live())
 
     def recover(self) -> Recovered:
@@ -513,7 +514,8 @@ class Store(NamedObjects):
         session = self._session
         if session is None or session.closed:
             raise StoreClosedError(
-                "this handle is closed, or its store has been destroyed. Views that you hold stay valid; "
+                "this handle is closed, or its store has been destroyed. Views that you hold "
+                "stay valid; "
                 "attach again for anything else."
             )
         return session
@@ -533,7 +535,10 @@ class Store(NamedObjects):
             return "<Store closed>"
         session = self._live()
         used, capacity = session.words[L.W_USED], session.identity.capacity
-        return f"<Store {session.path.name!r} {session.words[L.W_OBJECTS]:,} objects, {used:,} of {capacity:,} bytes>"
+        return (
+            f"<Store {session.path.name!r} {session.words[L.W_OBJECTS]:,} objects, "
+            f"{used:,} of {capacity:,} bytes>"
+        )
 
 
 class Allocated:
@@ -614,7 +619,8 @@ def _check_key(key: object) -> None:
         raise ValueError(message) from error
     if nbytes > _writing.MAX_KEY_NBYTES:
         message = (
-            f"a key of {nbytes:,} bytes is too long (most: {_writing.MAX_KEY_NBYTES:,}); use a digest of "
+            f"a key of {nbytes:,} bytes is too long (most: {_writing.MAX_KEY_NBYTES:,}); use a "
+            f"digest of "
             f"it: {key!r:.60}..."
         )
         raise ValueError(message)

@@ -1,11 +1,11 @@
 """How does an object get into the store, whole or not at all?
 
-A put packs the object without any lock, reserves slot and extent under the lock, copies the frames, and
-publishes under the lock. What is small and goes into warm pages does the last three in one lock hold; the
-memcpy is shorter than a second one.
+A put packs the object without any lock, reserves slot and extent under the lock, copies the
+frames, and publishes under the lock. What is small and goes into warm pages does the last three in
+one lock hold; the memcpy is shorter than a second one.
 
-Concurrency: threads and processes. Whatever ends a put before it is published (an error, a signal, the
-death of the process) gives its slot and extent back.
+Concurrency: threads and processes. Whatever ends a put before it is published (an error, a signal,
+the death of the process) gives its slot and extent back.
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ def pack_array(
 
 def _pack_plain(type_name: str, stream: bytes, key: str | None) -> Package:
     """Lay out a pickle without buffers: in the slot itself if it fits."""
-    packed = _plain_header(type_name, key) if key is None else _plain_header.__wrapped__(type_name, key)
+    packed = (
+        _plain_header(type_name, key) if key is None else _plain_header.__wrapped__(type_name, key)
+    )
     if len(packed) + len(stream) > L.INLINE_NBYTES:
         placed = [(0, memoryview(stream))]
         return _package(packed, placed, L.align(len(stream)), key, L.KIND_PLAIN)
@@ -215,7 +217,7 @@ def put_many(session: Session, packages: Sequence[Package], *, overwrite: bool) 
 
 
 def discard(session: Session, places: Sequence[Place], error: BaseException) -> None:
-    """Give back places that were not published; an OSError becomes the error of a full file system."""
+    """Give back places that were not published; let ENOSPC say which file system is full."""
     if places:
         with session.lock:
             for place in places:
@@ -247,7 +249,8 @@ def _reserve(session: Session, package: Package, places: list[Place]) -> None:
     """Take a slot and an extent; bury the dead and look again before giving up."""
     if package.extent_nbytes > session.identity.capacity:
         raise ObjectTooLargeError(
-            f"the object needs {package.extent_nbytes:,} bytes, the whole store {session.path.name!r} has "
+            f"the object needs {package.extent_nbytes:,} bytes, the whole store "
+            f"{session.path.name!r} has "
             f"{session.identity.capacity:,}. Create it with a larger capacity.",
             asked=package.extent_nbytes,
             capacity=session.identity.capacity,
@@ -295,8 +298,8 @@ def _publish_all(session: Session, packages: Sequence[Package], places: Sequence
 def publish(session: Session, package: Package, place: Place) -> None:
     """Make an object visible; an older one under the same key is doomed after it.
 
-    Requires: the store lock. A reader of the key finds the old object or the new one: the new slot is
-    READY before the key's word points to it, and the old one is doomed only then.
+    Requires: the store lock. A reader of the key finds the old object or the new one: the new slot
+    is READY before the key's word points to it, and the old one is doomed only then.
     """
     if place.extent is not None and place.extent.cold:
         session.allocator.mark_warm(session.slots.read(place.slot).node)
@@ -318,7 +321,8 @@ def full(session: Session, asked: int) -> StoreFullError:
     name = session.path.name
     if words[L.W_SLOT_TOP] >= session.identity.max_objects and not words[L.W_FREE_SLOT]:
         return StoreFullError(
-            f"store {name!r} holds {words[L.W_OBJECTS]:,} objects, as many as it takes. Delete some, or "
+            f"store {name!r} holds {words[L.W_OBJECTS]:,} objects, as many as it takes. Delete "
+            f"some, or "
             "create it with a larger max_objects.",
             asked=asked,
             objects=words[L.W_OBJECTS],
@@ -329,9 +333,12 @@ def full(session: Session, asked: int) -> StoreFullError:
     holders = _holders_of_doomed(session)
     by = f", by {', '.join(holders)}" if holders else ""
     return StoreFullError(
-        f"store {name!r} has no room: asked for {asked:,} bytes, {free:,} of {session.identity.capacity:,} "
-        f"are free, the largest extent has {largest:,}. {pinned:,} bytes of deleted objects are still "
-        f"looked at{by}. Delete objects, drop views of deleted ones, or create the store with a larger "
+        f"store {name!r} has no room: asked for {asked:,} bytes, {free:,} of "
+        f"{session.identity.capacity:,} "
+        f"are free, the largest extent has {largest:,}. {pinned:,} bytes of deleted objects are "
+        f"still "
+        f"looked at{by}. Delete objects, drop views of deleted ones, or create the store with a "
+        f"larger "
         "capacity.",
         asked=asked,
         free=free,

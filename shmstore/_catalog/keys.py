@@ -1,14 +1,14 @@
 """Given a key, which slot holds its object?
 
-Linear hashing (W. Litwin, "Linear hashing: a new tool for file and table addressing", VLDB 1980): the
-table grows by one bucket with each new key, so that its memory follows the number of keys and no
-insertion ever rehashes the whole. The objects of one bucket form a chain through their slots. A key
-is known by its 128-bit blake2b digest, which is the same in every process whatever PYTHONHASHSEED says;
-its text lies in the object's header.
+Linear hashing (W. Litwin, "Linear hashing: a new tool for file and table addressing", VLDB 1980):
+the table grows by one bucket with each new key, so that its memory follows the number of keys and
+no insertion ever rehashes the whole. The objects of one bucket form a chain through their slots. A
+key is known by its 128-bit blake2b digest, which is the same in every process whatever
+PYTHONHASHSEED says; its text lies in the object's header.
 
 Concurrency: changes require the store lock. A reader without the lock may miss a key that is being
-moved to another bucket; what it finds is right if the slot word says so. It therefore repeats a miss
-under the lock.
+moved to another bucket; what it finds is right if the slot word says so. It therefore repeats a
+miss under the lock.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class KeyIndex:
             self._index.grow_buckets()
 
     def add(self, slot: int) -> None:
-        """Enter a slot under its digest. Requires: the store lock, a `prepare` before, no such key."""
+        """Enter a slot under its digest. Requires: the lock, `prepare`, and no such key."""
         words = self._words
         if words[L.W_BUCKETS] < min(words[L.W_NAMED], self._room()):
             self._grow()

@@ -1,11 +1,12 @@
 """Given a slot, what is known of its object?
 
 The slot table is the one source of truth of a store: everything else in the index can be made anew
-from it. Each change therefore writes the slot's state word last when it gives the slot a meaning, and
-first when it takes the meaning away.
+from it. Each change therefore writes the slot's state word last when it gives the slot a meaning,
+and first when it takes the meaning away.
 
-Concurrency: methods that change something require the store lock. Reading needs none: read the state
-word, read the rest, read the state word again; if it is the same, what was read belongs together.
+Concurrency: methods that change something require the store lock. Reading needs none: read the
+state word, read the rest, read the state word again; if it is the same, what was read belongs
+together.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from shmstore._memory.index import Index
 from shmstore.errors import CorruptStoreError
 
 
-# Words that are written together: OWNER to NODE, HEADER_NBYTES to DIGEST, and CREATED_NS to HEADER_OFFSET.
-# Only the state word tells whether they count, so it does not matter that these stores are not single ones.
+# Words that are written together: OWNER to NODE, HEADER_NBYTES to DIGEST, and CREATED_NS to
+# HEADER_OFFSET. Only the state word tells whether they count, so it does not matter that these
+# stores are not single ones.
 _PLACE = struct.Struct("=4Q")
 _DESCRIPTION = struct.Struct("=5Q")
 _ORIGIN = struct.Struct("=3Q")
@@ -313,7 +315,8 @@ class Slots:
         """Return the error that says what is wrong with a slot."""
         offset = (self._start + slot * L.SLOT_WORDS) * L.WORD
         return CorruptStoreError(
-            f"{self._index.path}: slot {slot} (offset {offset}): {what}. Call recover(), or destroy "
+            f"{self._index.path}: slot {slot} (offset {offset}): {what}. Call recover(), or "
+            f"destroy "
             "the store and create it again.",
             path=self._index.path,
             slot=slot,

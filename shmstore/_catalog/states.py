@@ -1,7 +1,8 @@
 """In which state is a slot, and which state may follow?
 
-A slot's first word holds its generation (the upper 56 bits) and its state (the lower 8). A generation
-belongs to one put for ever: a word that reads the same twice means the same object, unchanged.
+A slot's first word holds its generation (the upper 56 bits) and its state (the lower 8). A
+generation belongs to one put for ever: a word that reads the same twice means the same object,
+unchanged.
 
 ::
 

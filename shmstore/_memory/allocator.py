@@ -2,8 +2,8 @@
 
 Two-level segregated fit (M. Masmano, I. Ripoll, A. Crespo, J. Real, "TLSF: a new dynamic memory
 allocator for real-time systems", ECRTS 2004): free blocks hang in lists by size class, two bitmaps
-find a list that surely fits, and a freed block merges with its free neighbours. Its tables lie in the
-index, not between the data, so that a stray write through a view cannot reach them.
+find a list that surely fits, and a freed block merges with its free neighbours. Its tables lie in
+the index, not between the data, so that a stray write through a view cannot reach them.
 
 Above SEGMENT_TOP lies space that was never used. It is taken only when no used block fits: used
 pages are warm.

@@ -1,8 +1,8 @@
 """Which folder is a store, and is it safe to trust?
 
-`<root>/<name>/`. The root belongs to this user alone; everything in it is opened relative to a descriptor
-of a folder that was checked, never through a symlink. What is foreign, linked or open to others is
-refused, not repaired.
+`<root>/<name>/`. The root belongs to this user alone; everything in it is opened relative to a
+descriptor of a folder that was checked, never through a symlink. What is foreign, linked or open
+to others is refused, not repaired.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def check_name(name: str) -> str:
         raise TypeError(message)
     if not NAME_PATTERN.fullmatch(name) or name.startswith("."):
         message = (
-            f"{name!r} cannot be the name of a store. Use 1 to 64 of the characters A-Z a-z 0-9 . _ - "
+            f"{name!r} cannot be the name of a store. Use 1 to 64 of the characters A-Z a-z 0-9 "
+            f". _ - "
             "and no dot in front."
         )
         raise ValueError(message)
@@ -82,7 +83,8 @@ def open_root(root: Path, *, create: bool) -> int:
         fd = os.open(root, _FOLDER_FLAGS)
     except FileNotFoundError:
         raise StoreNotFoundError(
-            f"there is no store here: the folder {root} does not exist. Create a store first, or set "
+            f"there is no store here: the folder {root} does not exist. Create a store first, or "
+            f"set "
             f"{ROOT_VARIABLE} in all processes alike.",
             path=str(root),
         ) from None
@@ -102,7 +104,8 @@ def open_store(root_fd: int, name: str, path: Path) -> int:
         fd = os.open(name, _FOLDER_FLAGS, dir_fd=root_fd)
     except FileNotFoundError:
         raise StoreNotFoundError(
-            f"there is no store {name!r} in {path.parent}. Create it with Store.create({name!r}), or "
+            f"there is no store {name!r} in {path.parent}. Create it with "
+            f"Store.create({name!r}), or "
             f"look whether its processes use the same {ROOT_VARIABLE}.",
             name=name,
             path=str(path),
@@ -215,7 +218,8 @@ def full_file_system(fd: int, path: Path, asked: int, error: OSError) -> StoreFu
     free = free_bytes(fd)
     return StoreFullError(
         f"the file system of {path} has no room: asked for {asked:,} bytes, {free:,} are free "
-        f"({error.strerror}). Enlarge it: `mount -o remount,size=4g /dev/shm`, docker: `--shm-size=4g`, "
+        f"({error.strerror}). Enlarge it: `mount -o remount,size=4g /dev/shm`, docker: "
+        f"`--shm-size=4g`, "
         "kubernetes: a volume `emptyDir: {medium: Memory}` on /dev/shm; or set "
         f"{ROOT_VARIABLE} to a larger file system.",
         path=str(path),
@@ -251,7 +255,8 @@ def _check_own(fd: int, path: Path, *, folder: bool = True) -> None:
 
 def _unsafe(path: Path, reason: str) -> UnsafePathError:
     return UnsafePathError(
-        f"{path} is not safe to use: {reason}. Stores live in folders of mode 0700 that belong to their "
+        f"{path} is not safe to use: {reason}. Stores live in folders of mode 0700 that belong "
+        f"to their "
         f"user. Remove it if it is yours, or set {ROOT_VARIABLE} to another folder.",
         path=str(path),
         reason=reason,

@@ -1,8 +1,8 @@
 """Where does each number of a store lie?
 
 This is the one module that knows the format. A store is a folder with four kinds of files; all
-numbers are unsigned 64-bit little-endian words that lie at multiples of eight bytes, so that each is
-read and written as one machine word.
+numbers are unsigned 64-bit little-endian words that lie at multiples of eight bytes, so that each
+is read and written as one machine word.
 
 index (fixed geometry, chosen at creation, sparse; grows in place)::
 

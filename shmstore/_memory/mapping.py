@@ -76,7 +76,7 @@ def address_of(memory: mmap.mmap) -> int:
 
 
 def reserve(fd: int, offset: int, nbytes: int) -> None:
-    """Make sure that the pages of a range exist, or raise OSError (ENOSPC) and change nothing else."""
+    """Make sure that the pages of a range exist, or raise OSError (ENOSPC)."""
     if nbytes <= 0:
         return
     if hasattr(os, "posix_fallocate"):

@@ -1,9 +1,10 @@
 """How does the reclaimer make sure that it sees every pin? (The one place for the pin race.)
 
-A reader stores its pin and then loads the slot word; the reclaimer stores DOOMED and then loads the
-pins. Even x86-64 may let a load overtake an earlier store, so both could miss each other. The cure costs
-the reader nothing: between its store and its loads the reclaimer makes every processor that runs a
-registered process pass a full memory barrier (membarrier(2), MEMBARRIER_CMD_GLOBAL_EXPEDITED).
+A reader stores its pin and then loads the slot word; the reclaimer stores DOOMED and then loads
+the pins. Even x86-64 may let a load overtake an earlier store, so both could miss each other. The
+cure costs the reader nothing: between its store and its loads the reclaimer makes every processor
+that runs a registered process pass a full memory barrier (membarrier(2),
+MEMBARRIER_CMD_GLOBAL_EXPEDITED).
 """
 
 from __future__ import annotations

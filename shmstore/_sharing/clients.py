@@ -1,7 +1,7 @@
 """Which processes are attached, and which of them still live?
 
-A client is a row in the client table and a seat file. It lives for as long as the lock of its seat is
-held; pid and start time only tell people who it is.
+A client is a row in the client table and a seat file. It lives for as long as the lock of its seat
+is held; pid and start time only tell people who it is.
 
 Concurrency: everything here requires the store lock, except `describe`, which is for messages.
 """

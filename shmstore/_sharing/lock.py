@@ -1,12 +1,12 @@
 """Who may change the index? The one process, and in it the one thread, that holds the store lock.
 
-The lock is filelock's descriptor lock on a file that stays open, behind a thread lock. The kernel drops
-it when its holder dies; the DIRTY word, set while a change is under way, tells the next holder that the
-change was not finished, and by whom.
+The lock is filelock's descriptor lock on a file that stays open, behind a thread lock. The kernel
+drops it when its holder dies; the DIRTY word, set while a change is under way, tells the next
+holder that the change was not finished, and by whom.
 
-Concurrency: threads and processes. Not re-entrant: a finalizer or a signal handler that calls into the
-store while its own thread holds the lock gets an error at once instead of a deadlock. A forked child
-gets a lock of its own (`replace_descriptor`).
+Concurrency: threads and processes. Not re-entrant: a finalizer or a signal handler that calls into
+the store while its own thread holds the lock gets an error at once instead of a deadlock. A forked
+child gets a lock of its own (`replace_descriptor`).
 """
 
 from __future__ import annotations
@@ -147,7 +147,8 @@ class StoreLock:
         holder = self._describe(row) if row >= 0 else "a process that is about to change something"
         return LockTimeoutError(
             f"the store lock was not free within {self.timeout_s:g} s; it is held by {holder}. Is "
-            "that process stopped or very slow? Wait, continue it, or end it: its lock goes with it.",
+            "that process stopped or very slow? Wait, continue it, or end it: its lock goes with "
+            "it.",
             holder=holder,
             timeout_s=self.timeout_s,
         )

@@ -1,12 +1,13 @@
 """Which objects does a process look at?
 
-A seat is a file that one client writes and all read. Its lock tells that the client lives: the kernel
-drops it at death, in every pid namespace. Its cells are pins: a cell that holds slot + 1 keeps the
-extent of that slot from being used again. Every view has a cell of its own, so that pinning and
-unpinning are plain stores: no counter is shared, not even between the threads of the client.
+A seat is a file that one client writes and all read. Its lock tells that the client lives: the
+kernel drops it at death, in every pid namespace. Its cells are pins: a cell that holds slot + 1
+keeps the extent of that slot from being used again. Every view has a cell of its own, so that
+pinning and unpinning are plain stores: no counter is shared, not even between the threads of the
+client.
 
-Concurrency: `take` and `drop` may run in any thread, in a finalizer, in a signal handler. The list of
-free cells is a Python list, whose pop and append are atomic.
+Concurrency: `take` and `drop` may run in any thread, in a finalizer, in a signal handler. The list
+of free cells is a Python list, whose pop and append are atomic.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Given a type, which handler serves it?
 
-A handler answers for exactly the type that it was registered for, so that subclasses keep their class
-by another way; it may opt in to subclasses. The handlers of a library are imported when an object of
-that library first appears.
+A handler answers for exactly the type that it was registered for, so that subclasses keep their
+class by another way; it may opt in to subclasses. The handlers of a library are imported when an
+object of that library first appears.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Dispatch:
 
     Notes
     -----
-    Concurrency: threads. Registering and looking up are single dict operations; a lazy loader may run
-    twice when two threads meet a library at once, which registers the same handlers again.
+    Concurrency: threads. Registering and looking up are single dict operations; a lazy loader may
+    run twice when two threads meet a library at once, which registers the same handlers again.
     """
 
     def __init__(self, name: str) -> None:
@@ -67,7 +67,7 @@ class Dispatch:
             return handler
 
     def dispatch_name(self, name: str) -> Handler | None:
-        """Return the handler for the type of this qualified name, or None; imports only handlers."""
+        """Return the handler for a qualified name, or None; imports nothing but handlers."""
         if name not in self._by_name:
             self._load(name.partition(".")[0])
         return self._by_name.get(name)

@@ -48,8 +48,8 @@ def register_serialization_family(
     name
         What users name it by in ``serializers=`` and ``deserializers=``.
     dumps
-        ``dumps(x[, context]) -> (header, frames)``; raises NotImplementedError to decline. None: the
-        family can only load.
+        ``dumps(x[, context]) -> (header, frames)``; raises NotImplementedError to decline. None:
+        the family can only load.
     loads
         ``loads(header, frames) -> object``.
     accepts
@@ -73,8 +73,8 @@ def register_serialization(
     cls
         The type itself; with `subclasses` also the types derived from it.
     serialize
-        ``serialize(x) -> (sub_header, frames)``; raises NotImplementedError to decline. A frame that
-        must not be written by readers is read-only.
+        ``serialize(x) -> (sub_header, frames)``; raises NotImplementedError to decline. A frame
+        that must not be written by readers is read-only.
     deserialize
         ``deserialize(sub_header, frames) -> object``.
     """
@@ -134,7 +134,8 @@ def serialize(
         header["serializer"] = name
         return header, frames
     raise SerializationError(
-        f"no family of {', '.join(names)} takes an object of type {typename(type(x))}. Add 'pickle' to "
+        f"no family of {', '.join(names)} takes an object of type {typename(type(x))}. Add "
+        f"'pickle' to "
         "serializers, or register a handler for the type.",
         type=typename(type(x)),
         families=tuple(names),
@@ -161,7 +162,8 @@ def deserialize(
     name = header.get("serializer")
     if name not in families:
         raise DeserializationError(
-            f"the header names the serializer {name!r}; known here: {', '.join(families)}. Register the "
+            f"the header names the serializer {name!r}; known here: {', '.join(families)}. "
+            f"Register the "
             "family in this process too.",
             family=name,
         )
@@ -240,7 +242,8 @@ def custom_loads(header: Header, frames: Sequence[Frame]) -> Any:
     handler = custom_deserialize.dispatch_name(header["type"])
     if handler is None:
         raise DeserializationError(
-            f"no handler for objects of type {header['type']!r} is registered in this process. Register "
+            f"no handler for objects of type {header['type']!r} is registered in this process. "
+            f"Register "
             "it, or put the object with serializers=('pickle',).",
             type=header["type"],
         )

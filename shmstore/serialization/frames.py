@@ -24,8 +24,8 @@ def ensure_memoryview(frame: Buffer) -> memoryview:
 
     Notes
     -----
-    No copy is made of C- or Fortran-contiguous memory, which is seen in memory order; other memory is
-    copied in C order. A read-only frame stays read-only, also when it is copied.
+    No copy is made of C- or Fortran-contiguous memory, which is seen in memory order; other memory
+    is copied in C order. A read-only frame stays read-only, also when it is copied.
     """
     view = memoryview(frame)
     if not view.nbytes:
@@ -55,7 +55,8 @@ def conform(frames: Sequence[Frame], flags: Sequence[bool | None] | None) -> lis
         return list(frames)
     if len(flags) != len(frames):
         raise DeserializationError(
-            f"the header has {len(flags)} writeable flags for {len(frames)} frames; it does not belong "
+            f"the header has {len(flags)} writeable flags for {len(frames)} frames; it does not "
+            f"belong "
             "to them.",
             key="writeable",
         )

@@ -1,8 +1,9 @@
 """How does the description of an object lie in the index?
 
 A packed header is a msgpack array ``[version, header, frame table]``. The frame table has a row
-``(offset in the extent, nbytes, writeable, codec)`` per frame; the header itself carries no addresses. A
-plain pickle, one small frame beside the header, needs no table: its slot says where it lies.
+``(offset in the extent, nbytes, writeable, codec)`` per frame; the header itself carries no
+addresses. A plain pickle, one small frame beside the header, needs no table: its slot says where
+it lies.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How does an object become a pickle stream and buffers beside it?
 
-One pass of cloudpickle's pickler, which runs the C code of pickle and is asked only about functions,
-classes and instances, so that what lives in ``__main__`` or in a closure travels by value. What consists
-of a few builtin values (`is_plain`) needs not even that.
+One pass of cloudpickle's pickler, which runs the C code of pickle and is asked only about
+functions, classes and instances, so that what lives in ``__main__`` or in a closure travels by
+value. What consists of a few builtin values (`is_plain`) needs not even that.
 """
 
 from __future__ import annotations

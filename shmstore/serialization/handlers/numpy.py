@@ -1,8 +1,8 @@
 """How does a NumPy array become one frame, and an array over that frame?
 
-Only exact ndarrays: subclasses keep their class by pickle. Arrays whose elements are objects of Python
-go there too. The frame is the memory of the array in its own order; axes of stride 0 (broadcast) are
-cut to length 1 before and stretched again after.
+Only exact ndarrays: subclasses keep their class by pickle. Arrays whose elements are objects of
+Python go there too. The frame is the memory of the array in its own order; axes of stride 0
+(broadcast) are cut to length 1 before and stretched again after.
 """
 
 from __future__ import annotations
