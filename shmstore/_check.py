@@ -46,7 +46,8 @@ def _state(table: Table) -> npt.NDArray[np.int64]:
 
 def _with_extent(table: Table) -> Table:
     used = table[(_state(table) != states.FREE) & (table[:, L.S_EXTENT_NBYTES] != 0)]
-    return used[np.argsort(used[:, L.S_EXTENT], kind="stable")]
+    by_offset: Table = used[np.argsort(used[:, L.S_EXTENT], kind="stable")]
+    return by_offset
 
 
 def extents_are_disjoint(session: Session, table: Table) -> Iterator[str]:
@@ -60,7 +61,7 @@ def extents_are_disjoint(session: Session, table: Table) -> Iterator[str]:
             yield f"the extent {offset}+{nbytes} leaves the segment or is not aligned"
 
 
-def blocks_fill_the_segment(session: Session, table: Table) -> Iterator[str]:
+def blocks_fill_the_segment(session: Session, _: Table) -> Iterator[str]:
     """2: free + used = size: the blocks follow each other without gaps up to the top."""
     top = session.words[L.W_SEGMENT_TOP]
     used = 0
@@ -75,7 +76,7 @@ def blocks_fill_the_segment(session: Session, table: Table) -> Iterator[str]:
         yield f"used blocks have {used} bytes, USED says {session.words[L.W_USED]}"
 
 
-def free_blocks_are_merged(session: Session, table: Table) -> Iterator[str]:
+def free_blocks_are_merged(session: Session, _: Table) -> Iterator[str]:
     """3: no two free neighbours; every free block hangs in the list of its size class."""
     expected = {}
     above_is_free = False

@@ -135,8 +135,7 @@ def _join(folder_fd: int, path: Path, *, readonly: bool, lock_timeout: float) ->
         session.close_files()
         raise ShmStoreError(
             f"the store {path.name!r} is read without a lock, which needs membarrier(2); this "
-            f"process may "
-            "not call it (a seccomp filter?). Create the store with locked_reads=True.",
+            "process may not call it (a seccomp filter?). Create the store with locked_reads=True.",
             path=str(path),
         )
     return session
@@ -181,11 +180,8 @@ def _affordable(folder_fd: int, path: Path, options: Options) -> int:
     capacity = options.capacity_within(free)
     if capacity > free:
         raise StoreFullError(
-            f"a capacity of {capacity:,} bytes was asked for, but the file system of "
-            f"{path.parent} has "
-            f"only {free:,} free. Ask for less, or enlarge it: `mount -o remount,size=... "
-            f"/dev/shm`, "
-            "docker: `--shm-size=...`, kubernetes: `emptyDir: {medium: Memory}` on /dev/shm.",
+            f"a capacity of {capacity:,} bytes was asked for, but the file system of {path.parent} "
+            f"has only {free:,} free. Ask for less. {folder.HOW_TO_ENLARGE}",
             asked=capacity,
             free=free,
         )
@@ -201,9 +197,8 @@ def _make_way(root_fd: int, name: str, path: Path, lock_timeout: float) -> None:
     try:
         if not _end_if_dead(folder_fd, path, lock_timeout):
             raise StoreExistsError(
-                f"there is a live store {name!r} in {path.parent}. Use Store.attach or "
-                f"Store.open to join "
-                "it, or another name.",
+                f"there is a live store {name!r} in {path.parent}. Use Store.attach or Store.open "
+                "to join it, or another name.",
                 name=name,
                 path=str(path),
             )
@@ -358,8 +353,7 @@ def _closing(fd: int) -> Iterator[int]:
 def _lock_is_busy(path: Path, timeout_s: float) -> LockTimeoutError:
     return LockTimeoutError(
         f"the lock of {path} was not free within {timeout_s:g} s. Is a process that creates, "
-        f"attaches "
-        "or destroys a store there stopped? Continue or end it.",
+        "attaches or destroys a store there stopped? Continue or end it.",
         holder="unknown",
         timeout_s=timeout_s,
     )
@@ -371,8 +365,8 @@ def _is_taken(seats_fd: int, seat: str) -> bool:
 
 
 def _path_of(name_or_path: str | os.PathLike[str], options: Options) -> Path:
-    text = os.fspath(name_or_path)
-    if isinstance(text, str) and os.sep in text:
+    text = os.fsdecode(name_or_path)
+    if os.sep in text:
         path = Path(text).absolute()
         folder.check_name(path.name)
         return path

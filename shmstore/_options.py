@@ -59,15 +59,15 @@ class Options:
     ----------
     capacity
         Bytes for objects, an int or "8GiB"; rounded up to whole pages. From one page to 128 TiB
-        (the addresses that a process has). None: 80 % of what the file system has free, at most half of
-        the RAM.
+        (the addresses that a process has). None: 80 % of what the file system has free, at most
+        half of the RAM.
     persist
         Whether the store stays when its owner and all its clients have gone.
     prefault
         Reserve all of the memory at creation, so that no put ever meets a page for the first time.
     max_objects
-        How many objects the store may hold; from 1 to 2**31, since their numbers lie in 32-bit
-        pins and lists. The index costs nothing for objects that are not there.
+        How many objects the store may hold; from 1 to 2**31, which makes an index of 1 TiB of
+        addresses. It takes memory only for objects that are there.
     max_clients
         How many processes may be attached at once; from 1 to 65,536, since each is looked at when
         memory is reclaimed.

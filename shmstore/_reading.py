@@ -151,7 +151,10 @@ class InlinePlan(Plan):
         return stream if self.session.words[self.at] == self.word else GONE
 
     def build(
-        self, held: Any, mode: str = "shared", deserializers: Container[str] | None = None
+        self,
+        held: Any,
+        mode: str = "shared",  # noqa: ARG002 - a stream is the same in all modes
+        deserializers: Container[str] | None = None,
     ) -> Any:
         """Unpickle the bytes."""
         return deserialize(self.header, [held], deserializers)
@@ -249,7 +252,7 @@ class _Lease:
             return bytes(source)
         copy = np.empty(row.nbytes, np.uint8)
         copy[:] = np.frombuffer(source, np.uint8)
-        return memoryview(copy)
+        return copy.data
 
     def _anchor(self, mode: str) -> memoryview:
         """Return the whole extent through the mapping of a mode, under a pin of its own."""
@@ -266,7 +269,7 @@ class _Lease:
         holder = weak_ref(anchor, pins.droppers[cell])
         self._cell = -1
         pins.holders[cell] = holder
-        return memoryview(anchor)
+        return anchor.data
 
     def _exporter(self, mode: str) -> tuple[mmap.mmap, int]:
         segment = self._plan.session.segment
@@ -362,7 +365,8 @@ def plan_of_key(session: Session, key: str) -> Plan | None:
             return None
         plan = make_plan(session, *found)
         if plan is not None:
-            return session.remember(key, plan)
+            session.remember(key, plan)
+            return plan
     with session.lock:
         session.check_alive()
         found = _find(session, digest_of(key))
@@ -406,7 +410,6 @@ def missing_key(session: Session, key: str) -> ObjectNotFoundError:
     """Return the error for a key that no object has."""
     return ObjectNotFoundError(
         f"no object has the key {key!r} in store {session.path.name!r}. Has it been put under this "
-        "name, or deleted? `list(store)` shows the keys; get(key, default) gives a default "
-        "instead.",
+        "name, or deleted? `list(store)` shows the keys; get(key, default) gives a default instead.",
         key=key,
     )

@@ -23,6 +23,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from shmstore._catalog import states
 from shmstore._info import Recovered
@@ -30,6 +31,9 @@ from shmstore._memory import layout as L
 
 if TYPE_CHECKING:
     from shmstore._session import Session
+
+Table = npt.NDArray[np.uint64]
+Slots = npt.NDArray[np.intp]
 
 
 def bury(session: Session) -> Recovered:
@@ -79,9 +83,7 @@ def _doom_abandoned(session: Session) -> int:
     return len(abandoned)
 
 
-def _end_older_twins(
-    session: Session, table: np.ndarray[tuple[int, int], np.dtype[np.uint64]]
-) -> None:
+def _end_older_twins(session: Session, table: Table) -> None:
     """Of READY objects with the same key leave the youngest: an overwrite was cut short."""
     youngest: dict[tuple[int, int], int] = {}
     for _, slot in session.slots.ready():
@@ -94,9 +96,7 @@ def _end_older_twins(
         youngest[digest] = slot
 
 
-def _rebuild_extents(
-    session: Session, table: np.ndarray[tuple[int, int], np.dtype[np.uint64]]
-) -> None:
+def _rebuild_extents(session: Session, table: Table) -> None:
     """Give the allocator exactly the extents of the slots that are not free."""
     used = (table[:, L.S_STATE] & np.uint64(0xFF) != states.FREE) & (
         table[:, L.S_EXTENT_NBYTES] != 0
@@ -113,9 +113,7 @@ def _rebuild_extents(
     table[slots, L.S_NODE] = np.array(nodes, np.uint64) + np.uint64(1)
 
 
-def _rebuild_lists(
-    session: Session, table: np.ndarray[tuple[int, int], np.dtype[np.uint64]]
-) -> None:
+def _rebuild_lists(session: Session, table: Table) -> None:
     """Chain the free slots, lowest first, and the doomed ones, oldest first."""
     words = session.words
     for word in (L.W_FREE_SLOT, L.W_DOOMED_HEAD, L.W_DOOMED_TAIL, L.W_DOOMED_BYTES):
@@ -135,11 +133,12 @@ def _rebuild_lists(
 
 def _free_without_extent(
     session: Session,
-    table: np.ndarray[tuple[int, int], np.dtype[np.uint64]],
-    doomed: np.ndarray[tuple[int], np.dtype[np.int64]],
-) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    table: Table,
+    doomed: Slots,
+) -> Slots:
     """Free the doomed slots that have no extent to wait for; return the others."""
     waits = table[doomed, L.S_EXTENT_NBYTES] != 0
     for slot in doomed[~waits].tolist():
         session.slots.free(slot)
-    return doomed[waits]
+    waiting: Slots = doomed[waits]
+    return waiting

@@ -168,8 +168,7 @@ def missing(ref: ObjectRef) -> ObjectNotFoundError:
     """Return the error for a reference whose object is gone."""
     return ObjectNotFoundError(
         f"the object of {ref!r} has been deleted or overwritten. Put it again, or keep it until "
-        f"its last "
-        "reader has it.",
+        "its last reader has it.",
         key=ref.key,
         slot=ref._slot,
         generation=ref._generation,

@@ -110,8 +110,7 @@ class Session:
         if self.words[L.W_DESTROYED]:
             raise StoreClosedError(
                 f"the store {self.path.name!r} has been destroyed by its owner. Views that you "
-                f"hold stay "
-                "valid; for anything else create it again.",
+                "hold stay valid; for anything else create it again.",
                 path=str(self.path),
             )
 
@@ -124,12 +123,11 @@ class Session:
                 path=str(self.path),
             )
 
-    def remember(self, key: str, plan: Any) -> Any:
+    def remember(self, key: str, plan: Any) -> None:
         """Keep the plan of a key for the next get."""
         if len(self.plans) >= _MOST_PLANS:
             self.plans.clear()
         self.plans[key] = plan
-        return plan
 
     # --- memory that is free again -------------------------------------------------------------
 
@@ -182,8 +180,7 @@ class Session:
         if place is None:
             raise StoreFullError(
                 f"{self.identity.max_clients} processes are attached to {self.path.name!r}, as "
-                f"many as it "
-                "takes. Create it with a larger max_clients.",
+                "many as it takes. Create it with a larger max_clients.",
                 clients=self.identity.max_clients,
             )
         return place

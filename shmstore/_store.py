@@ -315,7 +315,7 @@ class Store(NamedObjects):
 
     # --- getting -------------------------------------------------------------------------------
 
-    def get(  # type: ignore[override] # a missing key raises unless a default is given
+    def get(
         self,
         target: ObjectRef | str,
         default: Any = _RAISE,
@@ -514,9 +514,8 @@ class Store(NamedObjects):
         session = self._session
         if session is None or session.closed:
             raise StoreClosedError(
-                "this handle is closed, or its store has been destroyed. Views that you hold "
-                "stay valid; "
-                "attach again for anything else."
+                "this handle is closed, or its store has been destroyed. Views that you hold stay "
+                "valid; attach again for anything else."
             )
         return session
 
@@ -536,8 +535,8 @@ class Store(NamedObjects):
         session = self._live()
         used, capacity = session.words[L.W_USED], session.identity.capacity
         return (
-            f"<Store {session.path.name!r} {session.words[L.W_OBJECTS]:,} objects, "
-            f"{used:,} of {capacity:,} bytes>"
+            f"<Store {session.path.name!r} {session.words[L.W_OBJECTS]:,} objects, {used:,} of "
+            f"{capacity:,} bytes>"
         )
 
 
@@ -593,7 +592,7 @@ def _make_ref(
     return ObjectRef(session.uuid, session.path_text, slot, generation, nbytes, key)
 
 
-def _arrive(path: str, readonly: bool) -> Store:
+def _arrive(path: str, readonly: bool) -> Store:  # noqa: FBT001 - called by pickle
     """Attach a handle that was pickled in another process."""
     return Store.attach(path, readonly=readonly)
 
@@ -620,8 +619,7 @@ def _check_key(key: object) -> None:
     if nbytes > _writing.MAX_KEY_NBYTES:
         message = (
             f"a key of {nbytes:,} bytes is too long (most: {_writing.MAX_KEY_NBYTES:,}); use a "
-            f"digest of "
-            f"it: {key!r:.60}..."
+            f"digest of it: {key!r:.60}..."
         )
         raise ValueError(message)
 

@@ -250,8 +250,8 @@ def _reserve(session: Session, package: Package, places: list[Place]) -> None:
     if package.extent_nbytes > session.identity.capacity:
         raise ObjectTooLargeError(
             f"the object needs {package.extent_nbytes:,} bytes, the whole store "
-            f"{session.path.name!r} has "
-            f"{session.identity.capacity:,}. Create it with a larger capacity.",
+            f"{session.path.name!r} has {session.identity.capacity:,}. Create it with a larger "
+            "capacity.",
             asked=package.extent_nbytes,
             capacity=session.identity.capacity,
         )
@@ -322,8 +322,7 @@ def full(session: Session, asked: int) -> StoreFullError:
     if words[L.W_SLOT_TOP] >= session.identity.max_objects and not words[L.W_FREE_SLOT]:
         return StoreFullError(
             f"store {name!r} holds {words[L.W_OBJECTS]:,} objects, as many as it takes. Delete "
-            f"some, or "
-            "create it with a larger max_objects.",
+            "some, or create it with a larger max_objects.",
             asked=asked,
             objects=words[L.W_OBJECTS],
         )
@@ -334,12 +333,10 @@ def full(session: Session, asked: int) -> StoreFullError:
     by = f", by {', '.join(holders)}" if holders else ""
     return StoreFullError(
         f"store {name!r} has no room: asked for {asked:,} bytes, {free:,} of "
-        f"{session.identity.capacity:,} "
-        f"are free, the largest extent has {largest:,}. {pinned:,} bytes of deleted objects are "
-        f"still "
+        f"{session.identity.capacity:,} are free, the largest extent has {largest:,}. {pinned:,} "
+        "bytes of deleted objects are still "
         f"looked at{by}. Delete objects, drop views of deleted ones, or create the store with a "
-        f"larger "
-        "capacity.",
+        "larger capacity.",
         asked=asked,
         free=free,
         largest_free=largest,

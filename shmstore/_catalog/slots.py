@@ -25,16 +25,15 @@ from shmstore._memory.allocator import Extent
 from shmstore._memory.index import Index
 from shmstore.errors import CorruptStoreError
 
-
 # Words that are written together: OWNER to NODE, HEADER_NBYTES to DIGEST, and CREATED_NS to
 # HEADER_OFFSET. Only the state word tells whether they count, so it does not matter that these
 # stores are not single ones.
 _PLACE = struct.Struct("=4Q")
 _DESCRIPTION = struct.Struct("=5Q")
 _ORIGIN = struct.Struct("=3Q")
-assert L.S_NODE + 1 - L.S_OWNER == _PLACE.size // L.WORD
-assert L.S_DIGEST + 2 - L.S_HEADER_NBYTES == _DESCRIPTION.size // L.WORD
-assert L.S_HEADER_OFFSET + 1 - L.S_CREATED_NS == _ORIGIN.size // L.WORD
+assert _PLACE.size // L.WORD == L.S_NODE + 1 - L.S_OWNER
+assert _DESCRIPTION.size // L.WORD == L.S_DIGEST + 2 - L.S_HEADER_NBYTES
+assert _ORIGIN.size // L.WORD == L.S_HEADER_OFFSET + 1 - L.S_CREATED_NS
 
 
 class Record(NamedTuple):
@@ -316,8 +315,7 @@ class Slots:
         offset = (self._start + slot * L.SLOT_WORDS) * L.WORD
         return CorruptStoreError(
             f"{self._index.path}: slot {slot} (offset {offset}): {what}. Call recover(), or "
-            f"destroy "
-            "the store and create it again.",
+            "destroy the store and create it again.",
             path=self._index.path,
             slot=slot,
             offset=offset,

@@ -24,6 +24,12 @@ from shmstore.errors import NotAStoreError, StoreFullError, StoreNotFoundError, 
 ROOT_VARIABLE: Final = "SHMSTORE_ROOT"
 NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
+HOW_TO_ENLARGE: Final = (
+    "Or enlarge it (`mount -o remount,size=4g /dev/shm`; docker: `--shm-size=4g`; kubernetes: a "
+    f"volume `emptyDir: {{medium: Memory}}` on /dev/shm), or set {ROOT_VARIABLE} to a folder on a "
+    "larger one."
+)
+
 # Folders under the root that begin so are being made or removed by the holder of the root lock.
 _NEW: Final = ".new-"
 _OLD: Final = ".old-"
@@ -41,7 +47,7 @@ def default_root() -> Path:
     return base / f"shmstore-{os.getuid()}"
 
 
-def check_name(name: str) -> str:
+def check_name(name: object) -> str:
     """Return `name` if a store can have it.
 
     Raises
@@ -54,9 +60,8 @@ def check_name(name: str) -> str:
         raise TypeError(message)
     if not NAME_PATTERN.fullmatch(name) or name.startswith("."):
         message = (
-            f"{name!r} cannot be the name of a store. Use 1 to 64 of the characters A-Z a-z 0-9 "
-            f". _ - "
-            "and no dot in front."
+            f"{name!r} cannot be the name of a store. Use 1 to 64 of the characters A-Z a-z 0-9 . "
+            "_ - and no dot in front."
         )
         raise ValueError(message)
     return name
@@ -84,8 +89,7 @@ def open_root(root: Path, *, create: bool) -> int:
     except FileNotFoundError:
         raise StoreNotFoundError(
             f"there is no store here: the folder {root} does not exist. Create a store first, or "
-            f"set "
-            f"{ROOT_VARIABLE} in all processes alike.",
+            f"set {ROOT_VARIABLE} in all processes alike.",
             path=str(root),
         ) from None
     except OSError as error:
@@ -104,8 +108,8 @@ def open_store(root_fd: int, name: str, path: Path) -> int:
         fd = os.open(name, _FOLDER_FLAGS, dir_fd=root_fd)
     except FileNotFoundError:
         raise StoreNotFoundError(
-            f"there is no store {name!r} in {path.parent}. Create it with "
-            f"Store.create({name!r}), or "
+            f"there is no store {name!r} in {path.parent}. Create it with Store.create({name!r}), "
+            "or "
             f"look whether its processes use the same {ROOT_VARIABLE}.",
             name=name,
             path=str(path),
@@ -218,10 +222,7 @@ def full_file_system(fd: int, path: Path, asked: int, error: OSError) -> StoreFu
     free = free_bytes(fd)
     return StoreFullError(
         f"the file system of {path} has no room: asked for {asked:,} bytes, {free:,} are free "
-        f"({error.strerror}). Enlarge it: `mount -o remount,size=4g /dev/shm`, docker: "
-        f"`--shm-size=4g`, "
-        "kubernetes: a volume `emptyDir: {medium: Memory}` on /dev/shm; or set "
-        f"{ROOT_VARIABLE} to a larger file system.",
+        f"({error.strerror}). Delete objects. {HOW_TO_ENLARGE}",
         path=str(path),
         asked=asked,
         free=free,
@@ -255,8 +256,8 @@ def _check_own(fd: int, path: Path, *, folder: bool = True) -> None:
 
 def _unsafe(path: Path, reason: str) -> UnsafePathError:
     return UnsafePathError(
-        f"{path} is not safe to use: {reason}. Stores live in folders of mode 0700 that belong "
-        f"to their "
+        f"{path} is not safe to use: {reason}. Stores live in folders of mode 0700 that belong to "
+        "their "
         f"user. Remove it if it is yours, or set {ROOT_VARIABLE} to another folder.",
         path=str(path),
         reason=reason,

@@ -100,8 +100,7 @@ class StoreLock:
         if not self._threads.acquire(blocking=False):
             self._wait_for_thread()
         try:
-            if not lock_descriptor(self.fd, blocking=False) and not hold(self.fd, self.timeout_s):
-                raise self._timed_out()
+            self._hold()
             self._thread = threading.get_ident()
             words = self.words
             if words[L.W_DIRTY]:
@@ -130,6 +129,10 @@ class StoreLock:
                 f"the index contradicts itself ({error}); its tables were rebuilt from the slots. "
                 "Call check() to see what is wrong."
             ) from error
+
+    def _hold(self) -> None:
+        if not lock_descriptor(self.fd, blocking=False) and not hold(self.fd, self.timeout_s):
+            raise self._timed_out()
 
     def _wait_for_thread(self) -> None:
         if self._thread == threading.get_ident():

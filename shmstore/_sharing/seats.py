@@ -67,8 +67,7 @@ class Seat:
             reserve(fd, 0, L.PAGE)
             words = L.SEAT_MAGIC.to_bytes(L.WORD, "little") + serial.to_bytes(L.WORD, "little")
             os.pwrite(fd, words, 0)
-            if not lock_descriptor(fd, blocking=False):
-                raise BlockingIOError(f"the new seat {serial} is locked by somebody else")
+            lock_descriptor(fd)
             return cls(fd, serial, writeable=True)
         except BaseException:
             os.close(fd)

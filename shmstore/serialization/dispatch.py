@@ -7,14 +7,12 @@ object of that library first appears.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 Handler = Callable[..., Any]
 
 
-@functools.lru_cache(maxsize=1024)
 def typename(cls: type) -> str:
     """Return ``module.QualName`` of a type, without the module for builtins."""
     module = getattr(cls, "__module__", None)

@@ -60,7 +60,7 @@ def register_serialization_family(
 
 
 def register_serialization(
-    cls: type,
+    cls: Any,
     serialize: Callable[[Any], tuple[Header, list[Frame]]],
     deserialize: Callable[[Header, Sequence[Frame]], Any],
     *,
@@ -135,8 +135,7 @@ def serialize(
         return header, frames
     raise SerializationError(
         f"no family of {', '.join(names)} takes an object of type {typename(type(x))}. Add "
-        f"'pickle' to "
-        "serializers, or register a handler for the type.",
+        "'pickle' to serializers, or register a handler for the type.",
         type=typename(type(x)),
         families=tuple(names),
     )
@@ -163,8 +162,7 @@ def deserialize(
     if name not in families:
         raise DeserializationError(
             f"the header names the serializer {name!r}; known here: {', '.join(families)}. "
-            f"Register the "
-            "family in this process too.",
+            "Register the family in this process too.",
             family=name,
         )
     if deserializers is not None and name not in deserializers:
@@ -243,8 +241,7 @@ def custom_loads(header: Header, frames: Sequence[Frame]) -> Any:
     if handler is None:
         raise DeserializationError(
             f"no handler for objects of type {header['type']!r} is registered in this process. "
-            f"Register "
-            "it, or put the object with serializers=('pickle',).",
+            "Register it, or put the object with serializers=('pickle',).",
             type=header["type"],
         )
     return handler(header["sub-header"], conform(frames, header.get("writeable")))
@@ -255,7 +252,7 @@ def _has_handler(cls: type) -> bool:
 
 
 def _load_numpy() -> None:
-    from shmstore.serialization.handlers import numpy as handler
+    from shmstore.serialization.handlers import numpy as handler  # noqa: PLC0415 - when needed
 
     handler.register(register_serialization)
 

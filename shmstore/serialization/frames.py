@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from shmstore.errors import DeserializationError
 
 if TYPE_CHECKING:
@@ -34,9 +36,7 @@ def ensure_memoryview(frame: Buffer) -> memoryview:
     if view.c_contiguous:
         return view if view.ndim == 1 and view.format == "B" else view.cast("B")
     if view.f_contiguous:
-        import numpy as np
-
-        return memoryview(np.asarray(view).T.reshape(-1).view(np.uint8))
+        return np.asarray(view).T.reshape(-1).view(np.uint8).data
     copy = memoryview(bytearray(view.tobytes()))
     return copy.toreadonly() if view.readonly else copy
 
@@ -56,14 +56,13 @@ def conform(frames: Sequence[Frame], flags: Sequence[bool | None] | None) -> lis
     if len(flags) != len(frames):
         raise DeserializationError(
             f"the header has {len(flags)} writeable flags for {len(frames)} frames; it does not "
-            f"belong "
-            "to them.",
+            "belong to them.",
             key="writeable",
         )
     return [_conform(frame, flag) for frame, flag in zip(frames, flags, strict=True)]
 
 
-def _conform(frame: Frame, flag: bool | None) -> Frame:
+def _conform(frame: Frame, flag: bool | None) -> Frame:  # noqa: FBT001 - one of a pair
     view = ensure_memoryview(frame)
     if flag and view.readonly:
         return memoryview(bytearray(view))

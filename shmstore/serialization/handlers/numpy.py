@@ -79,7 +79,7 @@ def _memory(x: Array) -> memoryview:
         return empty if x.flags.writeable else empty.toreadonly()
     if not x.flags.c_contiguous:
         x = x.T
-    return memoryview(x.reshape(-1).view(np.uint8))
+    return x.reshape(-1).view(np.uint8).data
 
 
 def _pack_dtype(dtype: np.dtype[Any]) -> tuple[int, Any]:
@@ -93,7 +93,7 @@ def _pack_dtype(dtype: np.dtype[Any]) -> tuple[int, Any]:
 
 def _unpack_dtype(packed: Sequence[Any]) -> np.dtype[Any]:
     how, what = packed
-    dtype = np.dtype(pickle.loads(what) if how else what)
+    dtype: np.dtype[Any] = np.dtype(pickle.loads(what) if how else what)
     if dtype.hasobject:
         raise DeserializationError("the header of an array names a dtype of objects", key="dtype")
     return dtype
