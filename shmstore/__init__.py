@@ -11,10 +11,12 @@ directly.
 499999500000
 """
 
+from shmstore import _process
+from shmstore._building import Allocation
 from shmstore._info import ClientInfo, Finding, ObjectInfo, Recovered, StoreStats
 from shmstore._options import Options
 from shmstore._ref import ObjectRef
-from shmstore._store import Allocated, Store
+from shmstore._store import Store
 from shmstore.errors import (
     CorruptStoreError,
     DeserializationError,
@@ -36,8 +38,10 @@ from shmstore.errors import (
 
 __version__ = "0.1.0"
 
+_process.install()
+
 __all__ = [
-    "Allocated",
+    "Allocation",
     "ClientInfo",
     "CorruptStoreError",
     "DeserializationError",

@@ -7,24 +7,18 @@
   persists.
 * destroy: DESTROYED is set and all objects doomed under the store lock, memory nobody looks at
   goes back to the system, the folder is renamed away and removed. Views stay valid.
-* fork: the parent makes the child's seat, with a copy of all pins, before the child exists.
-* exit: every session is left. What a killed process leaves is undone by the others: see
-  `_recovery`.
 
+Fork and exit are in `_process`; what a killed process leaves is undone by others, in `_recovery`.
 The root lock is the lock of the root folder itself; only create and destroy take it.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import logging
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from shmstore._catalog import states
 from shmstore._memory import folder
@@ -35,7 +29,7 @@ from shmstore._options import Options, parse_size
 from shmstore._session import LOCK_NAME, Session
 from shmstore._sharing import barrier
 from shmstore._sharing.lock import hold, is_locked
-from shmstore._sharing.seats import SEATS_NAME, Seat
+from shmstore._sharing.seats import SEATS_NAME
 from shmstore.errors import (
     CorruptStoreError,
     LockTimeoutError,
@@ -45,13 +39,9 @@ from shmstore.errors import (
     StoreNotFoundError,
 )
 
-logger = logging.getLogger("shmstore")
-
-_sessions: dict[tuple[bytes, bool], Session] = {}
-_registry = threading.RLock()
+sessions: dict[tuple[bytes, bool], Session] = {}
+registry = threading.RLock()
 _departing: list[Session] = []
-
-_EXIT_TIMEOUT_S = 1.0
 
 
 # --- create, attach, open ----------------------------------------------------------------------
@@ -69,7 +59,7 @@ def create(name: str | None, options: Options, *, opened: bool = False) -> Sessi
     """
     name = folder.random_name() if name is None else folder.check_name(name)
     root = options.root_path
-    with _registry:
+    with registry:
         sweep()
         with _root_locked(root, options.lock_timeout) as root_fd:
             folder.remove_leftovers(root_fd)
@@ -84,7 +74,7 @@ def attach(
 ) -> Session:
     """Join a store that exists; sessions of this process are shared."""
     path = _path_of(name_or_path, options)
-    with _registry:
+    with registry:
         sweep()
         with _closing(folder.open_root(path.parent, create=False)) as root_fd:
             folder_fd = folder.open_store(root_fd, path.name, path)
@@ -231,7 +221,7 @@ def _end_if_dead(folder_fd: int, path: Path, lock_timeout: float) -> bool:
 
 def leave(session: Session, *, owner: bool = False) -> None:
     """Give back one handle. With the owner's or the last one the seat goes, maybe the store."""
-    with _registry:
+    with registry:
         session.handles -= 1
         if session.closed:
             return
@@ -240,7 +230,7 @@ def leave(session: Session, *, owner: bool = False) -> None:
         elif session.handles <= 0:
             session.pins.when_empty = lambda: _departing.append(session)
             if not session.pins.in_use():
-                _depart(session)
+                depart(session)
 
 
 def destroy(session: Session) -> None:
@@ -256,31 +246,31 @@ def destroy(session: Session) -> None:
             _release_memory(session)
     if first:
         _remove_folder(session)
-    _forget(session)
+    forget(session)
 
 
 def sweep() -> None:
     """Finish the sessions whose last view has died, and those whose store has been destroyed."""
-    with _registry:
+    with registry:
         while _departing:
             session = _departing.pop()
             if session.handles <= 0 and not session.closed and not session.pins.in_use():
-                _depart(session)
-        for session in list(_sessions.values()):
+                depart(session)
+        for session in list(sessions.values()):
             if session.words[L.W_DESTROYED]:
-                _forget(session)
+                forget(session)
 
 
-def _depart(session: Session) -> None:
+def depart(session: Session) -> None:
     """Give the seat back; with the last client a store goes that does not persist."""
     if not session.words[L.W_DESTROYED]:
         session.leave_seat()
-        if not session.persistent and not _has_others(session):
+        if not session.persistent and not has_others(session):
             _remove_if_dead(session)
-    _forget(session)
+    forget(session)
 
 
-def _has_others(session: Session) -> bool:
+def has_others(session: Session) -> bool:
     clients = session.clients
     with session.lock:
         return any(c.row != session.row and clients.is_alive(c) for c in clients.rows())
@@ -321,8 +311,8 @@ def _remove_folder(session: Session) -> None:
         folder.remove_root(root)
 
 
-def _forget(session: Session) -> None:
-    _sessions.pop((session.uuid, session.readonly), None)
+def forget(session: Session) -> None:
+    sessions.pop((session.uuid, session.readonly), None)
     if not session.closed:
         session.close_files()
 
@@ -381,112 +371,13 @@ def _identity_of(folder_fd: int, path: Path) -> bytes:
 
 
 def _shared(identity: bytes, *, readonly: bool) -> Session | None:
-    session = _sessions.get((identity, readonly))
+    session = sessions.get((identity, readonly))
     return None if session is None or session.closed or session.words[L.W_DESTROYED] else session
 
 
 def _enter(session: Session) -> Session:
-    with _registry:
-        _sessions[session.uuid, session.readonly] = session
+    with registry:
+        sessions[session.uuid, session.readonly] = session
         session.handles += 1
         session.pins.when_empty = None
     return session
-
-
-# --- fork and exit -----------------------------------------------------------------------------
-
-
-class _Birth(NamedTuple):
-    """What the parent prepares for the child's side of a session."""
-
-    session: Session
-    row: int
-    seat: Seat
-    lock_fd: int
-
-
-_births: list[_Birth] = []
-
-
-def _before_fork() -> None:
-    _registry.acquire()
-    for session in _sessions.values():
-        try:
-            with session.lock:
-                row, seat = session.new_seat(0)
-                session.pins.copy_to(seat)
-            lock_fd = folder.open_file(session.folder_fd, LOCK_NAME, session.path)
-        except (ShmStoreError, OSError) as error:
-            logger.warning("no seat for a forked child in %s: %s", session.path, error)
-            continue
-        session.lock.hold_threads()
-        _births.append(_Birth(session, row, seat, lock_fd))
-
-
-def _after_fork_in_parent() -> None:
-    for birth in _births:
-        os.close(birth.lock_fd)
-        birth.seat.close()
-        birth.session.lock.let_threads()
-    _births.clear()
-    _registry.release()
-
-
-def _after_fork_in_child() -> None:
-    born = {id(birth.session) for birth in _births}
-    for birth in _births:
-        birth.session.adopt(birth.row, birth.seat, birth.lock_fd)
-    for session in list(_sessions.values()):
-        if id(session) not in born:
-            _forget(session)
-    _births.clear()
-    _registry.release()
-    barrier.register()
-    _finalize_with_multiprocessing()
-
-
-def _finalize_with_multiprocessing() -> None:
-    """A process that multiprocessing has forked ends without atexit: use its own finalizers."""
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None:
-        util.register_after_fork(_registry_token, _register_finalizer)
-
-
-class _Token:
-    """Something that multiprocessing can hold a weak reference to."""
-
-
-_registry_token = _Token()
-
-
-def _register_finalizer(_: _Token) -> None:
-    util = sys.modules["multiprocessing.util"]
-    util.Finalize(None, _leave_all, exitpriority=-100)
-
-
-def _leave_all() -> None:
-    """Leave every store: this process ends. What cannot be done now is done by the others."""
-    for session in list(_sessions.values()):
-        session.handles = 0
-        session.lock.timeout_s = _EXIT_TIMEOUT_S
-        with contextlib.suppress(ShmStoreError, OSError):
-            _leave_at_exit(session)
-
-
-def _leave_at_exit(session: Session) -> None:
-    if session.owner_pid == os.getpid() and not session.persistent:
-        destroy(session)
-    elif not session.pins.in_use():
-        _depart(session)
-    elif not (session.persistent or session.readonly or _has_others(session)):
-        destroy(session)
-
-
-atexit.register(_leave_all)
-os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
-)
-
-__all__ = ["attach", "create", "destroy", "leave", "open_or_create", "session_of", "sweep"]

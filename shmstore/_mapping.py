@@ -14,6 +14,8 @@ _RAISE: Any = object()
 class NamedObjects(MutableMapping[str, Any]):
     """Mapping methods over the calls of `Store`; keys come in the order of their last put."""
 
+    __slots__ = ()
+
     @abstractmethod
     def put(self, obj: Any, *, key: str | None = None, overwrite: bool = True) -> Any:
         """See `Store.put`."""

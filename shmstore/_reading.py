@@ -37,8 +37,6 @@ from shmstore.serialization.pickling import loads
 GONE: Final = object()
 """What `fetch` and `secure` return when the slot holds another object by now."""
 
-MODES: Final = ("shared", "readonly", "private", "copy")
-
 # Below this size private views are copies: a mapping of their own costs more.
 _PRIVATE_COPY_NBYTES: Final = 128 << 10
 _UNCERTAIN_TRIES: Final = 20
@@ -375,10 +373,16 @@ def plan_of_key(session: Session, key: str) -> Plan | None:
 
 def plan_of_slot(session: Session, slot: int, generation: int) -> Plan | None:
     """Return a plan for the object of a reference, or None when it was deleted."""
-    if not 0 <= slot < session.words[L.W_SLOT_TOP]:
-        return None
     word = states.ready_word(generation)
-    return make_plan(session, slot, word) if session.slots.word(slot) == word else None
+    plan: Plan | None = session.plans.get(word)
+    if plan is not None and plan.slot == slot:
+        return plan
+    if not 0 <= slot < session.words[L.W_SLOT_TOP] or session.slots.word(slot) != word:
+        return None
+    plan = make_plan(session, slot, word)
+    if plan is not None:
+        session.remember(word, plan)
+    return plan
 
 
 # --- get -----------------------------------------------------------------------------------------
@@ -410,6 +414,6 @@ def missing_key(session: Session, key: str) -> ObjectNotFoundError:
     """Return the error for a key that no object has."""
     return ObjectNotFoundError(
         f"no object has the key {key!r} in store {session.path.name!r}. Has it been put under this "
-        "name, or deleted? `list(store)` shows the keys; get(key, default) gives a default instead.",
+        "name, or deleted? `list(store)` shows the keys; get(key, default) does not raise.",
         key=key,
     )

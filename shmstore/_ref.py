@@ -6,7 +6,8 @@ from collections.abc import Callable, Container
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from shmstore import _inspection, _lifecycle, _reading, _writing
+from shmstore import _deleting, _inspection, _lifecycle, _reading
+from shmstore._arguments import check_mode
 from shmstore._catalog import states
 from shmstore.errors import ObjectNotFoundError, StoreNotFoundError
 
@@ -78,6 +79,7 @@ class ObjectRef:
             obj = plan.fetch()
             if obj is not _GONE:
                 return obj
+        check_mode(mode)
         return get(_session_of(self), self, mode, deserializers)
 
     def delete(self) -> None:
@@ -89,7 +91,7 @@ class ObjectRef:
             It has been deleted before.
         """
         session = _session_of(self)
-        if not _writing.delete(session, [finder(session, self)]):
+        if not _deleting.delete(session, [finder(session, self)]):
             raise missing(self)
 
     def info(self) -> ObjectInfo:
@@ -156,6 +158,13 @@ def plan_of(session: Session, ref: ObjectRef) -> _reading.Plan:
     if plan is None or session.slots.word(plan.slot) != plan.word:
         raise missing(ref)
     return plan
+
+
+def check_owner(session: Session, ref: ObjectRef) -> None:
+    """Raise ValueError for a reference into another store."""
+    if ref._uuid != session.uuid:
+        message = f"{ref!r} belongs to another store than {session.path}; use ref.get() instead"
+        raise ValueError(message)
 
 
 def finder(session: Session, ref: ObjectRef) -> Callable[[], int]:

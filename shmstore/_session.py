@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 LOCK_NAME = "lock"
 
-# Keys whose place a process remembers; a plan takes about 1 KiB.
+# Objects whose place a process remembers; a plan takes about 1 KiB.
 _MOST_PLANS = 1 << 14
 
 
@@ -64,7 +64,7 @@ class Session:
         self.owner_pid = 0
         self.row = -1
         self.pid = os.getpid()
-        self.plans: dict[str, Any] = {}
+        self.plans: dict[str | int, Any] = {}
         with contextlib.ExitStack() as opened:
             self.seats_fd = folder.open_seats(folder_fd, SEATS_NAME, path)
             opened.callback(os.close, self.seats_fd)
@@ -123,8 +123,8 @@ class Session:
                 path=str(self.path),
             )
 
-    def remember(self, key: str, plan: Any) -> None:
-        """Keep the plan of a key for the next get."""
+    def remember(self, key: str | int, plan: Any) -> None:
+        """Keep the plan of an object for the next get, by its key or by its slot word."""
         if len(self.plans) >= _MOST_PLANS:
             self.plans.clear()
         self.plans[key] = plan

@@ -19,32 +19,29 @@ how stores begin and end.
 
 from __future__ import annotations
 
-import operator
-import os
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, overload
 
-import numpy as np
 import numpy.typing as npt
 
-from shmstore import _check, _inspection, _lifecycle, _reading, _ref, _writing
+from shmstore import _check, _deleting, _inspection, _reading, _ref, _writing
+from shmstore._arguments import check_key, check_mode
+from shmstore._building import Allocation
 from shmstore._catalog import states
 from shmstore._catalog.keys import digest_of
+from shmstore._handle import Handle
 from shmstore._info import ClientInfo, Finding, ObjectInfo, Recovered, StoreStats
 from shmstore._mapping import NamedObjects
 from shmstore._memory import layout as L
-from shmstore._options import Options
 from shmstore._ref import ObjectRef
 from shmstore._session import Session
-from shmstore.errors import ObjectNotFoundError, StoreClosedError
+from shmstore.errors import ObjectNotFoundError
 
 _RAISE: Any = object()
 _GONE = _reading.GONE
 
 
-class Store(NamedObjects):
+class Store(Handle, NamedObjects):
     """A handle on a store of objects in shared memory.
 
     Handles are made by `create`, `attach` and `open`. A handle is a context manager, a mutable
@@ -61,117 +58,7 @@ class Store(NamedObjects):
     (np.int64(3), 'hello')
     """
 
-    __slots__ = ("_owner", "_plans", "_session")
-
-    _session: Session | None
-    _plans: dict[str, Any]
-    _owner: bool
-
-    def __init__(self) -> None:
-        message = "use Store.create, Store.attach or Store.open"
-        raise TypeError(message)
-
-    # --- making and leaving --------------------------------------------------------------------
-
-    @classmethod
-    def create(
-        cls, name: str | None = None, *, capacity: int | str | None = None, **options: Any
-    ) -> Self:
-        """Make a store and own it: it is destroyed when this handle is closed or this process ends.
-
-        Parameters
-        ----------
-        name
-            1 to 64 of ``A-Z a-z 0-9 . _ -``; None: a random one.
-        capacity
-            Bytes for objects, as an int or as "8GiB"; the default follows from what the
-            shared-memory file system and the RAM can give.
-        **options
-            See `Options`: ``persist, prefault, max_objects, max_clients, root, lock_timeout,
-            locked_reads``.
-
-        Raises
-        ------
-        StoreExistsError
-            A live store has this name. The name of a dead one is taken over.
-        StoreFullError
-            The shared-memory file system cannot give the capacity; the message says how to enlarge
-            it.
-        UnsafePathError
-            The folder of the stores is a symlink, foreign, or open to others.
-        """
-        chosen = Options(capacity=capacity, **options)
-        return cls._of(_lifecycle.create(name, chosen), owner=True)
-
-    @classmethod
-    def attach(
-        cls,
-        name_or_path: str | os.PathLike[str],
-        *,
-        readonly: bool = False,
-        root: str | os.PathLike[str] | None = None,
-        lock_timeout: float = 30.0,
-    ) -> Self:
-        """Join a store that exists.
-
-        Parameters
-        ----------
-        name_or_path
-            Its name, or the path of its folder.
-        readonly
-            Map everything read-only except the seat of this process.
-        root, lock_timeout
-            See `Options`.
-
-        Raises
-        ------
-        StoreNotFoundError
-            There is no such store.
-        NotAStoreError, FormatVersionError, CorruptStoreError, UnsafePathError
-            There is something, but it cannot be used; the message says why.
-        """
-        options = Options(root=root, lock_timeout=lock_timeout)
-        return cls._of(_lifecycle.attach(name_or_path, options, readonly=readonly))
-
-    @classmethod
-    def open(cls, name: str, *, capacity: int | str | None = None, **options: Any) -> Self:
-        """Join a store, or make it when there is none; it goes when its last client leaves.
-
-        Processes that call this at once get one store. `capacity` and the options count only for
-        the one that makes it; see `create`.
-        """
-        return cls._of(_lifecycle.open_or_create(name, Options(capacity=capacity, **options)))
-
-    @classmethod
-    def _of(cls, session: Session, *, owner: bool = False) -> Self:
-        store = cls.__new__(cls)
-        store._session = session
-        store._plans = session.plans
-        store._owner = owner
-        return store
-
-    def close(self) -> None:
-        """Give the handle back; an owner's store goes unless it persists. Views stay valid."""
-        session, self._session = self._session, None
-        if session is not None:
-            _lifecycle.leave(session, owner=self._owner)
-
-    def destroy(self) -> None:
-        """Remove the store for everyone. Views stay valid in all processes until they die."""
-        _lifecycle.destroy(self._live())
-        self._session = None
-
-    def __enter__(self) -> Self:
-        self._live()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+    __slots__ = ()
 
     # --- putting -------------------------------------------------------------------------------
 
@@ -214,9 +101,9 @@ class Store(NamedObjects):
         """
         session = self._live()
         if key is not None:
-            _check_key(key)
+            check_key(key)
         package = _writing.pack(obj, key, readonly=readonly, serializers=serializers)
-        return _refer(session, package, _writing.put(session, package, overwrite=overwrite))
+        return _writing.put(session, package, overwrite=overwrite)
 
     @overload
     def put_many(
@@ -265,12 +152,11 @@ class Store(NamedObjects):
         )
         for key, _ in pairs:
             if named:
-                _check_key(key)
+                check_key(key)
         packages = [
             _writing.pack(x, key, readonly=readonly, serializers=serializers) for key, x in pairs
         ]
-        places = _writing.put_many(session, packages, overwrite=overwrite)
-        refs = [_refer(session, *both) for both in zip(packages, places, strict=True)]
+        refs = _writing.put_many(session, packages, overwrite=overwrite)
         return {key: ref for (key, _), ref in zip(pairs, refs, strict=True)} if named else refs
 
     def allocate(
@@ -281,7 +167,7 @@ class Store(NamedObjects):
         key: str | None = None,
         overwrite: bool = True,
         readonly: bool = False,
-    ) -> Allocated:
+    ) -> Allocation:
         """Build an array in place: it is published when the ``with`` block ends, without any copy.
 
         Parameters
@@ -297,7 +183,7 @@ class Store(NamedObjects):
 
         Returns
         -------
-        Allocated
+        Allocation
             A context manager that gives the array. An exception in the block discards it.
             Afterwards its ``ref`` is the reference to the object.
 
@@ -310,8 +196,10 @@ class Store(NamedObjects):
         [4, 4, 4, 4]
         """
         if key is not None:
-            _check_key(key)
-        return Allocated(self._live(), shape, dtype, key, overwrite=overwrite, readonly=readonly)
+            check_key(key)
+        session = self._live()
+        session.check_writeable()
+        return Allocation(session, shape, dtype, key, overwrite=overwrite, readonly=readonly)
 
     # --- getting -------------------------------------------------------------------------------
 
@@ -370,18 +258,16 @@ class Store(NamedObjects):
         deserializers: Container[str] | None,
     ) -> Any:
         session = self._live()
-        if mode not in _reading.MODES:
-            message = f"mode={mode!r}: give one of {', '.join(_reading.MODES)}"
-            raise ValueError(message)
+        check_mode(mode)
         if isinstance(target, ObjectRef):
-            _check_ref(session, target)
+            _ref.check_owner(session, target)
             try:
                 return _ref.get(session, target, mode, deserializers)
             except ObjectNotFoundError:
                 if default is _RAISE:
                     raise
                 return default
-        _check_key(target)
+        check_key(target)
         obj = _reading.get_by_key(session, target, mode, deserializers)
         if obj is not _GONE:
             return obj
@@ -424,14 +310,14 @@ class Store(NamedObjects):
     def delete_many(self, targets: Iterable[ObjectRef | str]) -> int:
         """Delete those of the objects that are there, under one lock hold; return how many."""
         session = self._live()
-        return _writing.delete(session, [_finder(session, target) for target in targets])
+        return _deleting.delete(session, [_finder(session, target) for target in targets])
 
     # --- the mapping of named objects ----------------------------------------------------------
 
     def __contains__(self, target: object) -> bool:
         session = self._live()
         if isinstance(target, ObjectRef):
-            _check_ref(session, target)
+            _ref.check_owner(session, target)
             return session.slots.word(target._slot) == states.ready_word(target._generation)
         return isinstance(target, str) and _reading.find_key(session, target) is not None
 
@@ -443,12 +329,13 @@ class Store(NamedObjects):
 
     def _ref_of(self, key: str) -> ObjectRef:
         session = self._live()
-        _check_key(key)
+        check_key(key)
         plan = _reading.plan_of_key(session, key)
         if plan is None:
             raise _reading.missing_key(session, key)
         generation = states.generation_of(plan.word)
-        return _make_ref(session, plan.slot, generation, plan.record.data_nbytes, key)
+        place = plan.slot, generation, plan.record.data_nbytes
+        return ObjectRef(session.uuid, session.path_text, *place, key)
 
     # --- looking -------------------------------------------------------------------------------
 
@@ -456,9 +343,9 @@ class Store(NamedObjects):
         """Return size, type, age and owner of an object, and who looks at it."""
         session = self._live()
         if isinstance(target, ObjectRef):
-            _check_ref(session, target)
+            _ref.check_owner(session, target)
             return target.info()
-        _check_key(target)
+        check_key(target)
         plan = _reading.plan_of_key(session, target)
         if plan is None:
             raise _reading.missing_key(session, target)
@@ -488,161 +375,12 @@ class Store(NamedObjects):
             session.check_alive()
             return session.bury()
 
-    # --- the handle itself ---------------------------------------------------------------------
-
-    @property
-    def name(self) -> str:
-        """The name of the store."""
-        return self._live().path.name
-
-    @property
-    def path(self) -> Path:
-        """The folder of the store."""
-        return self._live().path
-
-    @property
-    def readonly(self) -> bool:
-        """Whether this handle was attached read-only."""
-        return self._live().readonly
-
-    @property
-    def closed(self) -> bool:
-        """Whether this handle has been closed, or its store destroyed."""
-        return self._session is None or self._session.closed
-
-    def _live(self) -> Session:
-        session = self._session
-        if session is None or session.closed:
-            raise StoreClosedError(
-                "this handle is closed, or its store has been destroyed. Views that you hold stay "
-                "valid; attach again for anything else."
-            )
-        return session
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Store) and other._session is self._session
-
-    def __hash__(self) -> int:
-        return hash(id(self._session))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        session = self._live()
-        return _arrive, (str(session.path), session.readonly)
-
-    def __repr__(self) -> str:
-        if self.closed:
-            return "<Store closed>"
-        session = self._live()
-        used, capacity = session.words[L.W_USED], session.identity.capacity
-        return (
-            f"<Store {session.path.name!r} {session.words[L.W_OBJECTS]:,} objects, {used:,} of "
-            f"{capacity:,} bytes>"
-        )
-
-
-class Allocated:
-    """The array under construction that `Store.allocate` gives, as a context manager.
-
-    Attributes
-    ----------
-    ref : ObjectRef or None
-        The reference to the object, once the block has ended well.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        shape: int | Sequence[int],
-        dtype: npt.DTypeLike,
-        key: str | None,
-        *,
-        overwrite: bool,
-        readonly: bool,
-    ) -> None:
-        self.ref: ObjectRef | None = None
-        self._session = session
-        self._shape = _check_shape(shape)
-        self._dtype = np.dtype(dtype)
-        self._package = _writing.pack_array(self._shape, self._dtype, key, readonly=readonly)
-        self._allocation = _writing.Allocation(session, self._package, overwrite=overwrite)
-
-    def __enter__(self) -> npt.NDArray[Any]:
-        return self._allocation.enter(self._shape, self._dtype)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is not None:
-            self._allocation.discard(error)
-            return
-        self.ref = _refer(self._session, self._package, self._allocation.publish())
-
-
-def _refer(session: Session, package: _writing.Package, place: _writing.Place) -> ObjectRef:
-    nbytes = package.content.data_nbytes
-    return _make_ref(session, place.slot, place.generation, nbytes, package.key)
-
-
-def _make_ref(
-    session: Session, slot: int, generation: int, nbytes: int, key: str | None
-) -> ObjectRef:
-    return ObjectRef(session.uuid, session.path_text, slot, generation, nbytes, key)
-
-
-def _arrive(path: str, readonly: bool) -> Store:  # noqa: FBT001 - called by pickle
-    """Attach a handle that was pickled in another process."""
-    return Store.attach(path, readonly=readonly)
-
 
 def _finder(session: Session, target: ObjectRef | str) -> Callable[[], int]:
     """Return a function that finds the slot of a target under the lock, or -1."""
     if isinstance(target, ObjectRef):
-        _check_ref(session, target)
+        _ref.check_owner(session, target)
         return _ref.finder(session, target)
-    _check_key(target)
+    check_key(target)
     digest = digest_of(target)
     return lambda: session.keys.find(digest)
-
-
-def _check_key(key: object) -> None:
-    if not isinstance(key, str):
-        message = f"a key is a str, not {type(key).__name__}: {key!r:.100}"
-        raise TypeError(message)
-    try:
-        nbytes = len(key.encode())
-    except UnicodeEncodeError as error:
-        message = f"the key {key!r:.100} cannot be encoded as UTF-8: {error.reason}"
-        raise ValueError(message) from error
-    if nbytes > _writing.MAX_KEY_NBYTES:
-        message = (
-            f"a key of {nbytes:,} bytes is too long (most: {_writing.MAX_KEY_NBYTES:,}); use a "
-            f"digest of it: {key!r:.60}..."
-        )
-        raise ValueError(message)
-
-
-def _check_ref(session: Session, ref: ObjectRef) -> None:
-    if ref._uuid != session.uuid:
-        message = (
-            f"{ref!r} belongs to another store than {session.path}; use ref.get(), or that store"
-        )
-        raise ValueError(message)
-
-
-def _check_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
-    try:
-        sizes = (
-            (operator.index(shape),)
-            if not isinstance(shape, Sequence)
-            else tuple(map(operator.index, shape))
-        )
-    except TypeError:
-        message = f"shape={shape!r}: give an int or a sequence of ints"
-        raise TypeError(message) from None
-    if any(size < 0 for size in sizes):
-        message = f"shape={shape!r}: sizes are not negative"
-        raise ValueError(message)
-    return sizes

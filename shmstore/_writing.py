@@ -11,31 +11,25 @@ the death of the process) gives its slot and extent back.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
-from weakref import ref as weak_ref
-
-import numpy as np
-import numpy.typing as npt
 
 from shmstore._catalog.keys import NO_KEY, digest_of
 from shmstore._catalog.slots import Content
 from shmstore._memory import folder
 from shmstore._memory import layout as L
 from shmstore._memory.allocator import Extent
+from shmstore._ref import ObjectRef
 from shmstore._session import Session
 from shmstore.errors import KeyExistsError, ObjectTooLargeError, ShmStoreError, StoreFullError
-from shmstore.serialization import headers, serialize, typename
+from shmstore.serialization import headers, serialize
 from shmstore.serialization.frames import ensure_memoryview
-from shmstore.serialization.handlers.numpy import array_header
 
 # Up to this size frames are copied while the lock is held.
 _COPY_LOCKED_NBYTES: Final = 64 << 10
 
 # How many deleted objects one put looks at before it takes fresh memory.
 _RECLAIM_FEW: Final = 64
-
-MAX_KEY_NBYTES: Final = 1024
 
 
 class Package(NamedTuple):
@@ -85,24 +79,7 @@ def pack(
         table.append(headers.FrameRow(offset, view.nbytes, not (view.readonly or readonly)))
         placed.append((offset, view))
         offset = L.align(offset + view.nbytes)
-    return _package(headers.pack(header, table), placed, offset, key)
-
-
-def pack_array(
-    shape: tuple[int, ...], dtype: np.dtype[Any], key: str | None, *, readonly: bool
-) -> Package:
-    """Describe an array that will be built in place."""
-    nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    header = {
-        "serializer": "custom",
-        "type": typename(np.ndarray),
-        "sub-header": array_header(shape, dtype),
-    }
-    if key is not None:
-        header["key"] = key
-    row = headers.FrameRow(0, nbytes, not readonly)
-    package = _package(headers.pack(header, [row]), [], L.align(nbytes), key)
-    return package._replace(content=package.content._replace(data_nbytes=nbytes))
+    return lay_out(headers.pack(header, table), placed, offset, key)
 
 
 def _pack_plain(type_name: str, stream: bytes, key: str | None) -> Package:
@@ -112,7 +89,7 @@ def _pack_plain(type_name: str, stream: bytes, key: str | None) -> Package:
     )
     if len(packed) + len(stream) > L.INLINE_NBYTES:
         placed = [(0, memoryview(stream))]
-        return _package(packed, placed, L.align(len(stream)), key, L.KIND_PLAIN)
+        return lay_out(packed, placed, L.align(len(stream)), key, L.KIND_PLAIN)
     if key is None:
         content = Content(L.KIND_PLAIN | L.KIND_INLINE, packed, 0, stream, len(stream), NO_KEY)
     else:
@@ -127,7 +104,7 @@ def _plain_header(type_name: str, key: str | None) -> bytes:
     return headers.pack(header, ())
 
 
-def _package(
+def lay_out(
     packed: bytes,
     frames: list[tuple[int, memoryview]],
     extent_nbytes: int,
@@ -152,71 +129,76 @@ def _package(
 # --- 2 reserve, 3 copy, 4 publish --------------------------------------------------------------
 
 
-def put(session: Session, package: Package, *, overwrite: bool) -> Place:
+def put(session: Session, package: Package, *, overwrite: bool) -> ObjectRef:
     """Store one packed object. Flat: the workload "put" of the benchmarks pays for it."""
-    if session.readonly:
-        session.check_writeable()
     places: list[Place] = []
     words = session.words
     try:
         with session.lock:
             session.check_alive()
-            if not overwrite:
-                _check_keys(session, [package])
+            if session.readonly or not overwrite:
+                _check_allowed(session, [package], overwrite=overwrite)
             if words[L.W_DOOMED_HEAD]:
                 session.reclaim(_RECLAIM_FEW)
             _reserve(session, package, places)
             [place] = places
-            _, _, extent = place
+            extent = place.extent
             locked = extent is None or (not extent.cold and extent.nbytes <= _COPY_LOCKED_NBYTES)
             if locked:
-                _copy(session, package, place)
-                publish(session, package, place)
+                copy(session, package, place)
+                _publish(session, package, place)
         if not locked:
-            _copy(session, package, place)
+            copy(session, package, place)
             with session.lock:
-                session.check_alive()
-                if not overwrite:
-                    _check_keys(session, [package])
-                publish(session, package, place)
+                publish_all(session, [package], places, overwrite=overwrite)
     except BaseException as error:
         discard(session, places, error)
         raise
-    return place
+    return refer(session, package, place)
 
 
-def put_many(session: Session, packages: Sequence[Package], *, overwrite: bool) -> list[Place]:
+def put_many(session: Session, packages: Sequence[Package], *, overwrite: bool) -> list[ObjectRef]:
     """Store packed objects, all or none, in one lock hold if they are small and two if not."""
-    session.check_writeable()
     places: list[Place] = []
-    words = session.words
     try:
         with session.lock:
-            session.check_alive()
-            if not overwrite:
-                _check_keys(session, packages)
-            if words[L.W_DOOMED_HEAD]:
-                session.reclaim(_RECLAIM_FEW)
-            for package in packages:
-                _reserve(session, package, places)
+            reserve_all(session, packages, places, overwrite=overwrite)
             locked = _may_copy_locked(places)
             if locked:
                 _copy_all(session, packages, places)
-                _publish_all(session, packages, places)
+                publish_all(session, packages, places, overwrite=overwrite)
         if not locked:
             _copy_all(session, packages, places)
             with session.lock:
-                session.check_alive()
-                if not overwrite:
-                    _check_keys(session, packages)
-                _publish_all(session, packages, places)
+                publish_all(session, packages, places, overwrite=overwrite)
     except BaseException as error:
         discard(session, places, error)
         raise
-    return places
+    return [refer(session, *both) for both in zip(packages, places, strict=True)]
 
 
-def discard(session: Session, places: Sequence[Place], error: BaseException) -> None:
+def reserve_all(
+    session: Session, packages: Sequence[Package], places: list[Place], *, overwrite: bool
+) -> None:
+    """Reserve a place for each package; `places` always tells which. Requires: the store lock."""
+    session.check_alive()
+    _check_allowed(session, packages, overwrite=overwrite)
+    session.reclaim(_RECLAIM_FEW)
+    for package in packages:
+        _reserve(session, package, places)
+
+
+def publish_all(
+    session: Session, packages: Sequence[Package], places: Sequence[Place], *, overwrite: bool
+) -> None:
+    """Make objects visible whose frames lie in their extents. Requires: the store lock."""
+    session.check_alive()
+    _check_allowed(session, packages, overwrite=overwrite)
+    for package, place in zip(packages, places, strict=True):
+        _publish(session, package, place)
+
+
+def discard(session: Session, places: Sequence[Place], error: BaseException | None = None) -> None:
     """Give back places that were not published; let ENOSPC say which file system is full."""
     if places:
         with session.lock:
@@ -228,14 +210,29 @@ def discard(session: Session, places: Sequence[Place], error: BaseException) -> 
         raise folder.full_file_system(session.folder_fd, session.path, asked, error) from error
 
 
+def refer(session: Session, package: Package, place: Place) -> ObjectRef:
+    """Return the reference to an object that has been published."""
+    return ObjectRef(
+        session.uuid,
+        session.path_text,
+        place.slot,
+        place.generation,
+        package.content.data_nbytes,
+        package.key,
+    )
+
+
 def _may_copy_locked(places: Sequence[Place]) -> bool:
     extents = [place.extent for place in places if place.extent is not None]
     nbytes = sum(extent.nbytes for extent in extents)
     return nbytes <= _COPY_LOCKED_NBYTES and not any(extent.cold for extent in extents)
 
 
-def _check_keys(session: Session, packages: Sequence[Package]) -> None:
-    """Raise KeyExistsError for the first key that is taken. Requires: the store lock."""
+def _check_allowed(session: Session, packages: Sequence[Package], *, overwrite: bool) -> None:
+    """Raise for a read-only session, and for the first key that is taken and must not be."""
+    session.check_writeable()
+    if overwrite:
+        return
     for package in packages:
         if package.key is not None and session.keys.find(package.content.digest) >= 0:
             raise KeyExistsError(
@@ -277,7 +274,7 @@ def _try_reserve(session: Session, package: Package, places: list[Place]) -> boo
     return True
 
 
-def _copy(session: Session, package: Package, place: Place) -> None:
+def copy(session: Session, package: Package, place: Place) -> None:
     """Copy the frames into the extent."""
     if place.extent is not None:
         _, start, _, cold = place.extent
@@ -287,15 +284,10 @@ def _copy(session: Session, package: Package, place: Place) -> None:
 
 def _copy_all(session: Session, packages: Sequence[Package], places: Sequence[Place]) -> None:
     for package, place in zip(packages, places, strict=True):
-        _copy(session, package, place)
+        copy(session, package, place)
 
 
-def _publish_all(session: Session, packages: Sequence[Package], places: Sequence[Place]) -> None:
-    for package, place in zip(packages, places, strict=True):
-        publish(session, package, place)
-
-
-def publish(session: Session, package: Package, place: Place) -> None:
+def _publish(session: Session, package: Package, place: Place) -> None:
     """Make an object visible; an older one under the same key is doomed after it.
 
     Requires: the store lock. A reader of the key finds the old object or the new one: the new slot
@@ -354,105 +346,3 @@ def _holders_of_doomed(session: Session) -> list[str]:
         for client in clients.rows()
         if any(pin - 1 in doomed for pin in clients.seat(client).pinned())
     ]
-
-
-# --- delete ------------------------------------------------------------------------------------
-
-
-def delete(session: Session, finders: Sequence[Callable[[], int]]) -> int:
-    """Delete the objects whose slots are found under the lock (-1: not there); return how many."""
-    session.check_writeable()
-    deleted = 0
-    with session.lock:
-        session.check_alive()
-        for find in finders:
-            slot = find()
-            if slot >= 0:
-                _remove(session, slot)
-                deleted += 1
-    return deleted
-
-
-def _remove(session: Session, slot: int) -> None:
-    """Take a READY object away from new readers. Requires: the store lock."""
-    if session.slots.read(slot).kind & L.KIND_NAMED:
-        session.keys.remove(slot)
-    session.slots.doom(slot)
-
-
-# --- build in place ----------------------------------------------------------------------------
-
-
-class Allocation:
-    """An array that is built where it will stay; see `Store.allocate`.
-
-    Attributes
-    ----------
-    place
-        Where it lies; valid inside and after the ``with`` block.
-    """
-
-    def __init__(self, session: Session, package: Package, *, overwrite: bool) -> None:
-        self._session = session
-        self._package = package
-        self._overwrite = overwrite
-        self.place: Place | None = None
-
-    def enter(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """Reserve the memory and return an array over it."""
-        session, package = self._session, self._package
-        session.check_writeable()
-        places: list[Place] = []
-        try:
-            with session.lock:
-                session.check_alive()
-                if not self._overwrite:
-                    _check_keys(session, [package])
-                session.reclaim(_RECLAIM_FEW)
-                _reserve(session, package, places)
-            [self.place] = places
-            if self.place.extent is not None and self.place.extent.cold:
-                session.segment.reserve(self.place.extent.offset, self.place.extent.nbytes)
-            _copy(session, package, self.place)
-            return self._make_array(self.place, shape, dtype)
-        except BaseException as error:
-            discard(session, places, error)
-            raise
-
-    def _make_array(
-        self, place: Place, shape: tuple[int, ...], dtype: np.dtype[Any]
-    ) -> npt.NDArray[Any]:
-        if place.extent is None or not self._package.content.data_nbytes:
-            return np.ndarray(shape, dtype)
-        pins = self._session.pins
-        cell = pins.take(place.slot)
-        try:
-            array: npt.NDArray[Any] = np.ndarray(
-                shape, dtype, self._session.segment.writeable, place.extent.offset
-            )
-            holder = weak_ref(array, pins.droppers[cell])
-        except BaseException:
-            pins.drop(cell)
-            raise
-        pins.holders[cell] = holder
-        return array
-
-    def publish(self) -> Place:
-        """Make the array visible to all."""
-        assert self.place is not None
-        session = self._session
-        try:
-            with session.lock:
-                session.check_alive()
-                if not self._overwrite:
-                    _check_keys(session, [self._package])
-                publish(session, self._package, self.place)
-        except BaseException as error:
-            self.discard(error)
-            raise
-        return self.place
-
-    def discard(self, error: BaseException) -> None:
-        """Give the memory back; it is used again when the array has died."""
-        if self.place is not None:
-            discard(self._session, [self.place], error)

@@ -1,0 +1,49 @@
+"""Is what a user passed of the right type and within the limits? Each refusal says what to pass."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Final
+
+MODES: Final = ("shared", "readonly", "private", "copy")
+MAX_KEY_NBYTES: Final = 1024
+
+
+def check_key(key: object) -> None:
+    """Raise TypeError or ValueError unless `key` can name an object."""
+    if not isinstance(key, str):
+        message = f"expected a key (str) or an ObjectRef, not {type(key).__name__}: {key!r:.100}"
+        raise TypeError(message)
+    try:
+        nbytes = len(key.encode())
+    except UnicodeEncodeError as error:
+        message = f"the key {key!r:.100} cannot be encoded as UTF-8: {error.reason}"
+        raise ValueError(message) from error
+    if nbytes > MAX_KEY_NBYTES:
+        message = (
+            f"a key of {nbytes:,} bytes is too long (most: {MAX_KEY_NBYTES:,}): {key!r:.60}... "
+            "Use a digest of it."
+        )
+        raise ValueError(message)
+
+
+def check_mode(mode: object) -> None:
+    """Raise ValueError unless `mode` is one of those of `Store.get`."""
+    if mode not in MODES:
+        message = f"mode={mode!r}: give one of {', '.join(MODES)}"
+        raise ValueError(message)
+
+
+def check_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
+    """Return `shape` as a tuple of sizes; TypeError or ValueError if it is none."""
+    try:
+        sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+        sizes = tuple(operator.index(size) for size in sizes)
+    except TypeError:
+        message = f"shape={shape!r}: give an int or a sequence of ints"
+        raise TypeError(message) from None
+    if any(size < 0 for size in sizes):
+        message = f"shape={shape!r}: sizes are not negative"
+        raise ValueError(message)
+    return sizes

@@ -1,0 +1,127 @@
+"""How is an array built where it will stay, so that publishing it copies nothing?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+from weakref import ref as weak_ref
+
+import numpy as np
+import numpy.typing as npt
+
+from shmstore import _writing
+from shmstore._arguments import check_shape
+from shmstore._memory import layout as L
+from shmstore._ref import ObjectRef
+from shmstore._session import Session
+from shmstore.serialization import headers, typename
+from shmstore.serialization.handlers.numpy import array_header
+
+
+class Allocation:
+    """The array under construction that `Store.allocate` gives, as a context manager.
+
+    The array that the block gets lies in shared memory. The end of the block publishes it; an
+    exception discards it. Either way it stays valid for as long as it or a view of it lives.
+
+    Attributes
+    ----------
+    ref : ObjectRef or None
+        The reference to the object, once the block has ended well.
+
+    Notes
+    -----
+    Concurrency: one block, one thread. If the process dies in the block, the memory comes back like
+    that of any half-made put.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        shape: int | Sequence[int],
+        dtype: npt.DTypeLike,
+        key: str | None,
+        *,
+        overwrite: bool,
+        readonly: bool,
+    ) -> None:
+        self.ref: ObjectRef | None = None
+        self._session = session
+        self._shape = check_shape(shape)
+        self._dtype: np.dtype[Any] = np.dtype(dtype)
+        self._package = _pack(self._shape, self._dtype, key, readonly=readonly)
+        self._overwrite = overwrite
+        self._place: _writing.Place | None = None
+
+    def __enter__(self) -> npt.NDArray[Any]:
+        session, package = self._session, self._package
+        places: list[_writing.Place] = []
+        try:
+            with session.lock:
+                _writing.reserve_all(session, [package], places, overwrite=self._overwrite)
+            [place] = places
+            if place.extent is not None and place.extent.cold:
+                session.segment.reserve(place.extent.offset, place.extent.nbytes)
+            _writing.copy(session, package, place)
+            array = self._make_array(place)
+        except BaseException as error:
+            _writing.discard(session, places, error)
+            raise
+        self._place = place
+        return array
+
+    def _make_array(self, place: _writing.Place) -> npt.NDArray[Any]:
+        """Return an array over the extent; like every anchor it holds a pin."""
+        if place.extent is None or not self._package.content.data_nbytes:
+            return np.ndarray(self._shape, self._dtype)
+        pins = self._session.pins
+        cell = pins.take(place.slot)
+        try:
+            array: npt.NDArray[Any] = np.ndarray(
+                self._shape, self._dtype, self._session.segment.writeable, place.extent.offset
+            )
+            holder = weak_ref(array, pins.droppers[cell])
+        except BaseException:
+            pins.drop(cell)
+            raise
+        pins.holders[cell] = holder
+        return array
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        session, place = self._session, self._place
+        assert place is not None, "left before it was entered"
+        self._place = None
+        if error is not None:
+            _writing.discard(session, [place])
+            return
+        try:
+            with session.lock:
+                _writing.publish_all(session, [self._package], [place], overwrite=self._overwrite)
+        except BaseException:
+            _writing.discard(session, [place])
+            raise
+        self.ref = _writing.refer(session, self._package, place)
+
+
+def _pack(
+    shape: tuple[int, ...], dtype: np.dtype[Any], key: str | None, *, readonly: bool
+) -> _writing.Package:
+    """Describe an array whose frame will be written by its builder."""
+    nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    try:
+        sub_header = array_header(shape, dtype)
+    except NotImplementedError:
+        message = f"dtype={dtype!s}: elements that are objects of Python cannot be built in place"
+        raise TypeError(message) from None
+    header = {"serializer": "custom", "type": typename(np.ndarray), "sub-header": sub_header}
+    if key is not None:
+        header["key"] = key
+    packed = headers.pack(header, [headers.FrameRow(0, nbytes, not readonly)])
+    package = _writing.lay_out(packed, [], L.align(nbytes), key)
+    return package._replace(content=package.content._replace(data_nbytes=nbytes))

@@ -1,0 +1,35 @@
+"""How does an object leave the store while others may look at it?
+
+New readers miss it as soon as its slot is DOOMED. Its extent is used again when nobody pins it any
+more: whoever next needs room sees to that (`Session.reclaim`).
+
+Concurrency: under the store lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from shmstore._memory import layout as L
+from shmstore._session import Session
+
+
+def delete(session: Session, finders: Sequence[Callable[[], int]]) -> int:
+    """Delete the objects whose slots are found under the lock (-1: not there); return how many."""
+    session.check_writeable()
+    deleted = 0
+    with session.lock:
+        session.check_alive()
+        for find in finders:
+            slot = find()
+            if slot >= 0:
+                _remove(session, slot)
+                deleted += 1
+    return deleted
+
+
+def _remove(session: Session, slot: int) -> None:
+    """Take a READY object away from new readers. Requires: the store lock."""
+    if session.slots.read(slot).kind & L.KIND_NAMED:
+        session.keys.remove(slot)
+    session.slots.doom(slot)

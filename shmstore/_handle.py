@@ -1,0 +1,192 @@
+"""How does a program take hold of a store, and let go of it?"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from shmstore import _lifecycle
+from shmstore._memory import layout as L
+from shmstore._options import Options
+from shmstore._session import Session
+from shmstore.errors import StoreClosedError, StoreNotFoundError
+
+
+class Handle:
+    """A handle on a store: everything but what is done with objects.
+
+    Concurrency: threads may share a handle. A forked child may use the handles of its parent; each
+    process has its own seat and lock.
+    """
+
+    __slots__ = ("_owner", "_plans", "_session")
+
+    _session: Session | None
+    _plans: dict[str | int, Any]
+    _owner: bool
+
+    def __init__(self) -> None:
+        message = "use Store.create, Store.attach or Store.open"
+        raise TypeError(message)
+
+    @classmethod
+    def create(
+        cls, name: str | None = None, *, capacity: int | str | None = None, **options: Any
+    ) -> Self:
+        """Make a store and own it: it is destroyed when this handle is closed or this process ends.
+
+        Parameters
+        ----------
+        name
+            1 to 64 of ``A-Z a-z 0-9 . _ -``; None: a random one.
+        capacity
+            Bytes for objects, as an int or as "8GiB"; the default follows from what the
+            shared-memory file system and the RAM can give.
+        **options
+            See `Options`: ``persist, prefault, max_objects, max_clients, root, lock_timeout,
+            locked_reads``.
+
+        Raises
+        ------
+        StoreExistsError
+            A live store has this name. The name of a dead one is taken over.
+        StoreFullError
+            The shared-memory file system cannot give the capacity; the message says how to enlarge
+            it.
+        UnsafePathError
+            The folder of the stores is a symlink, foreign, or open to others.
+        """
+        chosen = Options(capacity=capacity, **options)
+        return cls._of(_lifecycle.create(name, chosen), owner=True)
+
+    @classmethod
+    def attach(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        readonly: bool = False,
+        root: str | os.PathLike[str] | None = None,
+        lock_timeout: float = 30.0,
+    ) -> Self:
+        """Join a store that exists.
+
+        Parameters
+        ----------
+        name_or_path
+            Its name, or the path of its folder.
+        readonly
+            Map everything read-only except the seat of this process.
+        root, lock_timeout
+            See `Options`.
+
+        Raises
+        ------
+        StoreNotFoundError
+            There is no such store.
+        NotAStoreError, FormatVersionError, CorruptStoreError, UnsafePathError
+            There is something, but it cannot be used; the message says why.
+        """
+        options = Options(root=root, lock_timeout=lock_timeout)
+        return cls._of(_lifecycle.attach(name_or_path, options, readonly=readonly))
+
+    @classmethod
+    def open(cls, name: str, *, capacity: int | str | None = None, **options: Any) -> Self:
+        """Join a store, or make it when there is none; it goes when its last client leaves.
+
+        Processes that call this at once get one store. `capacity` and the options count only for
+        the one that makes it; see `create`.
+        """
+        return cls._of(_lifecycle.open_or_create(name, Options(capacity=capacity, **options)))
+
+    @classmethod
+    def _of(cls, session: Session, *, owner: bool = False) -> Self:
+        store = cls.__new__(cls)
+        store._session = session
+        store._plans = session.plans
+        store._owner = owner
+        return store
+
+    def close(self) -> None:
+        """Give the handle back; an owner's store goes unless it persists. Views stay valid."""
+        session, self._session = self._session, None
+        if session is not None:
+            _lifecycle.leave(session, owner=self._owner)
+
+    def destroy(self) -> None:
+        """Remove the store for everyone. Views stay valid in all processes until they die."""
+        _lifecycle.destroy(self._live())
+        self._session = None
+
+    def __enter__(self) -> Self:
+        self._live()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def name(self) -> str:
+        """The name of the store."""
+        return self._live().path.name
+
+    @property
+    def path(self) -> Path:
+        """The folder of the store."""
+        return self._live().path
+
+    @property
+    def readonly(self) -> bool:
+        """Whether this handle was attached read-only."""
+        return self._live().readonly
+
+    @property
+    def closed(self) -> bool:
+        """Whether this handle has been closed, or its store destroyed."""
+        return self._session is None or self._session.closed
+
+    def _live(self) -> Session:
+        session = self._session
+        if session is None or session.closed:
+            raise StoreClosedError(
+                "this handle is closed, or its store has been destroyed. Views that you hold stay "
+                "valid; attach again for anything else."
+            )
+        return session
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Handle) and other._session is self._session
+
+    def __hash__(self) -> int:
+        return hash(id(self._session))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        session = self._live()
+        return _arrive, (type(self), str(session.path), session.uuid, session.readonly)
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<Store closed>"
+        session = self._live()
+        used, capacity = session.words[L.W_USED], session.identity.capacity
+        return (
+            f"<Store {session.path.name!r} {session.words[L.W_OBJECTS]:,} objects, {used:,} of "
+            f"{capacity:,} bytes>"
+        )
+
+
+def _arrive(cls: type[Handle], path: str, store: bytes, readonly: bool) -> Handle:  # noqa: FBT001
+    """Attach a handle that was pickled in another process."""
+    handle = cls.attach(path, readonly=readonly)
+    if handle._live().uuid != store:
+        handle.close()
+        raise StoreNotFoundError(
+            f"the store of this handle is gone; {path} is another store of that name.", path=path
+        )
+    return handle

@@ -1,0 +1,127 @@
+"""What becomes of the sessions of a process when it forks, and when it ends?
+
+* fork: the parent makes the child's seat, with a copy of all pins, and opens the child's lock file
+  before the child exists. So views that the child is born with stay valid whatever the parent does,
+  and the two never share a seat or a lock.
+* exit: every session is left. Views that are still alive keep their pins to the end: the kernel
+  lets go of the seat, and whoever needs the memory finds it unlocked.
+
+Concurrency: the hooks run in the thread that forks or exits. Other threads wait meanwhile, so that
+the child does not inherit a lock that nobody will ever release.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import sys
+from typing import NamedTuple
+
+from shmstore import _lifecycle
+from shmstore._memory import folder
+from shmstore._session import LOCK_NAME, Session
+from shmstore._sharing import barrier
+from shmstore._sharing.seats import Seat
+from shmstore.errors import ShmStoreError
+
+logger = logging.getLogger("shmstore")
+
+_EXIT_TIMEOUT_S = 1.0
+
+
+class _Birth(NamedTuple):
+    """What the parent prepares for the child's side of a session."""
+
+    session: Session
+    row: int
+    seat: Seat
+    lock_fd: int
+
+
+_births: list[_Birth] = []
+
+
+def _before_fork() -> None:
+    _lifecycle.registry.acquire()
+    for session in _lifecycle.sessions.values():
+        try:
+            with session.lock:
+                row, seat = session.new_seat(0)
+                session.pins.copy_to(seat)
+            lock_fd = folder.open_file(session.folder_fd, LOCK_NAME, session.path)
+        except (ShmStoreError, OSError) as error:
+            logger.warning("no seat for a forked child in %s: %s", session.path, error)
+            continue
+        session.lock.hold_threads()
+        _births.append(_Birth(session, row, seat, lock_fd))
+
+
+def _after_fork_in_parent() -> None:
+    for birth in _births:
+        os.close(birth.lock_fd)
+        birth.seat.close()
+        birth.session.lock.let_threads()
+    _births.clear()
+    _lifecycle.registry.release()
+
+
+def _after_fork_in_child() -> None:
+    born = {id(birth.session) for birth in _births}
+    for birth in _births:
+        birth.session.adopt(birth.row, birth.seat, birth.lock_fd)
+    for session in list(_lifecycle.sessions.values()):
+        if id(session) not in born:
+            _lifecycle.forget(session)
+    _births.clear()
+    _lifecycle.registry.release()
+    barrier.register()
+    _finalize_with_multiprocessing()
+
+
+def _finalize_with_multiprocessing() -> None:
+    """A process that multiprocessing has forked ends without atexit: use its own finalizers."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.register_after_fork(_registry_token, _register_finalizer)
+
+
+class _Token:
+    """Something that multiprocessing can hold a weak reference to."""
+
+
+_registry_token = _Token()
+
+
+def _register_finalizer(_: _Token) -> None:
+    util = sys.modules["multiprocessing.util"]
+    util.Finalize(None, _leave_all, exitpriority=-100)
+
+
+def _leave_all() -> None:
+    """Leave every store: this process ends. What cannot be done now is done by the others."""
+    for session in list(_lifecycle.sessions.values()):
+        session.handles = 0
+        session.lock.timeout_s = _EXIT_TIMEOUT_S
+        with contextlib.suppress(ShmStoreError, OSError):
+            _leave_at_exit(session)
+
+
+def _leave_at_exit(session: Session) -> None:
+    if session.owner_pid == os.getpid() and not session.persistent:
+        _lifecycle.destroy(session)
+    elif not session.pins.in_use():
+        _lifecycle.depart(session)
+    elif not (session.persistent or session.readonly or _lifecycle.has_others(session)):
+        _lifecycle.destroy(session)
+
+
+def install() -> None:
+    """Register the hooks of this module, once per process."""
+    atexit.register(_leave_all)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )
