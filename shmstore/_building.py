@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
-from weakref import ref as weak_ref
 
 import numpy as np
 import numpy.typing as npt
@@ -58,34 +57,25 @@ class Allocation:
         session, package = self._session, self._package
         places: list[_writing.Place] = []
         try:
-            with session.lock:
-                _writing.reserve_all(session, [package], places, overwrite=self._overwrite)
-            [place] = places
-            if place.extent is not None and place.extent.cold:
-                session.segment.reserve(place.extent.offset, place.extent.nbytes)
-            _writing.copy(session, package, place)
-            array = self._make_array(place)
+            session.lock.run(_writing.reserve_all, session, [package], places, self._overwrite)
+            [self._place] = places
+            return self._make_array(self._place)
         except BaseException as error:
-            _writing.discard(session, places, error)
+            _writing.discard(session, [package], places, error)
             raise
-        self._place = place
-        return array
 
     def _make_array(self, place: _writing.Place) -> npt.NDArray[Any]:
         """Return an array over the extent; like every anchor it holds a pin."""
         if place.extent is None or not self._package.content.data_nbytes:
             return np.ndarray(self._shape, self._dtype)
-        pins = self._session.pins
-        cell = pins.take(place.slot)
-        try:
-            array: npt.NDArray[Any] = np.ndarray(
-                self._shape, self._dtype, self._session.segment.writeable, place.extent.offset
-            )
-            holder = weak_ref(array, pins.droppers[cell])
-        except BaseException:
-            pins.drop(cell)
-            raise
-        pins.holders[cell] = holder
+        segment = self._session.segment
+        if place.extent.cold:
+            segment.reserve(place.extent.offset, place.extent.nbytes)
+        _writing.copy(self._session, self._package, place)
+        array: npt.NDArray[Any] = np.ndarray(
+            self._shape, self._dtype, segment.writeable, place.extent.offset
+        )
+        self._session.pins.pin(array, place.slot)
         return array
 
     def __exit__(
@@ -94,19 +84,18 @@ class Allocation:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        session, place = self._session, self._place
+        session, package, place = self._session, self._package, self._place
         assert place is not None, "left before it was entered"
         self._place = None
         if error is not None:
-            _writing.discard(session, [place])
+            _writing.discard(session, [package], [place])
             return
         try:
-            with session.lock:
-                _writing.publish_all(session, [self._package], [place], overwrite=self._overwrite)
+            session.lock.run(_writing.publish_all, session, [package], [place], self._overwrite)
+            self.ref = _writing.refer(session, package, place)
         except BaseException:
-            _writing.discard(session, [place])
+            _writing.discard(session, [package], [place])
             raise
-        self.ref = _writing.refer(session, self._package, place)
 
 
 def _pack(

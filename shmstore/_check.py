@@ -26,17 +26,19 @@ Table = npt.NDArray[np.uint64]
 
 def check(session: Session) -> list[Finding]:
     """Return a finding for each violation; none when all is well."""
+    return session.lock.run(_check, session)
+
+
+def _check(session: Session) -> list[Finding]:
+    session.check_alive()
+    session.reclaim_all()
+    table = session.slots.table().copy()
     findings = []
-    with session.lock:
-        session.check_alive()
-        if not session.readonly:
-            session.reclaim(session.identity.max_objects)
-        table = session.slots.table().copy()
-        for number, invariant in INVARIANTS.items():
-            try:
-                findings += [Finding(number, message) for message in invariant(session, table)]
-            except (ShmStoreError, IndexError) as error:
-                findings.append(Finding(number, f"cannot be told: {error}"))
+    for number, invariant in INVARIANTS.items():
+        try:
+            findings += [Finding(number, message) for message in invariant(session, table)]
+        except (ShmStoreError, IndexError) as error:
+            findings.append(Finding(number, f"cannot be told: {error}"))
     return findings
 
 

@@ -17,14 +17,18 @@ from shmstore._session import Session
 def delete(session: Session, finders: Sequence[Callable[[], int]]) -> int:
     """Delete the objects whose slots are found under the lock (-1: not there); return how many."""
     session.check_writeable()
+    return session.lock.run(_delete, session, finders)
+
+
+def _delete(session: Session, finders: Sequence[Callable[[], int]]) -> int:
+    """Requires: the store lock."""
+    session.check_alive()
     deleted = 0
-    with session.lock:
-        session.check_alive()
-        for find in finders:
-            slot = find()
-            if slot >= 0:
-                _remove(session, slot)
-                deleted += 1
+    for find in finders:
+        slot = find()
+        if slot >= 0:
+            _remove(session, slot)
+            deleted += 1
     return deleted
 
 

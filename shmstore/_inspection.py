@@ -14,7 +14,7 @@ from shmstore._info import ClientInfo, ObjectInfo, StoreStats
 from shmstore._memory import layout as L
 from shmstore._reading import Plan, make_plan
 from shmstore._session import Session
-from shmstore._sharing.clients import process_name
+from shmstore._sharing.clients import Client, process_name
 
 
 def plans(session: Session) -> Iterator[Plan]:
@@ -62,56 +62,64 @@ def describe(plan: Plan, pinned_by: dict[int, set[int]]) -> ObjectInfo:
 
 def pins_by_slot(session: Session) -> dict[int, set[int]]:
     """Return for each pinned slot the pids that pin it."""
+    return session.lock.run(_pins_by_slot, session)
+
+
+def _pins_by_slot(session: Session) -> dict[int, set[int]]:
+    session.pins.sweep()
     pinned_by: dict[int, set[int]] = {}
-    with session.lock:
-        for client in session.clients.rows():
-            for pin in session.clients.seat(client).pinned():
-                pinned_by.setdefault(pin - 1, set()).add(client.pid)
+    for client in session.clients.rows():
+        for pin in session.clients.seat(client).pinned():
+            pinned_by.setdefault(pin - 1, set()).add(client.pid)
     return pinned_by
 
 
 def stats(session: Session) -> StoreStats:
     """Return the sums over a store, after taking back what nobody looks at."""
+    return session.lock.run(_stats, session)
+
+
+def _stats(session: Session) -> StoreStats:
+    session.check_alive()
+    session.reclaim_all()
     words = session.words
-    capacity = session.identity.capacity
-    with session.lock:
-        session.check_alive()
-        if not session.readonly:
-            session.reclaim(session.identity.max_objects)
-        pinned = session.clients.pinned()
-        return StoreStats(
-            capacity=capacity,
-            used=words[L.W_USED],
-            free=capacity - words[L.W_USED],
-            pinned=sum(session.slots.read(slot).extent_nbytes for slot in pinned),
-            reclaimable=words[L.W_DOOMED_BYTES],
-            largest_free=session.allocator.largest_free(),
-            objects=words[L.W_OBJECTS],
-            named=words[L.W_NAMED],
-            max_objects=session.identity.max_objects,
-            clients=sum(1 for _ in session.clients.rows()),
-        )
+    pinned = session.clients.pinned()
+    return StoreStats(
+        capacity=session.identity.capacity,
+        used=words[L.W_USED],
+        free=session.identity.capacity - words[L.W_USED],
+        pinned=sum(session.slots.read(slot).extent_nbytes for slot in pinned),
+        reclaimable=words[L.W_DOOMED_BYTES],
+        largest_free=session.allocator.largest_free(),
+        objects=words[L.W_OBJECTS],
+        named=words[L.W_NAMED],
+        max_objects=session.identity.max_objects,
+        clients=sum(1 for _ in session.clients.rows()),
+    )
 
 
 def clients(session: Session) -> list[ClientInfo]:
     """Return what is known of each attached process."""
-    found = []
-    with session.lock:
-        session.check_alive()
-        for client in session.clients.rows():
-            pins = session.clients.seat(client).pinned()
-            sizes = (session.slots.read(slot - 1).extent_nbytes for slot in set(pins))
-            found.append(
-                ClientInfo(
-                    pid=client.pid,
-                    name=process_name(client.pid),
-                    started=client.started_ns / 1e9,
-                    attached=client.attached_ns / 1e9,
-                    alive=session.clients.is_alive(client),
-                    readonly=client.readonly,
-                    pins=len(pins),
-                    pinned_nbytes=sum(sizes),
-                    own=client.row == session.row,
-                )
-            )
-    return found
+    return session.lock.run(_clients, session)
+
+
+def _clients(session: Session) -> list[ClientInfo]:
+    session.check_alive()
+    session.pins.sweep()
+    return [_describe_client(session, client) for client in session.clients.rows()]
+
+
+def _describe_client(session: Session, client: Client) -> ClientInfo:
+    pins = session.clients.seat(client).pinned()
+    sizes = (session.slots.read(pin - 1).extent_nbytes for pin in set(pins))
+    return ClientInfo(
+        pid=client.pid,
+        name=process_name(client.pid),
+        started=client.started_ns / 1e9,
+        attached=client.attached_ns / 1e9,
+        alive=session.clients.is_alive(client),
+        readonly=client.readonly,
+        pins=len(pins),
+        pinned_nbytes=sum(sizes),
+        own=client.row == session.row,
+    )

@@ -236,17 +236,21 @@ def leave(session: Session, *, owner: bool = False) -> None:
 def destroy(session: Session) -> None:
     """End a store. Views stay valid in every process; everything else of it is gone."""
     session.check_writeable()
-    with session.lock:
-        first = not session.words[L.W_DESTROYED]
-        if first:
-            session.words[L.W_DESTROYED] = 1
-            states.doom_all(session.slots.table()[:, L.S_STATE])
-            if session.lock_free:
-                barrier.membarrier()
-            _release_memory(session)
-    if first:
+    if session.lock.run(_doom_store, session):
         _remove_folder(session)
     forget(session)
+
+
+def _doom_store(session: Session) -> bool:
+    """Mark a store as destroyed; False if it has been before. Requires: the store lock."""
+    if session.words[L.W_DESTROYED]:
+        return False
+    session.words[L.W_DESTROYED] = 1
+    states.doom_all(session.slots.table()[:, L.S_STATE])
+    if session.lock_free:
+        barrier.membarrier()
+    _release_memory(session)
+    return True
 
 
 def sweep() -> None:
@@ -271,9 +275,12 @@ def depart(session: Session) -> None:
 
 
 def has_others(session: Session) -> bool:
+    return session.lock.run(_find_others, session)
+
+
+def _find_others(session: Session) -> bool:
     clients = session.clients
-    with session.lock:
-        return any(c.row != session.row and clients.is_alive(c) for c in clients.rows())
+    return any(c.row != session.row and clients.is_alive(c) for c in clients.rows())
 
 
 def _remove_if_dead(session: Session) -> None:

@@ -47,10 +47,8 @@ def _before_fork() -> None:
     _lifecycle.registry.acquire()
     for session in _lifecycle.sessions.values():
         try:
-            with session.lock:
-                row, seat = session.new_seat(0)
-                session.pins.copy_to(seat)
             lock_fd = folder.open_file(session.folder_fd, LOCK_NAME, session.path)
+            row, seat = session.lock.run(_make_seat, session)
         except (ShmStoreError, OSError) as error:
             logger.warning("no seat for a forked child in %s: %s", session.path, error)
             continue
@@ -58,8 +56,16 @@ def _before_fork() -> None:
         _births.append(_Birth(session, row, seat, lock_fd))
 
 
+def _make_seat(session: Session) -> tuple[int, Seat]:
+    """Make the seat of a child with the pins of its parent. Requires: the store lock."""
+    row, seat = session.new_seat(0)
+    session.pins.copy_to(seat)
+    return row, seat
+
+
 def _after_fork_in_parent() -> None:
     for birth in _births:
+        birth.session.pins.stay()
         os.close(birth.lock_fd)
         birth.seat.close()
         birth.session.lock.let_threads()

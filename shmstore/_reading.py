@@ -90,33 +90,24 @@ class Plan:
         return GONE if held is GONE else self.build(held)
 
     def secure(self) -> Any:
-        """Pin the extent; return the cell, or GONE. In a locked store: takes the lock."""
+        """Return what keeps the bytes as they are until `build`, or GONE."""
         if self.session.lock_free:
             return self.secure_once()
-        with self.session.lock:
-            return self.secure_once()
+        return self.session.lock.run(self.secure_once)
 
     def secure_once(self) -> Any:
-        """Pin the extent and look at the slot again (the second half of the pin race)."""
-        pins = self.session.pins
-        cell = pins.take(self.slot)
-        if self.session.words[self.at] == self.word:
-            return cell
-        pins.drop(cell)
-        return GONE
+        """Pin the extent, then look at the slot again (the reader's half of the pin race)."""
+        lease = Lease(self)
+        return lease if self.session.words[self.at] == self.word else GONE
 
     def build(
         self, held: Any, mode: str = "shared", deserializers: Container[str] | None = None
     ) -> Any:
-        """Make the object from what `secure` returned; afterwards only views hold it."""
-        lease = _Lease(self, held)
-        try:
-            first = int(self.header["serializer"] == "pickle")
-            frames = [lease.view(row, "readonly") for row in self.table[:first]]
-            frames += [lease.view(row, mode) for row in self.table[first:]]
-            return deserialize(self.header, frames, deserializers)
-        finally:
-            lease.end()
+        """Make the object from what `secure` returned; afterwards only its views hold pins."""
+        first = int(self.header["serializer"] == "pickle")
+        frames = [held.view(row, "readonly") for row in self.table[:first]]
+        frames += [held.view(row, mode) for row in self.table[first:]]
+        return deserialize(self.header, frames, deserializers)
 
 
 class InlinePlan(Plan):
@@ -193,34 +184,27 @@ class ArrayPlan(Plan):
         if not session.lock_free:
             return super().fetch()
         pins = session.pins
+        array: np.ndarray[Any, Any] = np.ndarray(
+            self.shape, self.dtype, self.exporter, self.start, self.strides
+        )
         try:
             cell = pins.free.pop()
         except IndexError:
-            cell = pins.take(self.slot)
+            cell = pins.grow()
+        pins.holders[cell] = weak_ref(array, pins.droppers[cell])
         pins.cells[cell] = self.slot + 1
-        try:
-            if session.words[self.at] != self.word:
-                pins.drop(cell)
-                return GONE
-            array: np.ndarray[Any, Any] = np.ndarray(
-                self.shape, self.dtype, self.exporter, self.start, self.strides
-            )
-            holder = weak_ref(array, pins.droppers[cell])
-        except BaseException:
-            pins.drop(cell)
-            raise
-        pins.holders[cell] = holder
-        return array
+        return array if session.words[self.at] == self.word else GONE
 
 
-class _Lease:
-    """The hold of one get on its extent, until views take it over."""
+class Lease:
+    """The hold of one get on its extent: it pins it, and each mapping that views are made on."""
 
-    def __init__(self, plan: Plan, cell: int) -> None:
+    __slots__ = ("__weakref__", "_anchors", "_plan")
+
+    def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._pins = plan.session.pins
-        self._cell = cell
         self._anchors: dict[str, memoryview] = {}
+        plan.session.pins.pin(self, plan.slot)
 
     def view(self, row: headers.FrameRow, mode: str) -> Any:
         """Return a frame as the mode and its flag want it."""
@@ -232,12 +216,6 @@ class _Lease:
         if mode == "shared":
             mode = "shared" if row.writeable else "readonly"
         return self._anchor(mode)[row.offset : row.offset + row.nbytes]
-
-    def end(self) -> None:
-        """Give the pin back if no view has taken it over."""
-        if self._cell >= 0:
-            self._pins.drop(self._cell)
-        self._anchors.clear()
 
     def _is_small(self) -> bool:
         return self._plan.extent_nbytes < _PRIVATE_COPY_NBYTES
@@ -260,13 +238,9 @@ class _Lease:
         return view
 
     def _make_anchor(self, mode: str) -> memoryview:
-        plan, pins = self._plan, self._pins
         exporter, offset = self._exporter(mode)
-        anchor = np.ndarray(plan.extent_nbytes, np.uint8, exporter, offset)
-        cell = self._cell if self._cell >= 0 else pins.take(plan.slot)
-        holder = weak_ref(anchor, pins.droppers[cell])
-        self._cell = -1
-        pins.holders[cell] = holder
+        anchor = np.ndarray(self._plan.extent_nbytes, np.uint8, exporter, offset)
+        self._plan.session.pins.pin(anchor, self._plan.slot)
         return anchor.data
 
     def _exporter(self, mode: str) -> tuple[mmap.mmap, int]:
@@ -274,6 +248,12 @@ class _Lease:
         if mode == "private":
             return segment.map_private(self._plan.extent, self._plan.extent_nbytes)
         return (segment.writeable if mode == "shared" else segment.readonly), self._plan.extent
+
+
+class _Pinned:
+    """The anchor of a pin that is needed for a moment."""
+
+    __slots__ = ("__weakref__",)
 
 
 # --- from a slot or a key to a plan ------------------------------------------------------------
@@ -312,14 +292,11 @@ def read_header(session: Session, record: Record) -> bytes | None:
         packed = session.memory[start : start + record.header_nbytes]
         return packed if session.slots.word(record.slot) == record.word else None
     _check_place(session, record)
-    cell = session.pins.take(record.slot)
-    try:
-        if session.slots.word(record.slot) != record.word:
-            return None
-        start = record.extent + record.header_offset
-        return session.segment.readonly[start : start + record.header_nbytes]
-    finally:
-        session.pins.drop(cell)
+    pinned = _Pinned()
+    session.pins.pin(pinned, record.slot)
+    start = record.extent + record.header_offset
+    packed = session.segment.readonly[start : start + record.header_nbytes]
+    return packed if session.slots.word(record.slot) == record.word else None
 
 
 def _check_place(session: Session, record: Record) -> None:
@@ -338,12 +315,12 @@ def _check_place(session: Session, record: Record) -> None:
 def find_key(session: Session, key: str) -> tuple[int, int] | None:
     """Return (slot, slot word) of the object with a key, or None. A miss is asked again, locked."""
     digest = digest_of(key)
-    found = _find(session, digest)
-    if found is None:
-        with session.lock:
-            session.check_alive()
-            found = _find(session, digest)
-    return found
+    return _find(session, digest) or session.lock.run(_find_locked, session, digest)
+
+
+def _find_locked(session: Session, digest: tuple[int, int]) -> tuple[int, int] | None:
+    session.check_alive()
+    return _find(session, digest)
 
 
 def _find(session: Session, digest: tuple[int, int]) -> tuple[int, int] | None:
@@ -365,10 +342,13 @@ def plan_of_key(session: Session, key: str) -> Plan | None:
         if plan is not None:
             session.remember(key, plan)
             return plan
-    with session.lock:
-        session.check_alive()
-        found = _find(session, digest_of(key))
-        return make_plan(session, *found) if found else None
+    return session.lock.run(_plan_locked, session, key)
+
+
+def _plan_locked(session: Session, key: str) -> Plan | None:
+    """Requires: the store lock."""
+    found = _find_locked(session, digest_of(key))
+    return make_plan(session, *found) if found else None
 
 
 def plan_of_slot(session: Session, slot: int, generation: int) -> Plan | None:
@@ -397,17 +377,14 @@ def get_by_key(session: Session, key: str, mode: str, deserializers: Container[s
         held = plan.secure()
         if held is not GONE:
             return plan.build(held, mode, deserializers)
-    return _get_locked(session, key, mode, deserializers)
+    plan, held = session.lock.run(_secure_locked, session, key)
+    return GONE if held is GONE else plan.build(held, mode, deserializers)
 
 
-def _get_locked(session: Session, key: str, mode: str, deserializers: Container[str] | None) -> Any:
-    """Get a key that is overwritten faster than it can be looked at: secure it under the lock."""
-    with session.lock:
-        session.check_alive()
-        found = _find(session, digest_of(key))
-        plan = make_plan(session, *found) if found else None
-        held = GONE if plan is None else plan.secure_once()
-    return GONE if plan is None or held is GONE else plan.build(held, mode, deserializers)
+def _secure_locked(session: Session, key: str) -> tuple[Any, Any]:
+    """Secure a key that is overwritten faster than it can be looked at. Requires: the lock."""
+    plan = _plan_locked(session, key)
+    return plan, GONE if plan is None else plan.secure_once()
 
 
 def missing_key(session: Session, key: str) -> ObjectNotFoundError:

@@ -147,8 +147,16 @@ class Session:
         for node in self.slots.free_unpinned(self.clients.pinned(), limit):
             self.allocator.release(node)
 
+    def reclaim_all(self) -> None:
+        """Free every deleted object that nobody looks at. Requires: the store lock."""
+        self.pins.sweep()
+        if not self.readonly:
+            self.reclaim(self.identity.max_objects)
+
     def bury(self) -> Recovered:
         """Undo what dead clients left: pins, half-made puts, seats. Requires: the store lock."""
+        self.check_alive()
+        self.pins.sweep()
         return _recovery.bury(self)
 
     # --- the seat ------------------------------------------------------------------------------
@@ -156,19 +164,19 @@ class Session:
     def _take_seat(self) -> None:
         """Enter this process into the client table; from then on a read-only session only reads."""
         self.lock.mark = self.identity.max_clients + 1
-        with self.lock:
-            if self.words[L.W_DESTROYED]:
-                raise StoreNotFoundError(
-                    f"the store {self.path} is being removed", path=str(self.path)
-                )
-            self.bury()
-            self.row, seat = self.new_seat(self.pid)
+        self.row, seat = self.lock.run(self._enter)
         self.pins = Pins(seat)
         self.lock.mark = 0 if self.readonly else self.row + 1
         if self.readonly:
             self.index.protect()
             self._map_tables()
             self.lock.words = self.words
+
+    def _enter(self) -> tuple[int, Seat]:
+        if self.words[L.W_DESTROYED]:
+            raise StoreNotFoundError(f"the store {self.path} is being removed", path=str(self.path))
+        _recovery.bury(self)
+        return self.new_seat(self.pid)
 
     def new_seat(self, pid: int) -> tuple[int, Seat]:
         """Make a row and a seat for a process. Requires: the store lock."""
@@ -187,8 +195,8 @@ class Session:
 
     def leave_seat(self) -> None:
         """Give the seat back: no views of this process are left."""
-        with self.lock, self._writeable_clients() as clients:
-            clients.remove(self.row)
+        with self._writeable_clients() as clients:
+            self.lock.run(clients.remove, self.row)
 
     def adopt(self, row: int, seat: Seat, lock_fd: int) -> None:
         """Go on in a forked child, with the seat and the lock file that the parent made for it."""

@@ -371,9 +371,7 @@ class Store(Handle, NamedObjects):
         """Undo what dead processes left: their pins, half-made puts and seats."""
         session = self._live()
         session.check_writeable()
-        with session.lock:
-            session.check_alive()
-            return session.bury()
+        return session.lock.run(session.bury)
 
 
 def _finder(session: Session, target: ObjectRef | str) -> Callable[[], int]:

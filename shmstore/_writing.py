@@ -14,6 +14,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
+from shmstore._catalog import states
 from shmstore._catalog.keys import NO_KEY, digest_of
 from shmstore._catalog.slots import Content
 from shmstore._memory import folder
@@ -130,84 +131,99 @@ def lay_out(
 
 
 def put(session: Session, package: Package, *, overwrite: bool) -> ObjectRef:
-    """Store one packed object. Flat: the workload "put" of the benchmarks pays for it."""
-    places: list[Place] = []
-    words = session.words
-    try:
-        with session.lock:
-            session.check_alive()
-            if session.readonly or not overwrite:
-                _check_allowed(session, [package], overwrite=overwrite)
-            if words[L.W_DOOMED_HEAD]:
-                session.reclaim(_RECLAIM_FEW)
-            _reserve(session, package, places)
-            [place] = places
-            extent = place.extent
-            locked = extent is None or (not extent.cold and extent.nbytes <= _COPY_LOCKED_NBYTES)
-            if locked:
-                copy(session, package, place)
-                _publish(session, package, place)
-        if not locked:
-            copy(session, package, place)
-            with session.lock:
-                publish_all(session, [package], places, overwrite=overwrite)
-    except BaseException as error:
-        discard(session, places, error)
-        raise
-    return refer(session, package, place)
+    """Store one packed object."""
+    [ref] = put_many(session, [package], overwrite=overwrite)
+    return ref
 
 
 def put_many(session: Session, packages: Sequence[Package], *, overwrite: bool) -> list[ObjectRef]:
     """Store packed objects, all or none, in one lock hold if they are small and two if not."""
     places: list[Place] = []
+    run = session.lock.run
     try:
-        with session.lock:
-            reserve_all(session, packages, places, overwrite=overwrite)
-            locked = _may_copy_locked(places)
-            if locked:
-                _copy_all(session, packages, places)
-                publish_all(session, packages, places, overwrite=overwrite)
-        if not locked:
+        if not run(_put_small, session, packages, places, overwrite):
             _copy_all(session, packages, places)
-            with session.lock:
-                publish_all(session, packages, places, overwrite=overwrite)
+            run(publish_all, session, packages, places, overwrite)
+        return [refer(session, *both) for both in zip(packages, places, strict=True)]
     except BaseException as error:
-        discard(session, places, error)
+        discard(session, packages, places, error)
         raise
-    return [refer(session, *both) for both in zip(packages, places, strict=True)]
+
+
+def _put_small(
+    session: Session,
+    packages: Sequence[Package],
+    places: list[Place],
+    overwrite: bool,  # noqa: FBT001 - called under the lock
+) -> bool:
+    """Reserve places; if all is small and warm, also copy and publish. Requires: the store lock."""
+    reserve_all(session, packages, places, overwrite)
+    nbytes = 0
+    for place in places:
+        if place.extent is not None:
+            if place.extent.cold:
+                return False
+            nbytes += place.extent.nbytes
+    if nbytes > _COPY_LOCKED_NBYTES:
+        return False
+    if nbytes:
+        _copy_all(session, packages, places)
+    for package, place in zip(packages, places, strict=True):
+        _publish(session, package, place)
+    return True
 
 
 def reserve_all(
-    session: Session, packages: Sequence[Package], places: list[Place], *, overwrite: bool
+    session: Session,
+    packages: Sequence[Package],
+    places: list[Place],
+    overwrite: bool,  # noqa: FBT001 - called under the lock
 ) -> None:
     """Reserve a place for each package; `places` always tells which. Requires: the store lock."""
     session.check_alive()
-    _check_allowed(session, packages, overwrite=overwrite)
-    session.reclaim(_RECLAIM_FEW)
+    if session.readonly or not overwrite:
+        _check_allowed(session, packages)
+    if session.words[L.W_DOOMED_HEAD]:
+        session.reclaim(_RECLAIM_FEW)
     for package in packages:
         _reserve(session, package, places)
 
 
 def publish_all(
-    session: Session, packages: Sequence[Package], places: Sequence[Place], *, overwrite: bool
+    session: Session,
+    packages: Sequence[Package],
+    places: Sequence[Place],
+    overwrite: bool,  # noqa: FBT001 - called under the lock
 ) -> None:
     """Make objects visible whose frames lie in their extents. Requires: the store lock."""
     session.check_alive()
-    _check_allowed(session, packages, overwrite=overwrite)
+    if not overwrite:
+        _check_allowed(session, packages)
     for package, place in zip(packages, places, strict=True):
         _publish(session, package, place)
 
 
-def discard(session: Session, places: Sequence[Place], error: BaseException | None = None) -> None:
-    """Give back places that were not published; let ENOSPC say which file system is full."""
+def discard(
+    session: Session,
+    packages: Sequence[Package],
+    places: Sequence[Place],
+    error: BaseException | None = None,
+) -> None:
+    """Undo a put that ended in an exception; let ENOSPC say which file system is full."""
     if places:
-        with session.lock:
-            for place in places:
-                if session.slots.is_writing(place.slot, place.generation):
-                    session.slots.doom(place.slot)
+        session.lock.run(_discard_all, session, packages, places)
     if isinstance(error, OSError) and not isinstance(error, ShmStoreError):
         asked = sum(place.extent.nbytes for place in places if place.extent)
         raise folder.full_file_system(session.folder_fd, session.path, asked, error) from error
+
+
+def _discard_all(session: Session, packages: Sequence[Package], places: Sequence[Place]) -> None:
+    """Doom half-made objects, and whole ones that nobody has a name or a reference for."""
+    for package, place in zip(packages, places, strict=False):
+        word = session.slots.word(place.slot)
+        half_made = word == states.first_word(place.generation)
+        if half_made or (package.key is None and word == states.ready_word(place.generation)):
+            session.slots.doom(place.slot)
 
 
 def refer(session: Session, package: Package, place: Place) -> ObjectRef:
@@ -222,17 +238,9 @@ def refer(session: Session, package: Package, place: Place) -> ObjectRef:
     )
 
 
-def _may_copy_locked(places: Sequence[Place]) -> bool:
-    extents = [place.extent for place in places if place.extent is not None]
-    nbytes = sum(extent.nbytes for extent in extents)
-    return nbytes <= _COPY_LOCKED_NBYTES and not any(extent.cold for extent in extents)
-
-
-def _check_allowed(session: Session, packages: Sequence[Package], *, overwrite: bool) -> None:
-    """Raise for a read-only session, and for the first key that is taken and must not be."""
+def _check_allowed(session: Session, packages: Sequence[Package]) -> None:
+    """Raise for a read-only session, and for the first key that is taken."""
     session.check_writeable()
-    if overwrite:
-        return
     for package in packages:
         if package.key is not None and session.keys.find(package.content.digest) >= 0:
             raise KeyExistsError(

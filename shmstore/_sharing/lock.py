@@ -15,12 +15,14 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
+from typing import Any, TypeVar
 
 from filelock import lock_descriptor, unlock_descriptor
 
 from shmstore._memory import layout as L
 from shmstore.errors import CorruptStoreError, LockTimeoutError, ShmStoreError
+
+Result = TypeVar("Result")
 
 # A contended lock is asked for without pause this often, then with growing pauses.
 _SPINS = 30
@@ -53,16 +55,13 @@ def hold(fd: int, timeout_s: float) -> bool:
     return False
 
 
-def _is_clean(kind: type[BaseException]) -> bool:
+def _is_clean(error: BaseException) -> bool:
     """Return whether an error was raised before anything was changed, as ours and OSError are."""
-    return issubclass(kind, (ShmStoreError, OSError)) and not issubclass(kind, CorruptStoreError)
+    return isinstance(error, (ShmStoreError, OSError)) and not isinstance(error, CorruptStoreError)
 
 
 class StoreLock:
-    """The lock of one store, as a context manager.
-
-    Errors of ours and OSError are raised under the lock only before anything is changed; any other
-    exception there is treated like the death of a process.
+    """The lock of one store: `run` calls a function under it.
 
     Parameters
     ----------
@@ -71,12 +70,18 @@ class StoreLock:
     words
         The words of the index.
     timeout_s
-        Seconds after which `LockTimeoutError` is raised.
+        Seconds to wait for the other processes before `LockTimeoutError` is raised.
     mend
         Called under the lock when a change was left half done, by a dead process or by an exception
         in this one; makes the index whole again.
     describe
         Returns a name for the holder with a given client row.
+
+    Notes
+    -----
+    A signal handler of Python may raise after any call, also between taking a lock and whatever
+    would give it back. Therefore the thread lock is held by its own ``with``, which no handler can
+    interrupt, and the file lock is given back twice when the first time was cut short.
     """
 
     def __init__(
@@ -88,62 +93,73 @@ class StoreLock:
         describe: Callable[[int], str],
     ) -> None:
         self.fd = fd
-        self.mark = 0
         self.words = words
         self.timeout_s = timeout_s
+        self.mark = 0
         self._mend = mend
         self._describe = describe
         self._threads = threading.Lock()
         self._thread = 0
 
-    def __enter__(self) -> None:
-        if not self._threads.acquire(blocking=False):
-            self._wait_for_thread()
-        try:
-            self._hold()
-            self._thread = threading.get_ident()
-            words = self.words
-            if words[L.W_DIRTY]:
-                self._mend()
-            if self.mark:
-                words[L.W_DIRTY] = self.mark
-        except BaseException:
-            self._release()
-            raise
+    def run(self, step: Callable[..., Result], *args: Any) -> Result:
+        """Call a function under the lock and return its result.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            if self.mark:
-                if kind is not None and not _is_clean(kind):
+        Errors of ours and OSError may leave `step` only before it has changed anything; any other
+        exception is treated like the death of a process.
+
+        Raises
+        ------
+        LockTimeoutError
+            Others hold the lock for longer than the timeout, or this very thread holds it.
+        """
+        if self._thread == threading.get_ident():
+            raise self._reentered()
+        with self._threads:
+            try:
+                self._hold()
+                self._thread = threading.get_ident()
+                if self.words[L.W_DIRTY]:
                     self._mend()
-                self.words[L.W_DIRTY] = 0
-        finally:
-            self._release()
-        if kind is not None and issubclass(kind, (IndexError, AssertionError)):
-            raise CorruptStoreError(
-                f"the index contradicts itself ({error}); its tables were rebuilt from the slots. "
-                "Call check() to see what is wrong."
-            ) from error
+                if self.mark:
+                    self.words[L.W_DIRTY] = self.mark
+                result = step(*args)
+                if self.mark:
+                    self.words[L.W_DIRTY] = 0
+            except BaseException as error:
+                self._unwind(error)
+                raise
+            finally:
+                self._thread = 0
+                try:
+                    unlock_descriptor(self.fd)
+                except BaseException:
+                    unlock_descriptor(self.fd)
+                    raise
+        return result
 
     def _hold(self) -> None:
         if not lock_descriptor(self.fd, blocking=False) and not hold(self.fd, self.timeout_s):
             raise self._timed_out()
 
-    def _wait_for_thread(self) -> None:
-        if self._thread == threading.get_ident():
-            raise LockTimeoutError(
-                "the store was called while this very thread holds its lock (by a finalizer or a "
-                "signal handler). Do the work later, outside the handler.",
-                holder=f"thread {self._thread} of this process",
-                timeout_s=0.0,
-            )
-        if not self._threads.acquire(timeout=self.timeout_s):
-            raise self._timed_out()
+    def _unwind(self, error: BaseException) -> None:
+        """Make the index whole after an exception. Until that is done it stays marked as dirty."""
+        if self._thread and self.mark:
+            if not _is_clean(error):
+                self._mend()
+            self.words[L.W_DIRTY] = 0
+        if isinstance(error, (IndexError, AssertionError)):
+            raise CorruptStoreError(
+                f"the index contradicts itself ({error}); its tables were rebuilt from the slots. "
+                "Call check() to see what is wrong."
+            ) from error
+
+    def _reentered(self) -> LockTimeoutError:
+        return LockTimeoutError(
+            "the store was called while this very thread holds its lock (by a finalizer or a "
+            "signal handler). Do the work later, outside the handler.",
+            holder=f"thread {self._thread} of this process",
+            timeout_s=0.0,
+        )
 
     def _timed_out(self) -> LockTimeoutError:
         row = self.words[L.W_DIRTY] - 1
@@ -155,11 +171,6 @@ class StoreLock:
             holder=holder,
             timeout_s=self.timeout_s,
         )
-
-    def _release(self) -> None:
-        self._thread = 0
-        unlock_descriptor(self.fd)
-        self._threads.release()
 
     # --- fork and end --------------------------------------------------------------------------
 
@@ -176,6 +187,7 @@ class StoreLock:
         os.close(self.fd)
         self.fd = fd
         self._threads = threading.Lock()
+        self._thread = 0
 
     def close(self) -> None:
         """Close the lock file."""

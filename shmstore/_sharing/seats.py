@@ -6,7 +6,7 @@ keeps the extent of that slot from being used again. Every view has a cell of it
 pinning and unpinning are plain stores: no counter is shared, not even between the threads of the
 client.
 
-Concurrency: `take` and `drop` may run in any thread, in a finalizer, in a signal handler. The list
+Concurrency: `pin` and `drop` may run in any thread, in a finalizer, in a signal handler. The list
 of free cells is a Python list, whose pop and append are atomic.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -93,6 +94,9 @@ class Seat:
 class Pins:
     """The pins of this process on one store.
 
+    A pin lives as long as its anchor, any object that takes weak references: the death of the
+    anchor drops it. So a pin cannot be lost, wherever an exception strikes.
+
     Parameters
     ----------
     seat
@@ -101,35 +105,37 @@ class Pins:
     Attributes
     ----------
     cells
-        The words of the own seat; a forked child swaps them for those of its own.
+        The words of the own seat, or during a fork those of two seats.
     free
         Numbers of the cells that are not in use.
     holders
-        Per cell: what keeps it in use (a weak reference with `droppers[cell]` as its callback).
+        Per cell: the weak reference to its anchor, or None.
     droppers
-        Per cell: the callable that gives it back.
+        Per cell: the callback of that reference.
     """
 
     def __init__(self, seat: Seat) -> None:
         self.seat = seat
-        self.cells = seat.words
+        self.cells: Any = seat.words
         self.free: list[int] = []
-        self.holders: list[Any] = [None] * L.SEAT_FIRST_CELL
-        self.droppers: list[Callable[..., None]] = [_no_cell] * L.SEAT_FIRST_CELL
+        self.holders: list[weakref.ref[Any] | None] = [None] * L.SEAT_FIRST_CELL
+        self.droppers: list[Callable[[Any], None]] = [_no_cell] * L.SEAT_FIRST_CELL
         self.when_empty: Callable[[], None] | None = None
         self._growing = threading.Lock()
 
-    def take(self, slot: int) -> int:
-        """Pin a slot; return the cell. OSError (ENOSPC): the seat cannot grow."""
+    def pin(self, anchor: object, slot: int) -> None:
+        """Pin a slot for as long as `anchor` lives. OSError (ENOSPC): the seat cannot grow."""
         try:
             cell = self.free.pop()
         except IndexError:
-            cell = self._grow()
+            cell = self.grow()
+        self.holders[cell] = weakref.ref(anchor, self.droppers[cell])
         self.cells[cell] = slot + 1
-        return cell
 
-    def drop(self, cell: int, _reference: object = None) -> None:
-        """Give a cell back. Never blocks, takes no lock: safe in a finalizer."""
+    def drop(self, cell: int, holder: weakref.ref[Any]) -> None:
+        """Give the cell of a dead anchor back, once. Never blocks, takes no lock."""
+        if self.holders[cell] is not holder:
+            return
         self.cells[cell] = 0
         self.holders[cell] = None
         self.free.append(cell)
@@ -138,11 +144,18 @@ class Pins:
 
     def in_use(self) -> int:
         """Return the number of pins that are held."""
-        return len(self.holders) - L.SEAT_FIRST_CELL - len(self.free)
+        return len(self.holders) - self.holders.count(None)
 
-    def _grow(self) -> int:
+    def sweep(self) -> None:
+        """Drop the pins of anchors that died while an exception cut their callback short."""
+        for cell, holder in enumerate(self.holders):
+            if holder is not None and holder() is None:
+                self.drop(cell, holder)
+
+    def grow(self) -> int:
         """Make more cells; return one of them."""
         with self._growing:
+            self.sweep()
             if self.free:
                 return self.free.pop()
             first = len(self.holders)
@@ -151,27 +164,62 @@ class Pins:
                 message = f"this process holds {first} views of the store, more than it may"
                 raise MemoryError(message)
             reserve(self.seat.fd, first * L.WORD, count * L.WORD)
-            self.droppers.extend(partial(self.drop, cell) for cell in range(first, first + count))
-            self.holders.extend([None] * count)
             self.cells[L.SEAT_CELLS] = first + count - L.SEAT_FIRST_CELL
+            self.droppers[first:] = [partial(self.drop, n) for n in range(first, first + count)]
+            self.holders.extend([None] * count)
             self.free.extend(range(first + count - 1, first, -1))
             return first
 
+    # --- fork ----------------------------------------------------------------------------------
+
+    def copy_to(self, seat: Seat) -> None:
+        """Hold all pins for a child too that is about to be born, also those that come until then.
+
+        Other threads go on pinning: (1) from now on every pin is written to both seats, (2) what
+        was there is copied in one step. Only growing waits, until `stay`.
+        """
+        self._growing.acquire()
+        end = len(self.holders)
+        try:
+            reserve(seat.fd, 0, end * L.WORD)
+        except BaseException:
+            self._growing.release()
+            raise
+        self.cells = _BothSeats(self.seat.words, seat.words)
+        seat.words[L.SEAT_CELLS] = end - L.SEAT_FIRST_CELL
+        seat.words[L.SEAT_FIRST_CELL : end] = self.seat.words[L.SEAT_FIRST_CELL : end]
+
+    def stay(self) -> None:
+        """Go on with the own seat alone: this process is the parent."""
+        self.cells = self.seat.words
+        self._growing.release()
+
     def move_to(self, seat: Seat) -> None:
-        """Go on with another seat that holds the same pins: this process is a forked child."""
+        """Go on with the seat that was made for this process, a forked child.
+
+        Pins that other threads of the parent were about to make have no anchor here.
+        """
         os.close(self.seat.fd)
         self.seat = seat
         self.cells = seat.words
         self._growing = threading.Lock()
-
-    def copy_to(self, seat: Seat) -> None:
-        """Write all pins of this process into the seat of a child that is about to be born."""
-        end = len(self.holders)
-        reserve(seat.fd, 0, end * L.WORD)
-        seat.words[L.SEAT_CELLS] = end - L.SEAT_FIRST_CELL
-        seat.words[L.SEAT_FIRST_CELL : end] = self.cells[L.SEAT_FIRST_CELL : end]
+        for cell in range(L.SEAT_FIRST_CELL, len(self.holders)):
+            if self.holders[cell] is None:
+                self.cells[cell] = 0
+        self.sweep()
 
 
-def _no_cell(*_: object) -> None:
+class _BothSeats:
+    """The words of two seats, written together."""
+
+    def __init__(self, *seats: memoryview) -> None:
+        self._seats = seats
+
+    def __setitem__(self, word: int, value: int) -> None:
+        for words in self._seats:
+            words[word] = value
+
+
+def _no_cell(_: object) -> None:
     message = "the first words of a seat are no pin cells"
     raise AssertionError(message)
