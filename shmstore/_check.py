@@ -42,8 +42,8 @@ def _check(session: Session) -> list[Finding]:
     return findings
 
 
-def _state(table: Table) -> npt.NDArray[np.int64]:
-    return (table[:, L.S_STATE] & np.uint64(0xFF)).astype(np.int64)
+def _state(table: Table) -> Table:
+    return states.states_of(table[:, L.S_STATE])
 
 
 def _with_extent(table: Table) -> Table:
@@ -131,7 +131,7 @@ def writers_live(session: Session, table: Table) -> Iterator[str]:
 
 def generations_only_grow(session: Session, table: Table) -> Iterator[str]:
     """7: the generation of a slot never falls: all are different and below the next one."""
-    generations = table[:, L.S_STATE] >> np.uint64(8)
+    generations = states.generations_of(table[:, L.S_STATE])
     following = session.words[L.W_NEXT_GENERATION]
     if len(generations) and int(generations.max()) >= following:
         yield f"generation {int(generations.max())} is used, the next one is {following}"

@@ -298,7 +298,7 @@ def _remove_if_dead(session: Session) -> None:
 def _release_memory(session: Session) -> None:
     """Give the pages of all extents that nobody pins or writes back. Requires: the store lock."""
     table = session.slots.table()
-    writing = table[:, L.S_STATE] & 0xFF == states.WRITING
+    writing = states.states_of(table[:, L.S_STATE]) == states.WRITING
     kept = session.clients.pinned() | set(writing.nonzero()[0].tolist())
     rows = sorted((int(table[s, L.S_EXTENT]), int(table[s, L.S_EXTENT_NBYTES])) for s in kept)
     start = 0

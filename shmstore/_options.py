@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import decimal
 import os
 import re
 from pathlib import Path
@@ -28,7 +29,6 @@ _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 DEFAULT_SHARE_OF_FREE: Final = 0.8
 DEFAULT_SHARE_OF_RAM: Final = 0.5
 SMALLEST_DEFAULT: Final = 1 << 20
-LARGEST_CLIENTS: Final = 1 << 16
 
 
 def parse_size(size: int | str) -> int:
@@ -48,7 +48,7 @@ def parse_size(size: int | str) -> int:
     if match is None or match[2].upper() not in _UNITS:
         message = f"{size!r} is not a size. Give an int, or text like '64 MiB' or '8GB'."
         raise ValueError(message)
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    return int(decimal.Decimal(match[1]) * _UNITS[match[2].upper()])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class Options:
         if self.capacity is not None:
             _check_range("capacity", parse_size(self.capacity), 1, L.MAX_CAPACITY)
         _check_range("max_objects", self.max_objects, 1, L.MAX_OBJECTS)
-        _check_range("max_clients", self.max_clients, 1, LARGEST_CLIENTS)
+        _check_range("max_clients", self.max_clients, 1, L.MAX_CLIENTS)
         if not 0 < self.lock_timeout < float("inf"):
             message = f"lock_timeout={self.lock_timeout!r}: give a number of seconds above 0"
             raise ValueError(message)

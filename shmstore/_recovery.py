@@ -60,13 +60,14 @@ def mend(session: Session) -> None:
     _end_older_twins(session, table)
     _rebuild_extents(session, table)
     _rebuild_lists(session, table)
-    ready = table[:, L.S_STATE] & np.uint64(0xFF) == states.READY
+    ready = states.states_of(table[:, L.S_STATE]) == states.READY
     named = ready & (table[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0)
     words = session.words
     words[L.W_OBJECTS] = int(ready.sum())
     words[L.W_NAMED] = int(named.sum())
     words[L.W_NEXT_GENERATION] = max(
-        words[L.W_NEXT_GENERATION], int((table[:, L.S_STATE] >> np.uint64(8)).max(initial=0)) + 1
+        words[L.W_NEXT_GENERATION],
+        int(states.generations_of(table[:, L.S_STATE]).max(initial=0)) + 1,
     )
     session.keys.rebuild(np.flatnonzero(named).tolist())
     _doom_abandoned(session)
@@ -75,7 +76,7 @@ def mend(session: Session) -> None:
 def _doom_abandoned(session: Session) -> int:
     """Doom the half-made puts of clients that are gone; return how many there were."""
     table = session.slots.table()
-    writing = np.flatnonzero(table[:, L.S_STATE] & np.uint64(0xFF) == states.WRITING).tolist()
+    writing = np.flatnonzero(states.states_of(table[:, L.S_STATE]) == states.WRITING).tolist()
     owners = {client.row + 1 for client in session.clients.rows()}
     abandoned = [slot for slot in writing if int(table[slot, L.S_OWNER]) not in owners]
     for slot in abandoned:
@@ -98,7 +99,7 @@ def _end_older_twins(session: Session, table: Table) -> None:
 
 def _rebuild_extents(session: Session, table: Table) -> None:
     """Give the allocator exactly the extents of the slots that are not free."""
-    used = (table[:, L.S_STATE] & np.uint64(0xFF) != states.FREE) & (
+    used = (states.states_of(table[:, L.S_STATE]) != states.FREE) & (
         table[:, L.S_EXTENT_NBYTES] != 0
     )
     slots = np.flatnonzero(used)
@@ -118,7 +119,7 @@ def _rebuild_lists(session: Session, table: Table) -> None:
     words = session.words
     for word in (L.W_FREE_SLOT, L.W_DOOMED_HEAD, L.W_DOOMED_TAIL, L.W_DOOMED_BYTES):
         words[word] = 0
-    state = table[:, L.S_STATE] & np.uint64(0xFF)
+    state = states.states_of(table[:, L.S_STATE])
     for wanted, head in ((states.FREE, L.W_FREE_SLOT), (states.DOOMED, L.W_DOOMED_HEAD)):
         slots = np.flatnonzero(state == wanted)
         if wanted == states.DOOMED:

@@ -7,7 +7,7 @@ survives pickling with its facts (process pools send errors home).
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 __all__ = [
     "CorruptStoreError",
@@ -54,12 +54,8 @@ class ShmStoreError(Exception):
         return self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), self.message, self.facts)
-
-    def with_note(self, note: str) -> Self:
-        """Return this error with one more line of explanation."""
-        self.add_note(note)
-        return self
+        notes = {name: value for name, value in self.__dict__.items() if name == "__notes__"}
+        return _restore, (type(self), self.message, self.facts), notes or None
 
 
 # --- met when a store is created, attached or opened -------------------------------------------

@@ -285,8 +285,8 @@ class Slots:
     def ready(self) -> list[tuple[int, int]]:
         """Return (generation, slot) of all published objects, oldest first. Takes no lock."""
         words = self.table()[:, L.S_STATE].copy()
-        slots = np.flatnonzero((words & np.uint64(0xFF)) == states.READY)
-        generations = words[slots] >> np.uint64(8)
+        slots = np.flatnonzero(states.states_of(words) == states.READY)
+        generations = states.generations_of(words[slots])
         order = np.argsort(generations)
         return list(zip(generations[order].tolist(), slots[order].tolist(), strict=True))
 

@@ -60,7 +60,17 @@ def generation_of(word: int) -> int:
     return word >> 8
 
 
+def states_of(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return the states in a column of slot words."""
+    return words & np.uint64(_STATE_MASK)
+
+
+def generations_of(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return the generations in a column of slot words."""
+    return words >> np.uint64(8)
+
+
 def doom_all(words: npt.NDArray[np.uint64]) -> None:
     """Move every READY word of a column to DOOMED, in place: the store ends."""
-    ready = (words & np.uint64(_STATE_MASK)) == READY
+    ready = states_of(words) == READY
     words[ready] += np.uint64(DOOMED - READY)

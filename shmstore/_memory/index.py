@@ -147,6 +147,16 @@ class Index:
         self.fd = -1
 
 
+def _is_sane(words: memoryview) -> bool:
+    capacity = words[L.W_CAPACITY]
+    return (
+        L.PAGE <= capacity <= L.MAX_CAPACITY
+        and capacity % L.PAGE == 0
+        and 1 <= words[L.W_MAX_OBJECTS] <= L.MAX_OBJECTS
+        and 1 <= words[L.W_MAX_CLIENTS] <= L.MAX_CLIENTS
+    )
+
+
 def _geometry_crc(words: memoryview) -> int:
     return zlib.crc32(words[: L.W_GEOMETRY_CRC].tobytes())
 
@@ -174,6 +184,13 @@ def _read_identity(fd: int, path: str) -> Identity:
             "agree. Destroy the store and create it again.",
             path=path,
             offset=L.W_GEOMETRY_CRC * L.WORD,
+        )
+    if not _is_sane(words):
+        raise CorruptStoreError(
+            f"{path}: capacity {words[L.W_CAPACITY]}, max_objects {words[L.W_MAX_OBJECTS]} or "
+            f"max_clients {words[L.W_MAX_CLIENTS]} is out of range. Destroy the store.",
+            path=path,
+            offset=L.W_CAPACITY * L.WORD,
         )
     low, high = words[L.W_UUID], words[L.W_UUID + 1]
     return Identity(uuid.UUID(int=high << 64 | low), *words[L.W_CAPACITY : L.W_GEOMETRY_CRC])

@@ -38,7 +38,9 @@ index (fixed geometry, chosen at creation, sparse; grows in place)::
     32          LAST_NODE             lock holder           node + 1 of the extent at the top
     33          BACKED                creator, once         bytes reserved at creation (prefault)
     34          CLIENT_TOP            lock holder           client rows ever used
-    35 to 38    SLOTS_RESERVED ..     lock holder           bytes reserved per table
+    35          SLOTS_RESERVED        lock holder           bytes of the slot table with pages
+    36          BUCKETS_RESERVED      lock holder           bytes of the key index with pages
+    37          NODES_RESERVED        lock holder           bytes of the nodes with pages
     64          FIRST_LEVEL           lock holder           bitmap of non-empty size classes
     65 to 112   SECOND_LEVEL          lock holder           bitmap per size class
     128 to 895  FREE_HEADS            lock holder           node + 1, first free block of a class
@@ -76,7 +78,7 @@ slot (40 words, 320 bytes)::
 
 seat (one file per client)::
 
-    0 MAGIC   1 SERIAL   2 CELLS (pin cells in use)   8 .. cells: slot + 1 of a pinned object, or 0
+    0 MARK   1 SERIAL   2 CELLS (pin cells in use)   8 .. cells: slot + 1 of a pinned object, or 0
 
 segment-00000: the data. Extents and frames lie at multiples of 64 bytes.
 """
@@ -191,6 +193,7 @@ KIND_INLINE: Final = 2
 KIND_PLAIN: Final = 4
 KIND_NAMED: Final = 8
 
+SEAT_MARK: Final = 0
 SEAT_SERIAL: Final = 1
 SEAT_CELLS: Final = 2
 SEAT_FIRST_CELL: Final = 8
@@ -198,6 +201,7 @@ MAX_CELLS: Final = (1 << 22) - SEAT_FIRST_CELL
 
 MAX_CAPACITY: Final = 1 << 47
 MAX_OBJECTS: Final = 1 << 31
+MAX_CLIENTS: Final = 1 << 16
 
 # Proofs of the relations between these numbers.
 assert W_SECOND_LEVEL + FIRST_LEVELS <= W_FREE_HEADS

@@ -113,7 +113,7 @@ class Clients:
         for row in range(min(words[L.W_CLIENT_TOP], self._index.geometry.max_clients)):
             base = self._start + row * L.CLIENT_WORDS
             if words[base + L.C_SERIAL]:
-                serial, pid, started, attached, readonly = words[base : base + 5]
+                serial, pid, started, attached, readonly = words[base : base + L.C_READONLY + 1]
                 yield Client(row, serial, pid, started, attached, bool(readonly))
 
     def is_alive(self, client: Client) -> bool:

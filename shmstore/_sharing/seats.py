@@ -55,7 +55,7 @@ class Seat:
         self.fd = fd
         self.serial = serial
         self.words = memoryview(map_file(fd, _SEAT_NBYTES, writeable=writeable)).cast("Q")
-        if self.words[0] != L.SEAT_MAGIC or self.words[L.SEAT_SERIAL] != serial:
+        if self.words[L.SEAT_MARK] != L.SEAT_MAGIC or self.words[L.SEAT_SERIAL] != serial:
             raise CorruptStoreError(f"the file of seat {serial} is not that seat", serial=serial)
 
     @classmethod
