@@ -132,8 +132,16 @@ def lay_out(
 
 def put(session: Session, package: Package, *, overwrite: bool) -> ObjectRef:
     """Store one packed object."""
-    [ref] = put_many(session, [package], overwrite=overwrite)
-    return ref
+    places: list[Place] = []
+    run = session.lock.run
+    try:
+        if not run(_put_small, session, package, places, overwrite):
+            copy(session, package, places[0])
+            run(publish_all, session, [package], places, overwrite)
+        return refer(session, package, places[0])
+    except BaseException as error:
+        discard(session, [package], places, error)
+        raise
 
 
 def put_many(session: Session, packages: Sequence[Package], *, overwrite: bool) -> list[ObjectRef]:
@@ -141,8 +149,9 @@ def put_many(session: Session, packages: Sequence[Package], *, overwrite: bool) 
     places: list[Place] = []
     run = session.lock.run
     try:
-        if not run(_put_small, session, packages, places, overwrite):
-            _copy_all(session, packages, places)
+        if not run(_put_all_small, session, packages, places, overwrite):
+            for package, place in zip(packages, places, strict=True):
+                copy(session, package, place)
             run(publish_all, session, packages, places, overwrite)
         return [refer(session, *both) for both in zip(packages, places, strict=True)]
     except BaseException as error:
@@ -152,23 +161,44 @@ def put_many(session: Session, packages: Sequence[Package], *, overwrite: bool) 
 
 def _put_small(
     session: Session,
+    package: Package,
+    places: list[Place],
+    overwrite: bool,  # noqa: FBT001 - called under the lock
+) -> bool:
+    """Reserve a place; if it is small and warm, copy and publish. Requires: the store lock.
+
+    Flat: the workload "put" of the benchmarks pays for it.
+    """
+    session.check_alive()
+    if session.readonly or not overwrite:
+        _check_allowed(session, [package])
+    if session.words[L.W_DOOMED_HEAD]:
+        session.reclaim(_RECLAIM_FEW)
+    _reserve(session, package, places)
+    place = places[0]
+    extent = place.extent
+    if extent is not None:
+        if extent.cold or extent.nbytes > _COPY_LOCKED_NBYTES:
+            return False
+        copy(session, package, place)
+    _publish(session, package, place)
+    return True
+
+
+def _put_all_small(
+    session: Session,
     packages: Sequence[Package],
     places: list[Place],
     overwrite: bool,  # noqa: FBT001 - called under the lock
 ) -> bool:
-    """Reserve places; if all is small and warm, also copy and publish. Requires: the store lock."""
+    """Reserve places; if all are small and warm, copy and publish. Requires: the store lock."""
     reserve_all(session, packages, places, overwrite)
-    nbytes = 0
-    for place in places:
-        if place.extent is not None:
-            if place.extent.cold:
-                return False
-            nbytes += place.extent.nbytes
-    if nbytes > _COPY_LOCKED_NBYTES:
+    extents = [place.extent for place in places if place.extent is not None]
+    nbytes = sum(extent.nbytes for extent in extents)
+    if nbytes > _COPY_LOCKED_NBYTES or any(extent.cold for extent in extents):
         return False
-    if nbytes:
-        _copy_all(session, packages, places)
     for package, place in zip(packages, places, strict=True):
+        copy(session, package, place)
         _publish(session, package, place)
     return True
 
@@ -288,11 +318,6 @@ def copy(session: Session, package: Package, place: Place) -> None:
         _, start, _, cold = place.extent
         frames = [(start + offset, frame) for offset, frame in package.frames]
         session.segment.write(frames, cold=cold)
-
-
-def _copy_all(session: Session, packages: Sequence[Package], places: Sequence[Place]) -> None:
-    for package, place in zip(packages, places, strict=True):
-        copy(session, package, place)
 
 
 def _publish(session: Session, package: Package, place: Place) -> None:

@@ -115,11 +115,11 @@ def serialize(
     """
     names = DEFAULT_SERIALIZERS if serializers is None else _known(serializers)
     for name in names:
-        family = families[name]
-        if family.dumps is None or (family.accepts is not None and not family.accepts(type(x))):
+        dumps, _, wants_context, accepts = families[name]
+        if dumps is None or (accepts is not None and not accepts(type(x))):
             continue
         try:
-            header, frames = family.dumps(x, context) if family.wants_context else family.dumps(x)
+            header, frames = dumps(x, context) if wants_context else dumps(x)
         except NotImplementedError:
             continue
         except _RESOURCE_ERRORS:
