@@ -1,0 +1,50 @@
+# make demo, make test, make lint and make bench each set up what they need in $(VENV).
+# Another interpreter goes into a folder of its own: make test PYTHON=python3.12 VENV=.venv-3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.NOTPARALLEL:
+.PHONY: demo test lint bench clean
+.DEFAULT_GOAL := test
+
+demo: $(VENV)/.stamp-cli
+	$(BIN)/python -m shmstore demo $(DEMO_ARGS)
+
+test: $(VENV)/.stamp-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.stamp-lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict shmstore
+
+bench: $(VENV)/.stamp-bench
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+# A stamp says that its part was installed after the last change of pyproject.toml.
+$(VENV)/.stamp-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'shmstore needs Python 3.11 or newer: make PYTHON=python3.x' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/.stamp-cli: $(VENV)/.stamp-venv pyproject.toml
+	$(PIP) install -e '.[cli]'
+	@touch $@
+
+$(VENV)/.stamp-test $(VENV)/.stamp-lint $(VENV)/.stamp-bench: $(VENV)/.stamp-%: $(VENV)/.stamp-cli
+	$(PIP) install --group $*
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-* build dist htmlcov .coverage .coverage.*
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find shmstore tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,125 @@
+"""What came out: tables for people, JSON for programs."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+
+from benchmarks.peers import FLOOR
+from benchmarks.results import Result
+from benchmarks.targets import Target, judge
+
+try:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+except ImportError:
+    RICH = False
+else:
+    RICH = True
+
+HEADS = ("object", "peer", "median us", "p10", "p90", "x floor")
+TARGET_HEADS = ("target", "beside", "ratio", "at most", "met")
+TEXT_COLUMNS = 2
+BOLD = "shmstore"
+
+Row = tuple[str, ...]
+
+
+def show(context: dict[str, str], results: list[Result]) -> None:
+    """Print on what it ran, a table for each measure, and the targets."""
+    for name, value in context.items():
+        _say(f"{name}: {value}")
+    ratios = over_floor(results)
+    ordered = sorted(results, key=attrgetter("workload", "measure"))
+    for measure, group in groupby(ordered, key=attrgetter("measure")):
+        sections = [
+            [_row(each, ratios.get(each)) for each in rows]
+            for _, rows in groupby(group, key=attrgetter("sample"))
+        ]
+        _show_table(measure, HEADS, sections)
+    verdicts = [_verdict(target, ratio) for target, ratio in judge(results)]
+    if verdicts:
+        _show_table("targets", TARGET_HEADS, [verdicts])
+
+
+def write_json(path: Path, context: dict[str, str], results: list[Result]) -> None:
+    """Write everything that is known."""
+    ratios = over_floor(results)
+    records = [{**asdict(each), "over_floor": ratios.get(each)} for each in results]
+    verdicts = [{**asdict(target), "ratio": ratio} for target, ratio in judge(results)]
+    text = json.dumps({"context": context, "results": records, "targets": verdicts}, indent=1)
+    path.write_text(f"{text}\n")
+
+
+def over_floor(results: list[Result]) -> dict[Result, float]:
+    """Return each median divided by the floor of the same measure and object."""
+    place = attrgetter("workload", "measure", "sample")
+    floors = {place(each): each.timing.median_ns for each in results if each.peer == FLOOR}
+    return {
+        each: each.timing.median_ns / floors[place(each)]
+        for each in results
+        if place(each) in floors
+    }
+
+
+def progress(text: str) -> None:
+    """Say what is going on, to the one who waits at a terminal."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+
+
+def _row(result: Result, ratio: float | None) -> Row:
+    timing = result.timing
+    times = (timing.median_ns, timing.p10_ns, timing.p90_ns)
+    over = "" if ratio is None else _number(ratio)
+    return (result.sample, result.peer, *(_number(each / 1000) for each in times), over)
+
+
+def _verdict(target: Target, ratio: float) -> Row:
+    verdict = "yes" if ratio <= target.at_most else "no"
+    bound = _number(target.at_most)
+    return (target.subject, target.measuring_stick, _number(ratio), bound, verdict)
+
+
+def _number(value: float) -> str:
+    """Return it with three digits, and all those before the point."""
+    digits = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:,.{digits}f}"
+
+
+def _show_table(title: str, heads: Row, sections: list[list[Row]]) -> None:
+    show_table = _show_rich_table if RICH else _show_plain_table
+    show_table(title, heads, sections)
+
+
+def _show_rich_table(title: str, heads: Row, sections: list[list[Row]]) -> None:
+    table = Table(title=title, title_justify="left", box=SIMPLE, show_edge=False, pad_edge=False)
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="left" if number < TEXT_COLUMNS else "right", no_wrap=True)
+    for rows in sections:
+        for row in rows:
+            table.add_row(*row, style="bold" if row[1].startswith(BOLD) else None)
+        table.add_section()
+    Console().print("", table)
+
+
+def _show_plain_table(title: str, heads: Row, sections: list[list[Row]]) -> None:
+    rows = [heads, *(row for section in sections for row in section)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    _say(f"\n{title}")
+    for row in rows:
+        _say("  ".join(_aligned(row, widths)).rstrip())
+
+
+def _aligned(row: Row, widths: list[int]) -> Iterator[str]:
+    for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
+        yield cell.ljust(width) if number < TEXT_COLUMNS else cell.rjust(width)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
