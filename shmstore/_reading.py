@@ -29,7 +29,7 @@ from shmstore._catalog.keys import digest_of
 from shmstore._catalog.slots import Record
 from shmstore._memory import layout as L
 from shmstore._session import Session
-from shmstore.errors import ObjectNotFoundError
+from shmstore.errors import ObjectNotFoundError, ShmStoreError
 from shmstore.serialization import deserialize, headers
 from shmstore.serialization.handlers.numpy import array_layout
 from shmstore.serialization.pickling import loads
@@ -268,21 +268,27 @@ def make_plan(session: Session, slot: int, word: int) -> Plan | None:
     if packed is None:
         return None
     _check_place(session, record)
+    try:
+        return _interpret(session, record, packed)
+    except ShmStoreError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise session.slots.damaged(slot, f"its header makes no sense: {error!r}") from error
+
+
+def _interpret(session: Session, record: Record, packed: bytes) -> Plan:
+    """Choose the plan that fits what a header says."""
     header, table = headers.unpack(packed, record.extent_nbytes)
     if record.kind & L.KIND_PLAIN:
         header["serializer"] = "pickle"
         if record.kind & L.KIND_INLINE:
             return InlinePlan(session, record, header)
-        table = [headers.FrameRow(0, record.data_nbytes, writeable=False)]
         if record.data_nbytes > record.extent_nbytes:
-            raise session.slots.damaged(slot, "its frame leaves its extent")
-    if (
-        header.get("serializer") == "custom"
-        and header.get("type") == "numpy.ndarray"
-        and table[0].nbytes
-    ):
-        return ArrayPlan(session, record, header, table)
-    return Plan(session, record, header, table)
+            raise session.slots.damaged(record.slot, "its frame leaves its extent")
+        table = [headers.FrameRow(0, record.data_nbytes, writeable=False)]
+    is_array = (header["serializer"], header["type"]) == ("custom", "numpy.ndarray")
+    kind = ArrayPlan if is_array and table[0].nbytes else Plan
+    return kind(session, record, header, table)
 
 
 def read_header(session: Session, record: Record) -> bytes | None:

@@ -155,7 +155,11 @@ def open_seats(folder_fd: int, name: str, path: Path) -> int:
         ) from None
     except OSError as error:
         raise _unsafe(path / name, error.strerror or str(error)) from error
-    _check_own(fd, path / name)
+    try:
+        _check_own(fd, path / name)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 

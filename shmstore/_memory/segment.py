@@ -17,6 +17,7 @@ import numpy as np
 
 from shmstore._memory.layout import PAGE
 from shmstore._memory.mapping import map_file, punch, reserve, write_all
+from shmstore.errors import CorruptStoreError
 
 SEGMENT_NAME = "segment-00000"
 
@@ -30,8 +31,8 @@ class Segment:
     Parameters
     ----------
     fd
-        The open file; owned by this object. Kept open for writes into cold pages and for private
-        mappings.
+        The open file; owned by this object once it is made. Kept open for writes into cold pages
+        and for private mappings.
     nbytes
         The capacity of the store.
     readonly
@@ -39,6 +40,14 @@ class Segment:
     """
 
     def __init__(self, fd: int, nbytes: int, *, readonly: bool) -> None:
+        found = os.fstat(fd).st_size
+        if found != nbytes:
+            raise CorruptStoreError(
+                f"{SEGMENT_NAME} has {found} bytes, the index says {nbytes}: it was cut or "
+                "extended. Destroy the store and create it again.",
+                found=found,
+                expected=nbytes,
+            )
         self.fd = fd
         self.nbytes = nbytes
         self.readonly: mmap.mmap = map_file(fd, nbytes, writeable=False)

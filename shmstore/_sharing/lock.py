@@ -11,10 +11,12 @@ child gets a lock of its own (`replace_descriptor`).
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any, TypeVar
 
 from filelock import lock_descriptor, unlock_descriptor
@@ -23,6 +25,8 @@ from shmstore._memory import layout as L
 from shmstore.errors import CorruptStoreError, LockTimeoutError, ShmStoreError
 
 Result = TypeVar("Result")
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM})
 
 # A contended lock is asked for without pause this often, then with growing pauses.
 _SPINS = 30
@@ -56,8 +60,15 @@ def hold(fd: int, timeout_s: float) -> bool:
 
 
 def _is_clean(error: BaseException) -> bool:
-    """Return whether an error was raised before anything was changed, as ours and OSError are."""
-    return isinstance(error, (ShmStoreError, OSError)) and not isinstance(error, CorruptStoreError)
+    """Return whether an error of a step says by itself that nothing was changed before it.
+
+    A signal handler may raise anything in the middle of a change, so this is a short list: what
+    steps refuse with, and an OSError as `reserve` raises it.
+    """
+    if type(error) is OSError:
+        return error.errno in _NO_ROOM
+    refusal = isinstance(error, ShmStoreError)
+    return refusal and not isinstance(error, (CorruptStoreError, LockTimeoutError))
 
 
 class StoreLock:
@@ -104,27 +115,31 @@ class StoreLock:
     def run(self, step: Callable[..., Result], *args: Any) -> Result:
         """Call a function under the lock and return its result.
 
-        Errors of ours and OSError may leave `step` only before it has changed anything; any other
-        exception is treated like the death of a process.
+        What `step` refuses with it raises before it has changed anything. Any other exception is
+        treated like the death of a process.
 
         Raises
         ------
         LockTimeoutError
             Others hold the lock for longer than the timeout, or this very thread holds it.
         """
-        if self._thread == threading.get_ident():
+        thread = get_ident()
+        if self._thread == thread:
             raise self._reentered()
         with self._threads:
             try:
-                self._hold()
-                self._thread = threading.get_ident()
-                if self.words[L.W_DIRTY]:
+                if not lock_descriptor(self.fd, blocking=False):
+                    self._wait()
+                self._thread = thread
+                words, mark = self.words, self.mark
+                if words[L.W_DIRTY]:
                     self._mend()
-                if self.mark:
-                    self.words[L.W_DIRTY] = self.mark
-                result = step(*args)
-                if self.mark:
-                    self.words[L.W_DIRTY] = 0
+                if mark:
+                    words[L.W_DIRTY] = mark
+                    result = step(*args)
+                    words[L.W_DIRTY] = 0
+                else:
+                    result = step(*args)
             except BaseException as error:
                 self._unwind(error)
                 raise
@@ -137,8 +152,8 @@ class StoreLock:
                     raise
         return result
 
-    def _hold(self) -> None:
-        if not lock_descriptor(self.fd, blocking=False) and not hold(self.fd, self.timeout_s):
+    def _wait(self) -> None:
+        if not hold(self.fd, self.timeout_s):
             raise self._timed_out()
 
     def _unwind(self, error: BaseException) -> None:

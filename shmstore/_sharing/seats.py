@@ -13,7 +13,6 @@ of free cells is a Python list, whose pop and append are atomic.
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -121,7 +120,8 @@ class Pins:
         self.holders: list[weakref.ref[Any] | None] = [None] * L.SEAT_FIRST_CELL
         self.droppers: list[Callable[[Any], None]] = [_no_cell] * L.SEAT_FIRST_CELL
         self.when_empty: Callable[[], None] | None = None
-        self._growing = threading.Lock()
+        self._end = L.SEAT_FIRST_CELL
+        self._seats: tuple[Seat, ...] = (seat,)
 
     def pin(self, anchor: object, slot: int) -> None:
         """Pin a slot for as long as `anchor` lives. OSError (ENOSPC): the seat cannot grow."""
@@ -153,46 +153,54 @@ class Pins:
                 self.drop(cell, holder)
 
     def grow(self) -> int:
-        """Make more cells; return one of them."""
-        with self._growing:
-            self.sweep()
-            if self.free:
-                return self.free.pop()
-            first = len(self.holders)
-            count = max(_FIRST_CELLS, first)
-            if first + count > L.MAX_CELLS:
-                message = f"this process holds {first} views of the store, more than it may"
+        """Make more cells; return one of them.
+
+        Others may grow at the same time, in threads or in a signal handler of this one. So all is
+        prepared first, and the look at `_end` and the stores after it are one step: nothing in
+        them is a call, and only calls let others run.
+        """
+        self.sweep()
+        while not self.free:
+            end = self._end
+            count = max(_FIRST_CELLS, end)
+            if end + count > L.MAX_CELLS:
+                message = f"this process holds {end} views of the store, more than it may"
                 raise MemoryError(message)
-            reserve(self.seat.fd, first * L.WORD, count * L.WORD)
-            self.cells[L.SEAT_CELLS] = first + count - L.SEAT_FIRST_CELL
-            self.droppers[first:] = [partial(self.drop, n) for n in range(first, first + count)]
-            self.holders.extend([None] * count)
-            self.free.extend(range(first + count - 1, first, -1))
-            return first
+            for seat in self._seats:
+                reserve(seat.fd, end * L.WORD, count * L.WORD)
+            droppers = [partial(self.drop, cell) for cell in range(end, end + count)]
+            holders = [None] * count
+            free = list(range(end + count - 1, end - 1, -1))
+            if self._end == end:
+                self._end = end + count
+                self.cells[L.SEAT_CELLS] = end + count - L.SEAT_FIRST_CELL
+                self.droppers[end:] = droppers
+                self.holders[end:] = holders
+                self.free[:0] = free
+        try:
+            return self.free.pop()
+        except IndexError:
+            return self.grow()
 
     # --- fork ----------------------------------------------------------------------------------
 
     def copy_to(self, seat: Seat) -> None:
         """Hold all pins for a child too that is about to be born, also those that come until then.
 
-        Other threads go on pinning: (1) from now on every pin is written to both seats, (2) what
-        was there is copied in one step. Only growing waits, until `stay`.
+        Other threads go on: (1) from now on what they write goes to both seats, (2) what was there
+        before is copied in one step.
         """
-        self._growing.acquire()
-        end = len(self.holders)
-        try:
-            reserve(seat.fd, 0, end * L.WORD)
-        except BaseException:
-            self._growing.release()
-            raise
+        reserve(seat.fd, 0, 2 * self._end * L.WORD)
+        self._seats = (self.seat, seat)
         self.cells = _BothSeats(self.seat.words, seat.words)
+        end = self._end
         seat.words[L.SEAT_CELLS] = end - L.SEAT_FIRST_CELL
         seat.words[L.SEAT_FIRST_CELL : end] = self.seat.words[L.SEAT_FIRST_CELL : end]
 
     def stay(self) -> None:
         """Go on with the own seat alone: this process is the parent."""
         self.cells = self.seat.words
-        self._growing.release()
+        self._seats = (self.seat,)
 
     def move_to(self, seat: Seat) -> None:
         """Go on with the seat that was made for this process, a forked child.
@@ -201,9 +209,8 @@ class Pins:
         """
         os.close(self.seat.fd)
         self.seat = seat
-        self.cells = seat.words
-        self._growing = threading.Lock()
-        for cell in range(L.SEAT_FIRST_CELL, len(self.holders)):
+        self.stay()
+        for cell in range(L.SEAT_FIRST_CELL, self._end):
             if self.holders[cell] is None:
                 self.cells[cell] = 0
         self.sweep()

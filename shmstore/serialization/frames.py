@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from shmstore.errors import DeserializationError
 
@@ -33,12 +32,13 @@ def ensure_memoryview(frame: Buffer) -> memoryview:
     if not view.nbytes:
         empty = memoryview(bytearray())
         return empty.toreadonly() if view.readonly else empty
-    if view.c_contiguous:
-        return view if view.ndim == 1 and view.format == "B" else view.cast("B")
-    if view.f_contiguous:
-        return np.asarray(view).T.reshape(-1).view(np.uint8).data
-    copy = memoryview(bytearray(view.tobytes()))
-    return copy.toreadonly() if view.readonly else copy
+    if view.format == "B" and view.ndim == 1 and view.c_contiguous:
+        return view
+    try:
+        return pickle.PickleBuffer(view).raw()
+    except BufferError:
+        copy = memoryview(bytearray(view.tobytes()))
+        return copy.toreadonly() if view.readonly else copy
 
 
 def conform(frames: Sequence[Frame], flags: Sequence[bool | None] | None) -> list[Frame]:

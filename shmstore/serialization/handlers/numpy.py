@@ -7,9 +7,9 @@ Python go there too. The frame is the memory of the array in its own order; axes
 
 from __future__ import annotations
 
-import pickle
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from shmstore.errors import DeserializationError
 from shmstore.serialization.frames import Frame
 
 Array = npt.NDArray[Any]
+# Where a field of a structured dtype has its title, if it has one.
+_TITLE: Final = 2
+
 Layout = tuple[tuple[int, ...], np.dtype[Any], tuple[int, ...] | None]
 
 
@@ -82,18 +85,53 @@ def _memory(x: Array) -> memoryview:
     return x.reshape(-1).view(np.uint8).data
 
 
-def _pack_dtype(dtype: np.dtype[Any]) -> tuple[int, Any]:
-    """Return a dtype as its string, or pickled where that does not tell all (structured types)."""
-    if dtype.hasobject or dtype.kind == "T":
+def _pack_dtype(dtype: np.dtype[Any]) -> Any:
+    """Return what msgpack can pack and `_unpack_dtype` makes the same dtype of.
+
+    A plain dtype is its string; a structured one a dict as `numpy.dtype` takes it, with the packed
+    dtypes of its fields; a field that is an array itself ``[packed dtype, shape]``.
+    """
+    if dtype.metadata or dtype.hasobject:
         raise NotImplementedError(str(dtype))
-    if dtype.kind == "V" or dtype.metadata:
-        return 1, pickle.dumps(dtype, 5)
-    return 0, dtype.str
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return [_pack_dtype(base), shape]
+    if dtype.names is None:
+        return _plain_dtype(dtype)
+    fields = [dtype.fields[name] for name in dtype.names] if dtype.fields else []
+    return {
+        "names": dtype.names,
+        "formats": [_pack_dtype(field[0]) for field in fields],
+        "offsets": [field[1] for field in fields],
+        "titles": [field[2] if len(field) > _TITLE else None for field in fields],
+        "itemsize": dtype.itemsize,
+        "aligned": dtype.isalignedstruct,
+    }
 
 
-def _unpack_dtype(packed: Sequence[Any]) -> np.dtype[Any]:
-    how, what = packed
-    dtype: np.dtype[Any] = np.dtype(pickle.loads(what) if how else what)
+@functools.lru_cache(maxsize=256)
+def _plain_dtype(dtype: np.dtype[Any]) -> str:
+    """Return the string of a dtype that is told by it; others (text, extensions) decline."""
+    text = dtype.str
+    if dtype.kind == "T" or np.dtype(text) != dtype:
+        raise NotImplementedError(str(dtype))
+    return text
+
+
+def _unpack_dtype(packed: Any) -> np.dtype[Any]:
+    dtype: np.dtype[Any] = _build_dtype(packed)
     if dtype.hasobject:
         raise DeserializationError("the header of an array names a dtype of objects", key="dtype")
     return dtype
+
+
+def _build_dtype(packed: Any) -> Any:
+    if isinstance(packed, str):
+        return np.dtype(packed)
+    if isinstance(packed, list):
+        base, shape = packed
+        return np.dtype((_build_dtype(base), tuple(shape)))
+    spec: Any = dict(packed)
+    aligned = bool(spec.pop("aligned"))
+    spec["formats"] = [_build_dtype(field) for field in spec["formats"]]
+    return np.dtype(spec, align=aligned)
