@@ -62,9 +62,13 @@ def create(name: str | None, options: Options, *, opened: bool = False) -> Sessi
     with registry:
         sweep()
         with _root_locked(root, options.lock_timeout) as root_fd:
-            folder.remove_leftovers(root_fd)
-            _make_way(root_fd, name, root / name, options.lock_timeout)
-            session = _build(root_fd, root / name, options, opened=opened)
+            try:
+                folder.remove_leftovers(root_fd)
+                _make_way(root_fd, name, root / name, options.lock_timeout)
+                session = _build(root_fd, root / name, options, opened=opened)
+            except BaseException:
+                folder.remove_root(root)
+                raise
         session.owner_pid = 0 if opened else os.getpid()
         return _enter(session)
 
@@ -205,14 +209,14 @@ def _end_if_dead(folder_fd: int, path: Path, lock_timeout: float) -> bool:
         seats_fd = stack.enter_context(_closing(folder.open_seats(folder_fd, SEATS_NAME, path)))
         if not hold(lock_fd, lock_timeout):
             raise _lock_is_busy(path, lock_timeout)
-        if any(_is_taken(seats_fd, seat) for seat in os.listdir(seats_fd)):
-            return False
+        taken = any(_is_taken(seats_fd, seat) for seat in os.listdir(seats_fd))
         try:
             index = Index(os.dup(fd), str(path / INDEX_NAME))
         except CorruptStoreError:
-            return True
-        index.words[L.W_DESTROYED] = int(not index.identity.flags & L.FLAG_PERSIST)
+            return not taken
         index.close()
+        if not (taken or index.identity.flags & L.FLAG_PERSIST):
+            index.words[L.W_DESTROYED] = 1
         return bool(index.words[L.W_DESTROYED])
 
 
@@ -222,6 +226,7 @@ def _end_if_dead(folder_fd: int, path: Path, lock_timeout: float) -> bool:
 def leave(session: Session, *, owner: bool = False) -> None:
     """Give back one handle. With the owner's or the last one the seat goes, maybe the store."""
     with registry:
+        sweep()
         session.handles -= 1
         if session.closed:
             return

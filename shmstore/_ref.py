@@ -156,6 +156,7 @@ def plan_of(session: Session, ref: ObjectRef) -> _reading.Plan:
     if plan is None or plan.session is not session:
         plan = ref._plan = _reading.plan_of_slot(session, ref._slot, ref._generation)
     if plan is None or session.slots.word(plan.slot) != plan.word:
+        session.check_alive()
         raise missing(ref)
     return plan
 

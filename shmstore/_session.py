@@ -106,7 +106,7 @@ class Session:
         return bool(self.identity.flags & L.FLAG_PERSIST)
 
     def check_alive(self) -> None:
-        """Raise unless the store still is. Requires: the store lock."""
+        """Raise if the store has been destroyed; sure only under the store lock."""
         if self.words[L.W_DESTROYED]:
             raise StoreClosedError(
                 f"the store {self.path.name!r} has been destroyed by its owner. Views that you "
