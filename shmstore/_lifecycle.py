@@ -23,10 +23,10 @@ from pathlib import Path
 from shmstore._catalog import states
 from shmstore._memory import folder
 from shmstore._memory import layout as L
-from shmstore._memory.index import INDEX_NAME, Index, create_index, new_identity
+from shmstore._memory.index import INDEX_NAME, create_index, new_identity
 from shmstore._memory.segment import SEGMENT_NAME, Segment
 from shmstore._options import Options, parse_size
-from shmstore._session import LOCK_NAME, Session
+from shmstore._session import LOCK_NAME, Session, open_index
 from shmstore._sharing import barrier
 from shmstore._sharing.lock import hold, is_locked
 from shmstore._sharing.seats import SEATS_NAME
@@ -204,17 +204,15 @@ def _make_way(root_fd: int, name: str, path: Path, lock_timeout: float) -> None:
 def _end_if_dead(folder_fd: int, path: Path, lock_timeout: float) -> bool:
     """Mark a store as destroyed if it does not persist and no client of it lives."""
     with contextlib.ExitStack() as stack:
-        fd = stack.enter_context(_closing(folder.open_file(folder_fd, INDEX_NAME, path)))
         lock_fd = stack.enter_context(_closing(folder.open_file(folder_fd, LOCK_NAME, path)))
         seats_fd = stack.enter_context(_closing(folder.open_seats(folder_fd, SEATS_NAME, path)))
         if not hold(lock_fd, lock_timeout):
             raise _lock_is_busy(path, lock_timeout)
         taken = any(_is_taken(seats_fd, seat) for seat in os.listdir(seats_fd))
         try:
-            index = Index(os.dup(fd), str(path / INDEX_NAME))
+            index = stack.enter_context(contextlib.closing(open_index(folder_fd, path)))
         except CorruptStoreError:
             return not taken
-        index.close()
         if not (taken or index.identity.flags & L.FLAG_PERSIST):
             index.words[L.W_DESTROYED] = 1
         return bool(index.words[L.W_DESTROYED])
@@ -376,9 +374,7 @@ def _path_of(name_or_path: str | os.PathLike[str], options: Options) -> Path:
 
 
 def _identity_of(folder_fd: int, path: Path) -> bytes:
-    with _closing(folder.open_file(folder_fd, INDEX_NAME, path)) as fd:
-        index = Index(os.dup(fd), str(path / INDEX_NAME))
-        index.close()
+    with contextlib.closing(open_index(folder_fd, path)) as index:
         return index.identity.uuid.bytes
 
 

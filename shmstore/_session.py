@@ -40,6 +40,16 @@ LOCK_NAME = "lock"
 _MOST_PLANS = 1 << 14
 
 
+def open_index(folder_fd: int, path: Path) -> Index:
+    """Open and map the index of the store in a folder; the caller closes it."""
+    fd = folder.open_file(folder_fd, INDEX_NAME, path)
+    try:
+        return Index(fd, str(path / INDEX_NAME))
+    except BaseException:
+        os.close(fd)
+        raise
+
+
 class Session:
     """The files and tables of one store, as one process uses them.
 
@@ -68,7 +78,7 @@ class Session:
         with contextlib.ExitStack() as opened:
             self.seats_fd = folder.open_seats(folder_fd, SEATS_NAME, path)
             opened.callback(os.close, self.seats_fd)
-            self.index = self._open_index()
+            self.index = open_index(self.folder_fd, self.path)
             opened.callback(self.index.close)
             self.identity = self.index.identity
             self.uuid = self.identity.uuid.bytes
@@ -83,14 +93,6 @@ class Session:
             self.segment = Segment(segment_fd, self.identity.capacity, readonly=readonly)
             self._take_seat()
             opened.pop_all()
-
-    def _open_index(self) -> Index:
-        fd = folder.open_file(self.folder_fd, INDEX_NAME, self.path)
-        try:
-            return Index(fd, str(self.path / INDEX_NAME))
-        except BaseException:
-            os.close(fd)
-            raise
 
     def _map_tables(self) -> None:
         self.words = self.index.words
@@ -215,7 +217,7 @@ class Session:
         if not self.index.protected:
             yield self.clients
             return
-        index = self._open_index()
+        index = open_index(self.folder_fd, self.path)
         try:
             yield Clients(index, self.seats_fd)
         finally:
