@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -49,7 +50,9 @@ class Allocation:
         self._session = session
         self._shape = check_shape(shape)
         self._dtype: np.dtype[Any] = np.dtype(dtype)
-        self._package = _pack(self._shape, self._dtype, key, readonly=readonly)
+        nbytes = math.prod(self._shape) * self._dtype.itemsize
+        _writing.check_size(session, nbytes)
+        self._package = _pack(self._shape, self._dtype, nbytes, key, readonly=readonly)
         self._overwrite = overwrite
         self._place: _writing.Place | None = None
 
@@ -78,6 +81,11 @@ class Allocation:
         self._session.pins.pin(array, place.slot)
         return array
 
+    def __del__(self) -> None:
+        place = getattr(self, "_place", None)
+        if place is not None:
+            self._session.abandoned.append((place.slot, place.generation))
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -99,10 +107,9 @@ class Allocation:
 
 
 def _pack(
-    shape: tuple[int, ...], dtype: np.dtype[Any], key: str | None, *, readonly: bool
+    shape: tuple[int, ...], dtype: np.dtype[Any], nbytes: int, key: str | None, *, readonly: bool
 ) -> _writing.Package:
     """Describe an array whose frame will be written by its builder."""
-    nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
     try:
         sub_header = array_header(shape, dtype)
     except NotImplementedError:

@@ -74,6 +74,7 @@ class Session:
         self.owner_pid = 0
         self.row = -1
         self.pid = os.getpid()
+        self.abandoned: list[tuple[int, int]] = []
         self.plans: dict[str | int, Any] = {}
         with contextlib.ExitStack() as opened:
             self.seats_fd = folder.open_seats(folder_fd, SEATS_NAME, path)
@@ -151,14 +152,22 @@ class Session:
 
     def reclaim_all(self) -> None:
         """Free every deleted object that nobody looks at. Requires: the store lock."""
-        self.pins.sweep()
+        self._sweep()
         if not self.readonly:
             self.reclaim(self.identity.max_objects)
+
+    def _sweep(self) -> None:
+        """Give up what exceptions of this process have cut loose. Requires: the store lock."""
+        self.pins.sweep()
+        while self.abandoned:
+            slot, generation = self.abandoned.pop()
+            if self.slots.is_writing(slot, generation):
+                self.slots.doom(slot)
 
     def bury(self) -> Recovered:
         """Undo what dead clients left: pins, half-made puts, seats. Requires: the store lock."""
         self.check_alive()
-        self.pins.sweep()
+        self._sweep()
         return _recovery.bury(self)
 
     # --- the seat ------------------------------------------------------------------------------
@@ -168,10 +177,12 @@ class Session:
         self.lock.mark = self.identity.max_clients + 1
         self.row, seat = self.lock.run(self._enter)
         self.pins = Pins(seat)
+        self.clients.know(self.row, seat)
         self.lock.mark = 0 if self.readonly else self.row + 1
         if self.readonly:
             self.index.protect()
             self._map_tables()
+            self.clients.know(self.row, seat)
             self.lock.words = self.words
 
     def _enter(self) -> tuple[int, Seat]:
@@ -203,6 +214,7 @@ class Session:
     def adopt(self, row: int, seat: Seat, lock_fd: int) -> None:
         """Go on in a forked child, with the seat and the lock file that the parent made for it."""
         self.pins.move_to(seat)
+        self.clients.know(row, seat)
         self.row = row
         self.pid = os.getpid()
         self.lock.replace_descriptor(lock_fd)

@@ -280,16 +280,20 @@ def _check_allowed(session: Session, packages: Sequence[Package]) -> None:
             )
 
 
-def _reserve(session: Session, package: Package, places: list[Place]) -> None:
-    """Take a slot and an extent; bury the dead and look again before giving up."""
-    if package.extent_nbytes > session.identity.capacity:
+def check_size(session: Session, nbytes: int) -> None:
+    """Raise ObjectTooLargeError for what could not fit even into the empty store."""
+    if nbytes > session.identity.capacity:
         raise ObjectTooLargeError(
-            f"the object needs {package.extent_nbytes:,} bytes, the whole store "
-            f"{session.path.name!r} has {session.identity.capacity:,}. Create it with a larger "
-            "capacity.",
-            asked=package.extent_nbytes,
+            f"the object needs {nbytes:,} bytes, the whole store {session.path.name!r} has "
+            f"{session.identity.capacity:,}. Create it with a larger capacity.",
+            asked=nbytes,
             capacity=session.identity.capacity,
         )
+
+
+def _reserve(session: Session, package: Package, places: list[Place]) -> None:
+    """Take a slot and an extent; bury the dead and look again before giving up."""
+    check_size(session, package.extent_nbytes)
     if not _try_reserve(session, package, places):
         session.bury()
         if not _try_reserve(session, package, places):

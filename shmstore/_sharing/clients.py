@@ -141,6 +141,10 @@ class Clients:
             if name not in known:
                 os.unlink(name, dir_fd=self._seats_fd)
 
+    def know(self, row: int, seat: Seat) -> None:
+        """Use a seat that this process has mapped already."""
+        self._seen[row] = seat
+
     def seat(self, client: Client) -> Seat:
         """Return the seat of a client, mapped for reading."""
         seat = self._seen.get(client.row)
