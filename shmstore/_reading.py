@@ -17,9 +17,8 @@ Concurrency: takes no lock where the store is read with barriers (see `Session.r
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Container
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from weakref import ref as weak_ref
 
 import numpy as np
@@ -36,6 +35,9 @@ from shmstore.serialization.pickling import loads
 
 GONE: Final = object()
 """What `fetch` and `secure` return when the slot holds another object by now."""
+
+if TYPE_CHECKING:
+    import mmap
 
 # Below this size private views are copies: a mapping of their own costs more.
 _PRIVATE_COPY_NBYTES: Final = 128 << 10

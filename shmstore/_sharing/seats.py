@@ -74,6 +74,11 @@ class Seat:
             os.unlink(str(serial), dir_fd=seats_fd)
             raise
 
+    def make_cells(self, end: int) -> None:
+        """Make room for the cells before word `end`. Others may do the same for more, meanwhile."""
+        reserve(self.fd, 0, end * L.WORD)
+        self.words[L.SEAT_CELLS] = max(self.words[L.SEAT_CELLS], end - L.SEAT_FIRST_CELL)
+
     def pinned(self) -> list[int]:
         """Return slot + 1 of each pin, without order; the same slot may come more than once."""
         count = min(self.words[L.SEAT_CELLS], L.MAX_CELLS)
@@ -161,19 +166,18 @@ class Pins:
         """
         self.sweep()
         while not self.free:
-            end = self._end
+            end, seats = self._end, self._seats
             count = max(_FIRST_CELLS, end)
             if end + count > L.MAX_CELLS:
                 message = f"this process holds {end} views of the store, more than it may"
                 raise MemoryError(message)
-            for seat in self._seats:
-                reserve(seat.fd, end * L.WORD, count * L.WORD)
+            for seat in seats:
+                seat.make_cells(end + count)
             droppers = [partial(self.drop, cell) for cell in range(end, end + count)]
             holders = [None] * count
             free = list(range(end + count - 1, end - 1, -1))
-            if self._end == end:
+            if self._end == end and self._seats is seats:
                 self._end = end + count
-                self.cells[L.SEAT_CELLS] = end + count - L.SEAT_FIRST_CELL
                 self.droppers[end:] = droppers
                 self.holders[end:] = holders
                 self.free[:0] = free
@@ -190,11 +194,14 @@ class Pins:
         Other threads go on: (1) from now on what they write goes to both seats, (2) what was there
         before is copied in one step.
         """
-        reserve(seat.fd, 0, 2 * self._end * L.WORD)
         self._seats = (self.seat, seat)
+        try:
+            seat.make_cells(self._end)
+        except BaseException:
+            self.stay()
+            raise
         self.cells = _BothSeats(self.seat.words, seat.words)
         end = self._end
-        seat.words[L.SEAT_CELLS] = end - L.SEAT_FIRST_CELL
         seat.words[L.SEAT_FIRST_CELL : end] = self.seat.words[L.SEAT_FIRST_CELL : end]
 
     def stay(self) -> None:
