@@ -154,7 +154,8 @@ class Pins:
     def sweep(self) -> None:
         """Drop the pins of anchors that died while an exception cut their callback short."""
         for cell, holder in enumerate(self.holders):
-            if holder is not None and holder() is None:
+            # A dead reference has no callback. Calling it would keep a living anchor for a moment.
+            if holder is not None and holder.__callback__ is None:
                 self.drop(cell, holder)
 
     def grow(self) -> int:
