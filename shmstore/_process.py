@@ -47,20 +47,21 @@ def _before_fork() -> None:
     _lifecycle.registry.acquire()
     for session in _lifecycle.sessions.values():
         try:
-            lock_fd = folder.open_file(session.folder_fd, LOCK_NAME, session.path)
-            row, seat = session.lock.run(_make_seat, session)
+            birth = _prepare(session)
         except (ShmStoreError, OSError) as error:
             logger.warning("no seat for a forked child in %s: %s", session.path, error)
             continue
         session.lock.hold_threads()
-        _births.append(_Birth(session, row, seat, lock_fd))
+        _births.append(birth)
 
 
-def _make_seat(session: Session) -> tuple[int, Seat]:
-    """Make the seat of a child with the pins of its parent. Requires: the store lock."""
-    row, seat = session.new_seat(0)
-    session.pins.copy_to(seat)
-    return row, seat
+def _prepare(session: Session) -> _Birth:
+    lock_fd = folder.open_file(session.folder_fd, LOCK_NAME, session.path)
+    try:
+        return _Birth(session, *session.lock.run(session.new_child_seat), lock_fd)
+    except BaseException:
+        os.close(lock_fd)
+        raise
 
 
 def _after_fork_in_parent() -> None:

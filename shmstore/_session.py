@@ -206,6 +206,18 @@ class Session:
             )
         return place
 
+    def new_child_seat(self) -> tuple[int, Seat]:
+        """Make a row and a seat, with all pins of this process, for a child. Requires: the lock."""
+        row, seat = self.new_seat(0)
+        try:
+            self.pins.copy_to(seat)
+        except BaseException:
+            seat.close()
+            with self._writeable_clients() as clients:
+                clients.remove(row)
+            raise
+        return row, seat
+
     def leave_seat(self) -> None:
         """Give the seat back: no views of this process are left."""
         with self._writeable_clients() as clients:

@@ -122,7 +122,7 @@ class Pins:
         self.seat = seat
         self.cells: Any = seat.words
         self.free: list[int] = []
-        self.holders: list[weakref.ref[Any] | None] = [None] * L.SEAT_FIRST_CELL
+        self.holders: list[Any] = [None] * L.SEAT_FIRST_CELL
         self.droppers: list[Callable[[Any], None]] = [_no_cell] * L.SEAT_FIRST_CELL
         self.when_empty: Callable[[], None] | None = None
         self._end = L.SEAT_FIRST_CELL
