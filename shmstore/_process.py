@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from shmstore import _lifecycle
 from shmstore._memory import folder
+from shmstore._memory import layout as L
 from shmstore._session import LOCK_NAME, Session
 from shmstore._sharing import barrier
 from shmstore._sharing.seats import Seat
@@ -46,6 +47,8 @@ _births: list[_Birth] = []
 def _before_fork() -> None:
     _lifecycle.registry.acquire()
     for session in _lifecycle.sessions.values():
+        if session.words[L.W_DESTROYED]:
+            continue
         try:
             birth = _prepare(session)
         except (ShmStoreError, OSError) as error:
@@ -126,6 +129,7 @@ def _leave_at_exit(session: Session) -> None:
 
 def install() -> None:
     """Register the hooks of this module, once per process."""
+    logger.addHandler(logging.NullHandler())
     atexit.register(_leave_all)
     os.register_at_fork(
         before=_before_fork,
