@@ -109,7 +109,8 @@ class Plan:
         first = int(self.header["serializer"] == "pickle")
         frames = [held.view(row, "readonly") for row in self.table[:first]]
         frames += [held.view(row, mode) for row in self.table[first:]]
-        return deserialize(self.header, frames, deserializers)
+        header = {**self.header, "thaw": True} if mode == "private" else self.header
+        return deserialize(header, frames, deserializers)
 
 
 class InlinePlan(Plan):
@@ -210,26 +211,22 @@ class Lease:
 
     def view(self, row: headers.FrameRow, mode: str) -> Any:
         """Return a frame as the mode and its flag want it."""
-        if mode == "copy" or (mode == "private" and self._is_small()):
-            return self._copy(row, writeable=row.writeable or mode == "private")
-        if not row.nbytes:
-            empty = memoryview(bytearray())
-            return empty if row.writeable or mode == "private" else empty.toreadonly()
-        if mode == "shared":
-            mode = "shared" if row.writeable else "readonly"
+        writeable = mode == "private" or (row.writeable and mode != "readonly")
+        if mode == "copy" or (mode == "private" and self._is_small()) or not row.nbytes:
+            return self._copy(row, writeable=writeable)
+        if not writeable:
+            mode = "readonly"
         return self._anchor(mode)[row.offset : row.offset + row.nbytes]
 
     def _is_small(self) -> bool:
         return self._plan.extent_nbytes < _PRIVATE_COPY_NBYTES
 
-    def _copy(self, row: headers.FrameRow, *, writeable: bool) -> Any:
-        source = (
-            self._anchor("readonly")[row.offset : row.offset + row.nbytes] if row.nbytes else b""
-        )
-        if not writeable:
-            return bytes(source)
+    def _copy(self, row: headers.FrameRow, *, writeable: bool) -> memoryview:
         copy = np.empty(row.nbytes, np.uint8)
-        copy[:] = np.frombuffer(source, np.uint8)
+        if row.nbytes:
+            source = self._anchor("readonly")[row.offset : row.offset + row.nbytes]
+            np.copyto(copy, np.frombuffer(source, np.uint8))
+        copy.flags.writeable = writeable
         return copy.data
 
     def _anchor(self, mode: str) -> memoryview:

@@ -77,7 +77,9 @@ class Seat:
     def make_cells(self, end: int) -> None:
         """Make room for the cells before word `end`. Others may do the same for more, meanwhile."""
         reserve(self.fd, 0, end * L.WORD)
-        self.words[L.SEAT_CELLS] = max(self.words[L.SEAT_CELLS], end - L.SEAT_FIRST_CELL)
+        cells = end - L.SEAT_FIRST_CELL
+        if self.words[L.SEAT_CELLS] < cells:  # noqa: PLR1730 - max() is a call: others may run in it
+            self.words[L.SEAT_CELLS] = cells
 
     def pinned(self) -> list[int]:
         """Return slot + 1 of each pin, without order; the same slot may come more than once."""

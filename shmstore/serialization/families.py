@@ -211,8 +211,12 @@ def pickle_dumps(x: Any) -> tuple[Header, list[Frame]]:
 
 
 def pickle_loads(header: Header, frames: Sequence[Frame]) -> Any:
-    """Unpickle over the frames, after making them as writeable as they were."""
-    return pickling.loads(frames[0], buffers=conform(frames[1:], header.get("writeable")))
+    """Unpickle over the frames, after making them as writeable as they were.
+
+    With ``header["thaw"]`` what stands on a writeable frame is writeable, whatever the stream says.
+    """
+    buffers = conform(frames[1:], header.get("writeable"))
+    return pickling.loads(frames[0], buffers=buffers, thaw=header.get("thaw", False))
 
 
 def _raw(buffer: pickle.PickleBuffer) -> memoryview:

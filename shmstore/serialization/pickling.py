@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
 
 import cloudpickle
 
@@ -40,9 +40,35 @@ def dumps(x: Any, *, buffer_callback: Callable[[pickle.PickleBuffer], Any] | Non
         return stream.getvalue()
 
 
-def loads(stream: Any, *, buffers: Iterable[Any] = ()) -> Any:
-    """Unpickle an object from a stream and its buffers. Reading untrusted bytes runs their code."""
+def loads(stream: Any, *, buffers: Sequence[Any] = (), thaw: bool = False) -> Any:
+    """Unpickle an object from a stream and its buffers. Reading untrusted bytes runs their code.
+
+    Parameters
+    ----------
+    stream
+        As `dumps` returned it.
+    buffers
+        The out-of-band buffers, in the order of the callbacks.
+    thaw
+        Leave the buffers as writeable as they are. A stream says of each buffer that was read-only
+        that what is built on it must be so too.
+    """
+    if thaw and buffers:
+        return _ThawingUnpickler(io.BytesIO(stream), buffers=buffers).load()
     return pickle.loads(stream, buffers=buffers)
+
+
+class _ThawingUnpickler(pickle._Unpickler):  # noqa: SLF001 - public in all but name
+    """An unpickler that makes no buffer read-only.
+
+    The C unpickler cannot be taught; this is its reference implementation in Python, which has the
+    opcodes in a table. Slower, and used for private views only.
+    """
+
+    dispatch: ClassVar[Any] = {
+        **pickle._Unpickler.dispatch,  # noqa: SLF001
+        pickle.READONLY_BUFFER[0]: lambda _: None,
+    }
 
 
 def is_plain(x: Any) -> bool:
