@@ -33,6 +33,7 @@ from shmstore._sharing.seats import SEATS_NAME
 from shmstore.errors import (
     CorruptStoreError,
     LockTimeoutError,
+    NotAStoreError,
     ShmStoreError,
     StoreExistsError,
     StoreFullError,
@@ -87,8 +88,11 @@ def attach(
             if session is None:
                 timeout = options.lock_timeout
                 return _enter(_join(folder_fd, path, readonly=readonly, lock_timeout=timeout))
-        except BaseException:
+        except BaseException as error:
+            linked = folder.is_linked(folder_fd, path)
             os.close(folder_fd)
+            if isinstance(error, NotAStoreError) and not linked:
+                raise StoreNotFoundError(f"{path} has just been removed", path=str(path)) from error
             raise
         os.close(folder_fd)
         return _enter(session)
@@ -360,7 +364,11 @@ def _lock_is_busy(path: Path, timeout_s: float) -> LockTimeoutError:
 
 
 def _is_taken(seats_fd: int, seat: str) -> bool:
-    with _closing(os.open(seat, os.O_RDONLY | os.O_CLOEXEC, dir_fd=seats_fd)) as fd:
+    try:
+        fd = os.open(seat, os.O_RDONLY | os.O_CLOEXEC, dir_fd=seats_fd)
+    except FileNotFoundError:
+        return False
+    with _closing(fd):
         return is_locked(fd)
 
 

@@ -15,7 +15,6 @@ import secrets
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +33,9 @@ HOW_TO_ENLARGE: Final = (
 _NEW: Final = ".new-"
 _OLD: Final = ".old-"
 _OTHERS: Final = 0o077
+_FAULTS_OF_A_PATH: Final = frozenset(
+    {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EACCES, errno.EPERM}
+)
 _FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -93,7 +95,7 @@ def open_root(root: Path, *, create: bool) -> int:
             path=str(root),
         ) from None
     except OSError as error:
-        raise _unsafe(root, f"it cannot be opened as a folder ({error.strerror})") from error
+        raise _refused(root, error) from error
     try:
         _check_own(fd, root)
     except BaseException:
@@ -115,7 +117,7 @@ def open_store(root_fd: int, name: str, path: Path) -> int:
             path=str(path),
         ) from None
     except OSError as error:
-        raise _unsafe(path, f"it cannot be opened as a folder ({error.strerror})") from error
+        raise _refused(path, error) from error
     try:
         _check_own(fd, path)
     except BaseException:
@@ -136,7 +138,7 @@ def open_file(folder_fd: int, name: str, path: Path, *, readonly: bool = False) 
             missing=name,
         ) from None
     except OSError as error:
-        raise _unsafe(path / name, error.strerror or str(error)) from error
+        raise _refused(path / name, error) from error
     try:
         _check_own(fd, path / name, folder=False)
     except BaseException:
@@ -154,7 +156,7 @@ def open_seats(folder_fd: int, name: str, path: Path) -> int:
             f"{path} is not a store: it holds no {name!r}.", path=str(path)
         ) from None
     except OSError as error:
-        raise _unsafe(path / name, error.strerror or str(error)) from error
+        raise _refused(path / name, error) from error
     try:
         _check_own(fd, path / name)
     except BaseException:
@@ -192,9 +194,9 @@ def remove_store(root_fd: int, name: str) -> None:
 
 def remove_leftovers(root_fd: int) -> None:
     """Remove folders whose making or removal was cut short. Requires: the root lock."""
-    for name in os.listdir(root_fd):
-        if name.startswith((_NEW, _OLD)):
-            _remove_tree(root_fd, name)
+    for entry in _entries(root_fd):
+        if entry.name.startswith((_NEW, _OLD)):
+            _remove(root_fd, entry)
 
 
 def remove_root(root: Path) -> None:
@@ -258,6 +260,13 @@ def _check_own(fd: int, path: Path, *, folder: bool = True) -> None:
         raise _unsafe(path, f"it has {status.st_nlink} hard links")
 
 
+def _refused(path: Path, error: OSError) -> OSError:
+    """Return the error for a path that cannot be opened: ours, if it is the path's fault."""
+    if error.errno in _FAULTS_OF_A_PATH:
+        return _unsafe(path, f"it cannot be opened ({error.strerror})")
+    return error
+
+
 def _unsafe(path: Path, reason: str) -> UnsafePathError:
     return UnsafePathError(
         f"{path} is not safe to use: {reason}. Stores live in folders of mode 0700 that belong to "
@@ -274,15 +283,19 @@ def _remove_tree(root_fd: int, name: str) -> None:
         fd = os.open(name, _FOLDER_FLAGS, dir_fd=root_fd)
         try:
             for entry in _entries(fd):
-                if entry.is_dir(follow_symlinks=False):
-                    _remove_tree(fd, entry.name)
-                else:
-                    os.unlink(entry.name, dir_fd=fd)
+                _remove(fd, entry)
         finally:
             os.close(fd)
         os.rmdir(name, dir_fd=root_fd)
 
 
-def _entries(fd: int) -> Iterator[os.DirEntry[str]]:
+def _remove(folder_fd: int, entry: os.DirEntry[str]) -> None:
+    if entry.is_dir(follow_symlinks=False):
+        _remove_tree(folder_fd, entry.name)
+    else:
+        os.unlink(entry.name, dir_fd=folder_fd)
+
+
+def _entries(fd: int) -> list[os.DirEntry[str]]:
     with os.scandir(fd) as entries:
-        yield from list(entries)
+        return list(entries)
