@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from shmstore._catalog import states
-from shmstore._catalog.keys import NO_KEY, digest_of
+from shmstore._catalog.keys import NO_KEY, Digest, digest_of
 from shmstore._catalog.slots import Content
 from shmstore._memory import folder
 from shmstore._memory import layout as L
@@ -85,24 +85,23 @@ def pack(
 
 def _pack_plain(type_name: str, stream: bytes, key: str | None) -> Package:
     """Lay out a pickle without buffers: in the slot itself if it fits."""
-    packed = (
-        _plain_header(type_name, key) if key is None else _plain_header.__wrapped__(type_name, key)
-    )
+    packed = _header_of_type(type_name) if key is None else _plain_header(type_name, key)
     if len(packed) + len(stream) > L.INLINE_NBYTES:
         placed = [(0, memoryview(stream))]
         return lay_out(packed, placed, L.align(len(stream)), key, L.KIND_PLAIN)
-    if key is None:
-        content = Content(L.KIND_PLAIN | L.KIND_INLINE, packed, 0, stream, len(stream), NO_KEY)
-    else:
-        kind = L.KIND_PLAIN | L.KIND_INLINE | L.KIND_NAMED
-        content = Content(kind, packed, 0, stream, len(stream), digest_of(key))
-    return Package(content, (), 0, key)
+    kind, digest = _naming(key)
+    kind |= L.KIND_PLAIN | L.KIND_INLINE
+    return Package(Content(kind, packed, 0, stream, len(stream), digest), (), 0, key)
 
 
-@functools.lru_cache(maxsize=256)
 def _plain_header(type_name: str, key: str | None) -> bytes:
     header = {"type": type_name} if key is None else {"type": type_name, "key": key}
     return headers.pack(header, ())
+
+
+@functools.lru_cache(maxsize=256)
+def _header_of_type(type_name: str) -> bytes:
+    return _plain_header(type_name, None)
 
 
 def lay_out(
@@ -119,12 +118,13 @@ def lay_out(
         kind |= L.KIND_HEADER_IN_EXTENT
         frames.append((extent_nbytes, memoryview(packed)))
         extent_nbytes += L.align(len(packed))
-    digest = NO_KEY
-    if key is not None:
-        kind |= L.KIND_NAMED
-        digest = digest_of(key)
-    content = Content(kind, packed, header_offset, b"", data_nbytes, digest)
+    named, digest = _naming(key)
+    content = Content(kind | named, packed, header_offset, b"", data_nbytes, digest)
     return Package(content, frames, extent_nbytes, key)
+
+
+def _naming(key: str | None) -> tuple[int, Digest]:
+    return (0, NO_KEY) if key is None else (L.KIND_NAMED, digest_of(key))
 
 
 # --- 2 reserve, 3 copy, 4 publish --------------------------------------------------------------
