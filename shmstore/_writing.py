@@ -22,7 +22,13 @@ from shmstore._memory import layout as L
 from shmstore._memory.allocator import Extent
 from shmstore._ref import ObjectRef
 from shmstore._session import Session
-from shmstore.errors import KeyExistsError, ObjectTooLargeError, ShmStoreError, StoreFullError
+from shmstore.errors import (
+    KeyExistsError,
+    LockTimeoutError,
+    ObjectTooLargeError,
+    ShmStoreError,
+    StoreFullError,
+)
 from shmstore.serialization import headers, serialize
 from shmstore.serialization.frames import ensure_memoryview
 
@@ -241,7 +247,10 @@ def discard(
 ) -> None:
     """Undo a put that ended in an exception; let ENOSPC say which file system is full."""
     if places:
-        session.lock.run(_discard_all, session, packages, places)
+        try:
+            session.lock.run(_discard_all, session, packages, places)
+        except LockTimeoutError:
+            session.abandoned += [(place.slot, place.generation) for place in places]
     if isinstance(error, OSError) and not isinstance(error, ShmStoreError):
         asked = sum(place.extent.nbytes for place in places if place.extent)
         raise folder.full_file_system(session.folder_fd, session.path, asked, error) from error
