@@ -356,31 +356,30 @@ def _publish(session: Session, package: Package, place: Place) -> None:
 def full(session: Session, asked: int) -> StoreFullError:
     """Return the error that tells why there is no room. Requires: the store lock."""
     words = session.words
-    name = session.path.name
-    if words[L.W_SLOT_TOP] >= session.identity.max_objects and not words[L.W_FREE_SLOT]:
-        return StoreFullError(
-            f"store {name!r} holds {words[L.W_OBJECTS]:,} objects, as many as it takes. Delete "
-            "some, or create it with a larger max_objects.",
-            asked=asked,
-            objects=words[L.W_OBJECTS],
-        )
-    free = session.identity.capacity - words[L.W_USED]
-    largest = session.allocator.largest_free()
-    pinned = words[L.W_DOOMED_BYTES]
     holders = _holders_of_doomed(session)
-    by = f", by {', '.join(holders)}" if holders else ""
+    facts = {
+        "asked": asked,
+        "free": session.identity.capacity - words[L.W_USED],
+        "largest_free": session.allocator.largest_free(),
+        "capacity": session.identity.capacity,
+        "objects": words[L.W_OBJECTS],
+        "pinned": words[L.W_DOOMED_BYTES],
+        "pinned_by": tuple(holders),
+    }
+    if words[L.W_SLOT_TOP] >= session.identity.max_objects and not words[L.W_FREE_SLOT]:
+        reason = f"it holds {facts['objects']:,} objects, as many as it takes"
+        remedy = "create the store with a larger max_objects"
+    else:
+        reason = (
+            f"asked for {asked:,} bytes, {facts['free']:,} of {facts['capacity']:,} are free, the "
+            f"largest extent has {facts['largest_free']:,}"
+        )
+        remedy = "create the store with a larger capacity"
+    by = f" by {', '.join(holders)}" if holders else ""
     return StoreFullError(
-        f"store {name!r} has no room: asked for {asked:,} bytes, {free:,} of "
-        f"{session.identity.capacity:,} are free, the largest extent has {largest:,}. {pinned:,} "
-        "bytes of deleted objects are still "
-        f"looked at{by}. Delete objects, drop views of deleted ones, or create the store with a "
-        "larger capacity.",
-        asked=asked,
-        free=free,
-        largest_free=largest,
-        capacity=session.identity.capacity,
-        pinned=pinned,
-        pinned_by=tuple(holders),
+        f"store {session.path.name!r} has no room: {reason}. {facts['pinned']:,} bytes of deleted "
+        f"objects are still looked at{by}. Delete objects, drop views of deleted ones, or {remedy}.",
+        **facts,
     )
 
 
