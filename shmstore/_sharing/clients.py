@@ -189,6 +189,6 @@ class Clients:
                 pid=client.pid,
             ) from None
         try:
-            return Seat(fd, client.serial, writeable=False)
+            return Seat(fd, client.serial)
         finally:
             os.close(fd)

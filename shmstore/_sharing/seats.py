@@ -38,37 +38,43 @@ class Seat:
     Parameters
     ----------
     fd
-        The open file. The own seat keeps it, locked; of others only the mapping stays.
+        The open file, to be mapped; the caller closes it.
     serial
         The number of the seat, expected in the file.
-    writeable
-        Whether this is the own seat.
+    own_fd
+        The own seat: the file once more, locked; owned by this object. It must have been opened
+        apart: a mapping keeps the open file that it was made from, and a lock on that would live
+        on in a forked child for as long as the child has the mapping.
     """
 
-    def __init__(self, fd: int, serial: int, *, writeable: bool) -> None:
+    def __init__(self, fd: int, serial: int, own_fd: int = -1) -> None:
         if os.fstat(fd).st_size != _SEAT_NBYTES:
             raise CorruptStoreError(
                 f"seat {serial} has {os.fstat(fd).st_size} bytes instead of {_SEAT_NBYTES}",
                 serial=serial,
             )
-        self.fd = fd
+        self.fd = own_fd
         self.serial = serial
-        self.words = memoryview(map_file(fd, _SEAT_NBYTES, writeable=writeable)).cast("Q")
+        self.words = memoryview(map_file(fd, _SEAT_NBYTES, writeable=own_fd >= 0)).cast("Q")
         if self.words[L.SEAT_MARK] != L.SEAT_MAGIC or self.words[L.SEAT_SERIAL] != serial:
             raise CorruptStoreError(f"the file of seat {serial} is not that seat", serial=serial)
 
     @classmethod
     def create(cls, seats_fd: int, serial: int) -> Seat:
         """Make the file of a new seat and hold its lock. OSError (ENOSPC): there are no pages."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(str(serial), flags, 0o600, dir_fd=seats_fd)
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(str(serial), flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=seats_fd)
         try:
             os.ftruncate(fd, _SEAT_NBYTES)
             reserve(fd, 0, L.PAGE)
             words = L.SEAT_MAGIC.to_bytes(L.WORD, "little") + serial.to_bytes(L.WORD, "little")
             os.pwrite(fd, words, 0)
             lock_descriptor(fd)
-            return cls(fd, serial, writeable=True)
+            mapped_fd = os.open(str(serial), flags, dir_fd=seats_fd)
+            try:
+                return cls(mapped_fd, serial, fd)
+            finally:
+                os.close(mapped_fd)
         except BaseException:
             os.close(fd)
             os.unlink(str(serial), dir_fd=seats_fd)
