@@ -39,6 +39,16 @@ GONE: Final = object()
 if TYPE_CHECKING:
     import mmap
 
+# What a header that somebody has tampered with may raise when it is read.
+_NONSENSE: Final = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
 # Below this size private views are copies: a mapping of their own costs more.
 _PRIVATE_COPY_NBYTES: Final = 128 << 10
 _UNCERTAIN_TRIES: Final = 20
@@ -271,7 +281,7 @@ def make_plan(session: Session, slot: int, word: int) -> Plan | None:
         return _interpret(session, record, packed)
     except ShmStoreError:
         raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except _NONSENSE as error:
         raise session.slots.damaged(slot, f"its header makes no sense: {error!r}") from error
 
 
@@ -280,14 +290,24 @@ def _interpret(session: Session, record: Record, packed: bytes) -> Plan:
     header, table = headers.unpack(packed, record.extent_nbytes)
     if record.kind & L.KIND_PLAIN:
         header["serializer"] = "pickle"
-        if record.kind & L.KIND_INLINE:
-            return InlinePlan(session, record, header)
-        if record.data_nbytes > record.extent_nbytes:
-            raise session.slots.damaged(record.slot, "its frame leaves its extent")
         table = [headers.FrameRow(0, record.data_nbytes, writeable=False)]
+    _check_texts(session, record, header)
+    if record.kind & L.KIND_INLINE:
+        return InlinePlan(session, record, header)
+    if any(row.offset + row.nbytes > record.extent_nbytes for row in table):
+        raise session.slots.damaged(record.slot, "a frame leaves its extent")
     is_array = (header["serializer"], header["type"]) == ("custom", "numpy.ndarray")
     kind = ArrayPlan if is_array and table[0].nbytes else Plan
     return kind(session, record, header, table)
+
+
+def _check_texts(session: Session, record: Record, header: dict[str, Any]) -> None:
+    """Raise unless family, type and, of a named object, the key are text."""
+    texts = [header["serializer"], header["type"]]
+    if record.kind & L.KIND_NAMED:
+        texts.append(header["key"])
+    if not all(isinstance(text, str) for text in texts):
+        raise session.slots.damaged(record.slot, f"its header names {texts!r:.100}")
 
 
 def read_header(session: Session, record: Record) -> bytes | None:

@@ -378,7 +378,8 @@ def full(session: Session, asked: int) -> StoreFullError:
     by = f" by {', '.join(holders)}" if holders else ""
     return StoreFullError(
         f"store {session.path.name!r} has no room: {reason}. {facts['pinned']:,} bytes of deleted "
-        f"objects are still looked at{by}. Delete objects, drop views of deleted ones, or {remedy}.",
+        f"objects are still looked at{by}. Delete objects, drop views of deleted ones, or "
+        f"{remedy}.",
         **facts,
     )
 

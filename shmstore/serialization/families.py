@@ -159,7 +159,7 @@ def deserialize(
         The family is unknown or not accepted, or it failed.
     """
     name = header.get("serializer")
-    if name not in families:
+    if not isinstance(name, str) or name not in families:
         raise DeserializationError(
             f"the header names the serializer {name!r}; known here: {', '.join(families)}. "
             "Register the family in this process too.",

@@ -18,6 +18,9 @@ from shmstore.errors import DeserializationError
 from shmstore.serialization.frames import Frame
 
 Array = npt.NDArray[Any]
+# NPY_ARRAY_WRITEABLE in the C API of NumPy.
+_WRITEABLE: Final = 0x400
+
 # Where a field of a structured dtype has its title, if it has one.
 _TITLE: Final = 2
 
@@ -63,7 +66,7 @@ def array_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Any]
 
 def _compact(x: Array) -> tuple[Array, tuple[int, ...]]:
     """Return contiguous memory with the elements of `x`, and the strides that `x` has over it."""
-    writeable = x.flags.writeable
+    writeable = _is_writeable(x)
     axes = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in x.strides)
     distinct = x[axes]
     if not (distinct.flags.c_contiguous or distinct.flags.f_contiguous):
@@ -75,11 +78,16 @@ def _compact(x: Array) -> tuple[Array, tuple[int, ...]]:
     return distinct, strides
 
 
+def _is_writeable(x: Array) -> bool:
+    """Return the flag without the warning that results of `numpy.broadcast_arrays` give with it."""
+    return bool(x.flags.num & _WRITEABLE)
+
+
 def _memory(x: Array) -> memoryview:
     """Return the memory of a contiguous array as flat bytes, read-only if the array is."""
     if not x.nbytes:
         empty = memoryview(bytearray())
-        return empty if x.flags.writeable else empty.toreadonly()
+        return empty if _is_writeable(x) else empty.toreadonly()
     if not x.flags.c_contiguous:
         x = x.T
     return x.reshape(-1).view(np.uint8).data
@@ -91,7 +99,8 @@ def _pack_dtype(dtype: np.dtype[Any]) -> Any:
     A plain dtype is its string; a structured one a dict as `numpy.dtype` takes it, with the packed
     dtypes of its fields; a field that is an array itself ``[packed dtype, shape]``.
     """
-    if dtype.metadata or dtype.hasobject:
+    of_a_subclass = dtype.names is not None and dtype.type is not np.void
+    if dtype.metadata or dtype.hasobject or of_a_subclass:
         raise NotImplementedError(str(dtype))
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
