@@ -66,7 +66,7 @@ def create(name: str | None, options: Options, *, opened: bool = False) -> Sessi
             try:
                 folder.remove_leftovers(root_fd)
                 _make_way(root_fd, name, root / name, options.lock_timeout)
-                session = _build(root_fd, root / name, options, opened=opened)
+                session = _build(root_fd, root / name, options)
             except BaseException:
                 folder.remove_root(root)
                 raise
@@ -139,9 +139,9 @@ def _join(folder_fd: int, path: Path, *, readonly: bool, lock_timeout: float) ->
     return session
 
 
-def _build(root_fd: int, path: Path, options: Options, *, opened: bool) -> Session:
+def _build(root_fd: int, path: Path, options: Options) -> Session:
     """Make all files of a store and join it, then give the folder its name."""
-    flags = L.FLAG_PERSIST * options.persist | L.FLAG_OPENED * opened
+    flags = L.FLAG_PERSIST * options.persist
     locked = options.locked_reads
     if locked or (locked is None and not barrier.register()):
         flags |= L.FLAG_LOCKED_READS
@@ -277,29 +277,18 @@ def depart(session: Session) -> None:
     if not session.words[L.W_DESTROYED]:
         session.leave_seat()
         if not session.persistent and not has_others(session):
-            _remove_if_dead(session)
+            _remove_folder(session, if_dead=True)
     forget(session)
 
 
 def has_others(session: Session) -> bool:
+    """Return whether another client of the store lives."""
     return session.lock.run(_find_others, session)
 
 
 def _find_others(session: Session) -> bool:
     clients = session.clients
     return any(c.row != session.row and clients.is_alive(c) for c in clients.rows())
-
-
-def _remove_if_dead(session: Session) -> None:
-    root = session.path.parent
-    with (
-        contextlib.suppress(StoreNotFoundError),
-        _root_locked(root, session.lock.timeout_s) as root_fd,
-    ):
-        linked = folder.is_linked(session.folder_fd, session.path)
-        if linked and _end_if_dead(session.folder_fd, session.path, session.lock.timeout_s):
-            folder.remove_store(root_fd, session.path.name)
-        folder.remove_root(root)
 
 
 def _release_memory(session: Session) -> None:
@@ -314,18 +303,19 @@ def _release_memory(session: Session) -> None:
         start = max(start, offset + nbytes)
 
 
-def _remove_folder(session: Session) -> None:
-    root = session.path.parent
-    with (
-        contextlib.suppress(StoreNotFoundError),
-        _root_locked(root, session.lock.timeout_s) as root_fd,
-    ):
-        if folder.is_linked(session.folder_fd, session.path):
+def _remove_folder(session: Session, *, if_dead: bool = False) -> None:
+    """Remove the folder of a store; with `if_dead` only if no client lives."""
+    root, timeout_s = session.path.parent, session.lock.timeout_s
+    with contextlib.suppress(StoreNotFoundError), _root_locked(root, timeout_s) as root_fd:
+        if folder.is_linked(session.folder_fd, session.path) and (
+            not if_dead or _end_if_dead(session.folder_fd, session.path, timeout_s)
+        ):
             folder.remove_store(root_fd, session.path.name)
         folder.remove_root(root)
 
 
 def forget(session: Session) -> None:
+    """End a session: close its files. Views keep their mappings."""
     sessions.pop((session.uuid, session.readonly), None)
     if not session.closed:
         session.close_files()

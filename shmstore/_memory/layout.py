@@ -15,7 +15,7 @@ index (fixed geometry, chosen at creation, sparse; grows in place)::
     5           CAPACITY              creator, once         bytes of the segment
     6           MAX_OBJECTS           creator, once         slots in the slot table
     7           MAX_CLIENTS           creator, once         rows in the client table
-    8           FLAGS                 creator, once         1 persist, 2 locked reads, 4 opened
+    8           FLAGS                 creator, once         1 persist, 2 locked reads
     9           CREATED_NS            creator, once         wall clock, ns since 1970
     10          CREATOR_PID           creator, once         process id
     11          GEOMETRY_CRC          creator, once         crc32 of words 0 to 10
@@ -137,7 +137,6 @@ W_FREE_HEADS: Final = 128
 
 FLAG_PERSIST: Final = 1
 FLAG_LOCKED_READS: Final = 2
-FLAG_OPENED: Final = 4
 
 SUPERBLOCK_NBYTES: Final = 2 * PAGE
 
