@@ -15,10 +15,17 @@ import secrets
 import stat
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from shmstore.errors import NotAStoreError, StoreFullError, StoreNotFoundError, UnsafePathError
+from shmstore.errors import (
+    NotAStoreError,
+    ShmStoreError,
+    StoreFullError,
+    StoreNotFoundError,
+    UnsafePathError,
+)
 
 ROOT_VARIABLE: Final = "SHMSTORE_ROOT"
 NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -86,79 +93,62 @@ def open_root(root: Path, *, create: bool) -> int:
     """
     if create:
         _make_root(root)
-    try:
-        fd = os.open(root, _FOLDER_FLAGS)
-    except FileNotFoundError:
-        raise StoreNotFoundError(
-            f"there is no store here: the folder {root} does not exist. Create a store first, or "
-            f"set {ROOT_VARIABLE} in all processes alike.",
-            path=str(root),
-        ) from None
-    except OSError as error:
-        raise _refused(root, error) from error
-    try:
-        _check_own(fd, root)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    missing = StoreNotFoundError(
+        f"there is no store here: the folder {root} does not exist. Create a store first, or set "
+        f"{ROOT_VARIABLE} in all processes alike.",
+        path=str(root),
+    )
+    return _open_own(str(root), _FOLDER_FLAGS, None, root, missing)
 
 
 def open_store(root_fd: int, name: str, path: Path) -> int:
     """Open the folder of a store after checking it; the caller closes the descriptor."""
-    try:
-        fd = os.open(name, _FOLDER_FLAGS, dir_fd=root_fd)
-    except FileNotFoundError:
-        raise StoreNotFoundError(
-            f"there is no store {name!r} in {path.parent}. Create it with Store.create({name!r}), "
-            "or "
-            f"look whether its processes use the same {ROOT_VARIABLE}.",
-            name=name,
-            path=str(path),
-        ) from None
-    except OSError as error:
-        raise _refused(path, error) from error
-    try:
-        _check_own(fd, path)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def open_file(folder_fd: int, name: str, path: Path, *, readonly: bool = False) -> int:
-    """Open a file of a store after checking it; the caller closes the descriptor."""
-    flags = os.O_RDONLY if readonly else os.O_RDWR
-    try:
-        fd = os.open(name, flags | os.O_NONBLOCK | _FILE_FLAGS, dir_fd=folder_fd)
-    except FileNotFoundError:
-        raise NotAStoreError(
-            f"{path} is not a store: it holds no {name!r}. Give the name or folder of a store.",
-            path=str(path),
-            missing=name,
-        ) from None
-    except OSError as error:
-        raise _refused(path / name, error) from error
-    try:
-        _check_own(fd, path / name, folder=False)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    missing = StoreNotFoundError(
+        f"there is no store {name!r} in {path.parent}. Create it with Store.create({name!r}), or "
+        f"look whether its processes use the same {ROOT_VARIABLE}.",
+        name=name,
+        path=str(path),
+    )
+    return _open_own(name, _FOLDER_FLAGS, root_fd, path, missing)
 
 
 def open_seats(folder_fd: int, name: str, path: Path) -> int:
     """Open the folder of the seats after checking it; the caller closes the descriptor."""
+    return _open_own(name, _FOLDER_FLAGS, folder_fd, path / name, _incomplete(path, name))
+
+
+def open_file(folder_fd: int, name: str, path: Path, *, readonly: bool = False) -> int:
+    """Open a file of a store after checking it; the caller closes the descriptor."""
+    flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_NONBLOCK | _FILE_FLAGS
+    missing = _incomplete(path, name)
+    return _open_own(name, flags, folder_fd, path / name, missing, is_kind=stat.S_ISREG)
+
+
+def _incomplete(path: Path, name: str) -> NotAStoreError:
+    return NotAStoreError(
+        f"{path} is not a store: it holds no {name!r}. Give the name or folder of a store.",
+        path=str(path),
+        missing=name,
+    )
+
+
+def _open_own(
+    name: str,
+    flags: int,
+    parent_fd: int | None,
+    path: Path,
+    missing: ShmStoreError,
+    is_kind: Callable[[int], bool] = stat.S_ISDIR,
+) -> int:
+    """Open what belongs to this user alone; raise `missing` if it is not there."""
     try:
-        fd = os.open(name, _FOLDER_FLAGS, dir_fd=folder_fd)
+        fd = os.open(name, flags, dir_fd=parent_fd)
     except FileNotFoundError:
-        raise NotAStoreError(
-            f"{path} is not a store: it holds no {name!r}.", path=str(path)
-        ) from None
+        raise missing from None
     except OSError as error:
-        raise _refused(path / name, error) from error
+        raise _refused(path, error) from error
     try:
-        _check_own(fd, path / name)
+        _check_own(fd, path, is_kind)
     except BaseException:
         os.close(fd)
         raise
@@ -247,16 +237,16 @@ def _make_root(root: Path) -> None:
         raise StoreNotFoundError(message, path=str(root)) from None
 
 
-def _check_own(fd: int, path: Path, *, folder: bool = True) -> None:
+def _check_own(fd: int, path: Path, is_kind: Callable[[int], bool]) -> None:
     status = os.fstat(fd)
-    expected = stat.S_ISDIR if folder else stat.S_ISREG
-    if not expected(status.st_mode):
-        raise _unsafe(path, "it is not a regular " + ("folder" if folder else "file"))
+    if not is_kind(status.st_mode):
+        kind = "regular file" if is_kind is stat.S_ISREG else "folder"
+        raise _unsafe(path, f"it is no {kind}")
     if status.st_uid != os.geteuid():
         raise _unsafe(path, f"it belongs to user {status.st_uid}, not to {os.geteuid()}")
     if status.st_mode & _OTHERS:
         raise _unsafe(path, f"its mode {stat.S_IMODE(status.st_mode):#o} lets others in")
-    if not folder and status.st_nlink > 1:
+    if is_kind is stat.S_ISREG and status.st_nlink > 1:
         raise _unsafe(path, f"it has {status.st_nlink} hard links")
 
 
