@@ -10,11 +10,15 @@ MODES: Final = ("shared", "readonly", "private", "copy")
 MAX_KEY_NBYTES: Final = 1024
 
 
-def check_key(key: object) -> None:
-    """Raise TypeError or ValueError unless `key` can name an object."""
+def check_key(key: object) -> str:
+    """Return `key` as an exact str; TypeError or ValueError if it cannot name an object.
+
+    A subclass of str may compare and hash as it likes; keys do not.
+    """
     if not isinstance(key, str):
         message = f"expected a key (str) or an ObjectRef, not {type(key).__name__}: {key!r:.100}"
         raise TypeError(message)
+    key = str.__str__(key)
     try:
         nbytes = len(key.encode())
     except UnicodeEncodeError as error:
@@ -26,6 +30,7 @@ def check_key(key: object) -> None:
             "Use a digest of it."
         )
         raise ValueError(message)
+    return key
 
 
 def check_mode(mode: object) -> None:

@@ -55,6 +55,7 @@ class Allocation:
         self._package = _pack(self._shape, self._dtype, nbytes, key, readonly=readonly)
         self._overwrite = overwrite
         self._place: _writing.Place | None = None
+        self._row = session.row
 
     def __enter__(self) -> npt.NDArray[Any]:
         session, package = self._session, self._package
@@ -83,7 +84,7 @@ class Allocation:
 
     def __del__(self) -> None:
         place = getattr(self, "_place", None)
-        if place is not None:
+        if place is not None and self._session.row == self._row:
             self._session.abandoned.append((place.slot, place.generation))
 
     def __exit__(
@@ -95,6 +96,8 @@ class Allocation:
         session, package, place = self._session, self._package, self._place
         assert place is not None, "left before it was entered"
         self._place = None
+        if session.row != self._row:
+            return  # a forked child leaves the block too; the array is its parent's
         if error is not None:
             _writing.discard(session, [package], [place])
             return

@@ -111,6 +111,7 @@ class Handle:
     def close(self) -> None:
         """Give the handle back; an owner's store goes unless it persists. Views stay valid."""
         session, self._session = self._session, None
+        self._plans = {}
         if session is not None:
             _lifecycle.leave(session, owner=self._owner)
 

@@ -275,7 +275,8 @@ def sweep() -> None:
 def depart(session: Session) -> None:
     """Give the seat back; with the last client a store goes that does not persist."""
     if not session.words[L.W_DESTROYED]:
-        session.leave_seat()
+        if not session.leave_seat():
+            return
         if not session.persistent and not has_others(session):
             _remove_folder(session, if_dead=True)
     forget(session)
@@ -310,15 +311,17 @@ def _remove_folder(session: Session, *, if_dead: bool = False) -> None:
         if folder.is_linked(session.folder_fd, session.path) and (
             not if_dead or _end_if_dead(session.folder_fd, session.path, timeout_s)
         ):
+            if if_dead:
+                session.segment.release_pages(0, session.identity.capacity)
             folder.remove_store(root_fd, session.path.name)
         folder.remove_root(root)
 
 
-def forget(session: Session) -> None:
+def forget(session: Session, *, keep_seat: bool = False) -> None:
     """End a session: close its files. Views keep their mappings."""
     sessions.pop((session.uuid, session.readonly), None)
     if not session.closed:
-        session.close_files()
+        session.close_files(keep_seat=keep_seat)
 
 
 # --- the root and the registry -----------------------------------------------------------------

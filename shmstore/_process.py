@@ -3,6 +3,9 @@
 * fork: the parent makes the child's seat, with a copy of all pins, and opens the child's lock file
   before the child exists. So views that the child is born with stay valid whatever the parent does,
   and the two never share a seat or a lock.
+  A child that can get no seat (too many clients, no memory) finds its handles closed. Its views
+  stay valid all the same: the parent never drops the pins it has then, and the child keeps the
+  parent's seat locked.
 * exit: every session is left. Views that are still alive keep their pins to the end: the kernel
   lets go of the seat, and whoever needs the memory finds it unlocked.
 
@@ -53,6 +56,7 @@ def _before_fork() -> None:
             birth = _prepare(session)
         except (ShmStoreError, OSError) as error:
             logger.warning("no seat for a forked child in %s: %s", session.path, error)
+            session.pins.freeze()
             continue
         session.lock.hold_threads()
         _births.append(birth)
@@ -83,7 +87,7 @@ def _after_fork_in_child() -> None:
         birth.session.adopt(birth.row, birth.seat, birth.lock_fd)
     for session in list(_lifecycle.sessions.values()):
         if id(session) not in born:
-            _lifecycle.forget(session)
+            _lifecycle.forget(session, keep_seat=not session.words[L.W_DESTROYED])
     _births.clear()
     _lifecycle.registry.release()
     barrier.register()

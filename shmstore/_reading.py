@@ -165,7 +165,7 @@ class InlinePlan(Plan):
 class ArrayPlan(Plan):
     """One NumPy array: it lies on the mapping itself and is its own anchor."""
 
-    __slots__ = ("dtype", "exporter", "shape", "start", "strides")
+    __slots__ = ("dtype", "shape", "start", "strides", "writeable")
 
     def __init__(
         self,
@@ -176,14 +176,15 @@ class ArrayPlan(Plan):
     ) -> None:
         super().__init__(session, record, header, table)
         segment = session.segment
-        self.exporter = segment.writeable if table[0].writeable else segment.readonly
+        self.writeable = table[0].writeable
+        exporter = segment.writeable if self.writeable else segment.readonly
         self.shape, self.dtype, self.strides = array_layout(header["sub-header"])
         self.start = record.extent + table[0].offset
-        self._check_bounds(table[0].nbytes)
+        frame = memoryview(exporter)[self.start : self.start + table[0].nbytes]
+        self._check_bounds(frame)
 
-    def _check_bounds(self, nbytes: int) -> None:
+    def _check_bounds(self, frame: memoryview) -> None:
         """Raise unless the array lies inside its frame; later only the mapping is checked."""
-        frame = memoryview(self.exporter)[self.start : self.start + nbytes]
         try:
             np.ndarray(self.shape, self.dtype, frame, 0, self.strides)
         except (TypeError, ValueError) as error:
@@ -197,8 +198,10 @@ class ArrayPlan(Plan):
         if not session.lock_free:
             return super().fetch()
         pins = session.pins
+        segment = session.segment
+        exporter = segment.writeable if self.writeable else segment.readonly
         array: np.ndarray[Any, Any] = np.ndarray(
-            self.shape, self.dtype, self.exporter, self.start, self.strides
+            self.shape, self.dtype, exporter, self.start, self.strides
         )
         try:
             cell = pins.free.pop()

@@ -45,11 +45,11 @@ def bury(session: Session) -> Recovered:
         How many clients were found dead, how many of their puts were half done, and the bytes that
         came back.
     """
-    used = session.words[L.W_USED]
+    used = session.index.words[L.W_USED]
     dead = session.clients.bury(session.row)
     puts = _doom_abandoned(session)
     session.reclaim(session.identity.max_objects)
-    return Recovered(len(dead), puts, used - session.words[L.W_USED])
+    return Recovered(len(dead), puts, used - session.index.words[L.W_USED])
 
 
 def mend(session: Session) -> None:
@@ -62,7 +62,7 @@ def mend(session: Session) -> None:
     _rebuild_lists(session, table)
     ready = states.states_of(table[:, L.S_STATE]) == states.READY
     named = ready & (table[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0)
-    words = session.words
+    words = session.index.words
     words[L.W_OBJECTS] = int(ready.sum())
     words[L.W_NAMED] = int(named.sum())
     words[L.W_NEXT_GENERATION] = max(
@@ -116,7 +116,7 @@ def _rebuild_extents(session: Session, table: Table) -> None:
 
 def _rebuild_lists(session: Session, table: Table) -> None:
     """Chain the free slots, lowest first, and the doomed ones, oldest first."""
-    words = session.words
+    words = session.index.words
     for word in (L.W_FREE_SLOT, L.W_DOOMED_HEAD, L.W_DOOMED_TAIL, L.W_DOOMED_BYTES):
         words[word] = 0
     state = states.states_of(table[:, L.S_STATE])

@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 
 LOCK_NAME = "lock"
 
+# What `close_files` takes away.
+_PARTS = ("words", "memory", "index", "segment", "slots", "keys", "allocator", "clients")
+
+# The dead are looked for when there may be this many of them.
+_FEW_CLIENTS = 8
+
 # Objects whose place a process remembers; a plan takes about 1 KiB.
 _MOST_PLANS = 1 << 14
 
@@ -74,6 +80,7 @@ class Session:
         self.owner_pid = 0
         self.row = -1
         self.pid = os.getpid()
+        self._bury_at = 0
         self.abandoned: list[tuple[int, int]] = []
         self.plans: dict[str | int, Any] = {}
         with contextlib.ExitStack() as opened:
@@ -96,8 +103,8 @@ class Session:
             opened.pop_all()
 
     def _map_tables(self) -> None:
-        self.words = self.index.words
-        self.memory = self.index.memory
+        self.words: Any = self.index.words
+        self.memory: Any = self.index.memory
         self.clients = Clients(self.index, self.seats_fd)
         self.slots = Slots(self.index)
         self.keys = KeyIndex(self.index)
@@ -188,11 +195,14 @@ class Session:
     def _enter(self) -> tuple[int, Seat]:
         if self.words[L.W_DESTROYED]:
             raise StoreNotFoundError(f"the store {self.path} is being removed", path=str(self.path))
-        _recovery.bury(self)
         return self.new_seat(self.pid)
 
     def new_seat(self, pid: int) -> tuple[int, Seat]:
         """Make a row and a seat for a process. Requires: the store lock."""
+        if sum(1 for _ in self.clients.rows()) >= self._bury_at:
+            _recovery.bury(self)
+            living = sum(1 for _ in self.clients.rows())
+            self._bury_at = min(2 * living + _FEW_CLIENTS, self.identity.max_clients)
         try:
             with self._writeable_clients() as clients:
                 place = clients.register(readonly=self.readonly, pid=pid)
@@ -218,14 +228,25 @@ class Session:
             raise
         return row, seat
 
-    def leave_seat(self) -> None:
-        """Give the seat back: no views of this process are left."""
+    def leave_seat(self) -> bool:
+        """Give the seat back, unless some view or put of this process still needs it.
+
+        Another thread may be in the middle of a get with a handle that was closed: (1) its slot
+        words are taken away, (2) the pins are counted. It pins before it looks at the word. So
+        either it finds no word and gives up, or its pin is counted.
+        """
+        words, self.words = self.words, _Closed()
+        if self.pins.in_use():
+            self.words = words
+            return False
         with self._writeable_clients() as clients:
             self.lock.run(clients.remove, self.row)
+        return True
 
     def adopt(self, row: int, seat: Seat, lock_fd: int) -> None:
         """Go on in a forked child, with the seat and the lock file that the parent made for it."""
         self.pins.move_to(seat)
+        self.abandoned.clear()
         self.clients.know(row, seat)
         self.row = row
         self.pid = os.getpid()
@@ -254,13 +275,41 @@ class Session:
     def _describe(self, row: int) -> str:
         return self.clients.describe(row)
 
-    def close_files(self) -> None:
-        """Close all descriptors. Mappings stay for as long as views need them."""
+    def close_files(self, *, keep_seat: bool = False) -> None:
+        """Close all descriptors and let go of the mappings; views keep what they need of them."""
         self.closed = True
-        self.plans = {}
-        self.pins.seat.close()
+        self.plans.clear()
+        if not keep_seat:
+            self.pins.seat.close()
         self.lock.close()
         self.index.close()
         self.segment.close()
         os.close(self.seats_fd)
         os.close(self.folder_fd)
+        for name in (
+            "words",
+            "memory",
+            "index",
+            "segment",
+            "slots",
+            "keys",
+            "allocator",
+            "clients",
+        ):
+            setattr(self, name, _Closed())
+
+
+class _Closed:
+    """In the place of what a session had: whoever still uses it learns that it is closed."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise self._error()
+
+    def __getitem__(self, item: object) -> Any:
+        raise self._error()
+
+    def _error(self) -> StoreClosedError:
+        return StoreClosedError(
+            "the store was closed, or destroyed, while it was in use. Views that you hold stay "
+            "valid."
+        )

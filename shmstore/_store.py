@@ -101,7 +101,7 @@ class Store(Handle, NamedObjects):
         """
         session = self._live()
         if key is not None:
-            check_key(key)
+            key = check_key(key)
         package = _writing.pack(obj, key, readonly=readonly, serializers=serializers)
         return _writing.put(session, package, overwrite=overwrite)
 
@@ -147,12 +147,11 @@ class Store(Handle, NamedObjects):
         """
         session = self._live()
         named = isinstance(objects, Mapping)
-        pairs = (
-            list(objects.items()) if isinstance(objects, Mapping) else [(None, x) for x in objects]
+        pairs: list[tuple[Any, Any]] = (
+            [(check_key(key), x) for key, x in objects.items()]
+            if isinstance(objects, Mapping)
+            else [(None, x) for x in objects]
         )
-        for key, _ in pairs:
-            if named:
-                check_key(key)
         packages = [
             _writing.pack(x, key, readonly=readonly, serializers=serializers) for key, x in pairs
         ]
@@ -196,7 +195,7 @@ class Store(Handle, NamedObjects):
         [4, 4, 4, 4]
         """
         if key is not None:
-            check_key(key)
+            key = check_key(key)
         session = self._live()
         session.check_writeable()
         return Allocation(session, shape, dtype, key, overwrite=overwrite, readonly=readonly)
@@ -267,12 +266,12 @@ class Store(Handle, NamedObjects):
                 if default is _RAISE:
                     raise
                 return default
-        check_key(target)
-        obj = _reading.get_by_key(session, target, mode, deserializers)
+        key = check_key(target)
+        obj = _reading.get_by_key(session, key, mode, deserializers)
         if obj is not _GONE:
             return obj
         if default is _RAISE:
-            raise _reading.missing_key(session, target)
+            raise _reading.missing_key(session, key)
         return default
 
     def get_many(
@@ -319,7 +318,7 @@ class Store(Handle, NamedObjects):
         if isinstance(target, ObjectRef):
             _ref.check_owner(session, target)
             return session.slots.word(target._slot) == states.ready_word(target._generation)
-        return isinstance(target, str) and _reading.find_key(session, target) is not None
+        return isinstance(target, str) and _reading.find_key(session, check_key(target)) is not None
 
     def __len__(self) -> int:
         return int(self._live().words[L.W_NAMED])
@@ -329,7 +328,7 @@ class Store(Handle, NamedObjects):
 
     def _ref_of(self, key: str) -> ObjectRef:
         session = self._live()
-        check_key(key)
+        key = check_key(key)
         plan = _reading.plan_of_key(session, key)
         if plan is None:
             raise _reading.missing_key(session, key)
@@ -345,10 +344,10 @@ class Store(Handle, NamedObjects):
         if isinstance(target, ObjectRef):
             _ref.check_owner(session, target)
             return target.info()
-        check_key(target)
-        plan = _reading.plan_of_key(session, target)
+        key = check_key(target)
+        plan = _reading.plan_of_key(session, key)
         if plan is None:
-            raise _reading.missing_key(session, target)
+            raise _reading.missing_key(session, key)
         return _inspection.describe(plan, _inspection.pins_by_slot(session))
 
     def stats(self) -> StoreStats:
@@ -379,6 +378,5 @@ def _finder(session: Session, target: ObjectRef | str) -> Callable[[], int]:
     if isinstance(target, ObjectRef):
         _ref.check_owner(session, target)
         return _ref.finder(session, target)
-    check_key(target)
-    digest = digest_of(target)
+    digest = digest_of(check_key(target))
     return lambda: session.keys.find(digest)

@@ -141,7 +141,8 @@ def put(session: Session, package: Package, *, overwrite: bool) -> ObjectRef:
     places: list[Place] = []
     run = session.lock.run
     try:
-        if not run(_put_small, session, package, places, overwrite):
+        guard = run(_put_small, session, package, places, overwrite)
+        if guard is not None:
             copy(session, package, places[0])
             run(publish_all, session, [package], places, overwrite)
         return refer(session, package, places[0])
@@ -155,7 +156,8 @@ def put_many(session: Session, packages: Sequence[Package], *, overwrite: bool) 
     places: list[Place] = []
     run = session.lock.run
     try:
-        if not run(_put_all_small, session, packages, places, overwrite):
+        guard = run(_put_all_small, session, packages, places, overwrite)
+        if guard is not None:
             for package, place in zip(packages, places, strict=True):
                 copy(session, package, place)
             run(publish_all, session, packages, places, overwrite)
@@ -165,15 +167,29 @@ def put_many(session: Session, packages: Sequence[Package], *, overwrite: bool) 
         raise
 
 
+class Guard:
+    """Keeps the seat of this process for a put that goes on without the lock: it holds a pin."""
+
+    __slots__ = ("__weakref__",)
+
+    def __init__(self, session: Session, place: Place) -> None:
+        session.pins.pin(self, place.slot)
+
+
 def _put_small(
     session: Session,
     package: Package,
     places: list[Place],
     overwrite: bool,  # noqa: FBT001 - called under the lock
-) -> bool:
+) -> Guard | None:
     """Reserve a place; if it is small and warm, copy and publish. Requires: the store lock.
 
     Flat: the workload "put" of the benchmarks pays for it.
+
+    Returns
+    -------
+    Guard or None
+        What the caller holds until it has copied and published itself; None: it is done.
     """
     session.check_alive()
     if session.readonly or not overwrite:
@@ -185,10 +201,10 @@ def _put_small(
     extent = place.extent
     if extent is not None:
         if extent.cold or extent.nbytes > _COPY_LOCKED_NBYTES:
-            return False
+            return Guard(session, place)
         copy(session, package, place)
     _publish(session, package, place)
-    return True
+    return None
 
 
 def _put_all_small(
@@ -196,17 +212,17 @@ def _put_all_small(
     packages: Sequence[Package],
     places: list[Place],
     overwrite: bool,  # noqa: FBT001 - called under the lock
-) -> bool:
+) -> Guard | None:
     """Reserve places; if all are small and warm, copy and publish. Requires: the store lock."""
     reserve_all(session, packages, places, overwrite)
     extents = [place.extent for place in places if place.extent is not None]
     nbytes = sum(extent.nbytes for extent in extents)
     if nbytes > _COPY_LOCKED_NBYTES or any(extent.cold for extent in extents):
-        return False
+        return Guard(session, places[0])
     for package, place in zip(packages, places, strict=True):
         copy(session, package, place)
         _publish(session, package, place)
-    return True
+    return None
 
 
 def reserve_all(
@@ -235,6 +251,9 @@ def publish_all(
     session.check_alive()
     if not overwrite:
         _check_allowed(session, packages)
+    for place in places:
+        if not session.slots.is_writing(place.slot, place.generation):
+            raise session.slots.damaged(place.slot, "it was taken away while it was written")
     for package, place in zip(packages, places, strict=True):
         _publish(session, package, place)
 
@@ -252,7 +271,7 @@ def discard(
         except LockTimeoutError:
             session.abandoned += [(place.slot, place.generation) for place in places]
     if isinstance(error, OSError) and not isinstance(error, ShmStoreError):
-        asked = sum(place.extent.nbytes for place in places if place.extent)
+        asked = sum(place.extent.nbytes for place in places if place.extent) or L.SLOT_NBYTES
         raise folder.full_file_system(session.folder_fd, session.path, asked, error) from error
 
 
@@ -261,6 +280,8 @@ def _discard_all(session: Session, packages: Sequence[Package], places: Sequence
     for package, place in zip(packages, places, strict=False):
         word = session.slots.word(place.slot)
         half_made = word == states.first_word(place.generation)
+        if half_made and place.extent is not None and place.extent.cold:
+            session.segment.release_pages(place.extent.offset, place.extent.nbytes)
         if half_made or (package.key is None and word == states.ready_word(place.generation)):
             session.slots.doom(place.slot)
 

@@ -104,5 +104,6 @@ class Segment:
 
     def close(self) -> None:
         """Close the descriptor. The mappings end by themselves, with the last view over them."""
+        self._bytes.release()
         os.close(self.fd)
         self.fd = -1

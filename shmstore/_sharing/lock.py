@@ -22,7 +22,12 @@ from typing import Any, TypeVar
 from filelock import lock_descriptor, unlock_descriptor
 
 from shmstore._memory import layout as L
-from shmstore.errors import CorruptStoreError, LockTimeoutError, ShmStoreError
+from shmstore.errors import (
+    CorruptStoreError,
+    LockTimeoutError,
+    ShmStoreError,
+    StoreClosedError,
+)
 
 Result = TypeVar("Result")
 
@@ -71,6 +76,10 @@ def _is_clean(error: BaseException) -> bool:
     return refusal and not isinstance(error, (CorruptStoreError, LockTimeoutError))
 
 
+def _closed() -> StoreClosedError:
+    return StoreClosedError("the store was closed, or destroyed, by another thread meanwhile")
+
+
 class StoreLock:
     """The lock of one store: `run` calls a function under it.
 
@@ -100,7 +109,7 @@ class StoreLock:
         fd: int,
         words: memoryview,
         timeout_s: float,
-        mend: Callable[[], None],
+        mend: Callable[[], object],
         describe: Callable[[int], str],
     ) -> None:
         self.fd = fd
@@ -127,10 +136,12 @@ class StoreLock:
         if self._thread == thread:
             raise self._reentered()
         with self._threads:
+            held = False
             try:
-                if not lock_descriptor(self.fd, blocking=False):
-                    self._wait()
                 self._thread = thread
+                if self.fd < 0 or not lock_descriptor(self.fd, blocking=False):
+                    self._wait()
+                held = True
                 words, mark = self.words, self.mark
                 if words[L.W_DIRTY]:
                     self._mend()
@@ -141,24 +152,28 @@ class StoreLock:
                 else:
                     result = step(*args)
             except BaseException as error:
-                self._unwind(error)
+                if held:
+                    self._unwind(error)
                 raise
             finally:
                 self._thread = 0
-                try:
-                    unlock_descriptor(self.fd)
-                except BaseException:
-                    unlock_descriptor(self.fd)
-                    raise
+                if self.fd >= 0:
+                    try:
+                        unlock_descriptor(self.fd)
+                    except BaseException:
+                        unlock_descriptor(self.fd)
+                        raise
         return result
 
     def _wait(self) -> None:
+        if self.fd < 0:
+            raise _closed()
         if not hold(self.fd, self.timeout_s):
             raise self._timed_out()
 
     def _unwind(self, error: BaseException) -> None:
         """Make the index whole after an exception. Until that is done it stays marked as dirty."""
-        if self._thread and self.mark:
+        if self.mark:
             if not _is_clean(error):
                 self._mend()
             self.words[L.W_DIRTY] = 0
@@ -205,6 +220,7 @@ class StoreLock:
         self._thread = 0
 
     def close(self) -> None:
-        """Close the lock file."""
+        """Close the lock file, and let go of what the callbacks hold."""
         os.close(self.fd)
         self.fd = -1
+        self._mend, self._describe = _closed, str

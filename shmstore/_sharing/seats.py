@@ -22,8 +22,9 @@ import numpy as np
 from filelock import lock_descriptor
 
 from shmstore._memory import layout as L
+from shmstore._memory.folder import HOW_TO_ENLARGE
 from shmstore._memory.mapping import map_file, reserve
-from shmstore.errors import CorruptStoreError
+from shmstore.errors import CorruptStoreError, StoreFullError
 
 SEATS_NAME = "seats"
 
@@ -81,8 +82,21 @@ class Seat:
             raise
 
     def make_cells(self, end: int) -> None:
-        """Make room for the cells before word `end`. Others may do the same for more, meanwhile."""
-        reserve(self.fd, 0, end * L.WORD)
+        """Make room for the cells before word `end`. Others may do the same for more, meanwhile.
+
+        Raises
+        ------
+        StoreFullError
+            The file system has no page for them.
+        """
+        try:
+            reserve(self.fd, 0, end * L.WORD)
+        except OSError as error:
+            raise StoreFullError(
+                f"the file system has no room for the pins of this process: asked for {end:,} "
+                f"words. Drop views. {HOW_TO_ENLARGE}",
+                asked=end * L.WORD,
+            ) from error
         cells = end - L.SEAT_FIRST_CELL
         if self.words[L.SEAT_CELLS] < cells:  # noqa: PLR1730 - max() is a call: others may run in it
             self.words[L.SEAT_CELLS] = cells
@@ -133,6 +147,7 @@ class Pins:
         self.holders: list[Any] = [None] * L.SEAT_FIRST_CELL
         self.droppers: list[Callable[[Any], None]] = [_no_cell] * L.SEAT_FIRST_CELL
         self.when_empty: Callable[[], None] | None = None
+        self._drops_to_count = 0
         self._end = L.SEAT_FIRST_CELL
         self._seats: tuple[Seat, ...] = (seat,)
 
@@ -152,8 +167,23 @@ class Pins:
         self.cells[cell] = 0
         self.holders[cell] = None
         self.free.append(cell)
-        if self.when_empty is not None and not self.in_use():
-            self.when_empty()
+        if self.when_empty is not None:
+            self._look_whether_empty(self.when_empty)
+
+    def _look_whether_empty(self, when_empty: Callable[[], None]) -> None:
+        """Count the pins, not at each drop but when half of those that were left may be gone."""
+        self._drops_to_count -= 1
+        if self._drops_to_count <= 0:
+            left = self.in_use()
+            self._drops_to_count = max(1, left // 2)
+            if not left:
+                when_empty()
+
+    def freeze(self) -> None:
+        """Never drop the pins that are held now: a process without a seat of its own needs them."""
+        for cell, holder in enumerate(self.holders):
+            if holder is not None:
+                self.holders[cell] = _FOR_EVER
 
     def in_use(self) -> int:
         """Return the number of pins that are held."""
@@ -178,8 +208,10 @@ class Pins:
             end, seats = self._end, self._seats
             count = max(_FIRST_CELLS, end)
             if end + count > L.MAX_CELLS:
-                message = f"this process holds {end} views of the store, more than it may"
-                raise MemoryError(message)
+                raise StoreFullError(
+                    f"this process holds {end:,} views of the store, as many as it may. Drop some.",
+                    asked=end + count,
+                )
             for seat in seats:
                 seat.make_cells(end + count)
             droppers = [partial(self.drop, cell) for cell in range(end, end + count)]
@@ -230,6 +262,15 @@ class Pins:
             if self.holders[cell] is None:
                 self.cells[cell] = 0
         self.sweep()
+
+
+class _ForEver:
+    """In the place of a weak reference: nothing that dies gives this pin back."""
+
+    __callback__ = True
+
+
+_FOR_EVER = _ForEver()
 
 
 class _BothSeats:
