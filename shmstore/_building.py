@@ -58,6 +58,9 @@ class Allocation:
         self._row = session.row
 
     def __enter__(self) -> npt.NDArray[Any]:
+        if self._place is not None:
+            message = "this block has been entered already; call allocate() for another array"
+            raise RuntimeError(message)
         session, package = self._session, self._package
         places: list[_writing.Place] = []
         try:

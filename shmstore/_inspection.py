@@ -1,7 +1,7 @@
 """What is in a store, who is there, and who looks at what?
 
-Concurrency: iteration takes no lock and sees each object that was there all the time exactly once;
-sums and pins are read under the store lock.
+Concurrency: iteration holds no lock and sees each object that was there all the time once; sums
+and pins are read under the store lock.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from shmstore._catalog import states
 from shmstore._catalog.slots import Record
 from shmstore._info import ClientInfo, ObjectInfo, StoreStats
 from shmstore._memory import layout as L
-from shmstore._reading import Plan, make_plan
+from shmstore._reading import Plan, find_digest, make_plan
 from shmstore._session import Session
 from shmstore._sharing.clients import Client, process_name
 
@@ -26,14 +26,25 @@ def plans(session: Session) -> Iterator[Plan]:
 
 
 def keys(session: Session) -> Iterator[str]:
-    """Iterate over the keys, oldest object first. Takes no lock."""
-    for generation, slot in session.slots.ready():
-        record = session.slots.read(slot)
-        if record.word != states.ready_word(generation) or not record.kind & L.KIND_NAMED:
-            continue
-        plan = make_plan(session, slot, record.word)
-        if plan is not None:
+    """Iterate over the keys, oldest object first.
+
+    Takes the lock for a snapshot, not while it iterates. Keys that are there all the time come
+    exactly once, also when their objects are overwritten meanwhile.
+    """
+    seen = set()
+    for generation, slot, digest in session.lock.run(_named, session):
+        plan = make_plan(session, slot, states.ready_word(generation))
+        if plan is None:
+            found = find_digest(session, digest)
+            plan = make_plan(session, *found) if found else None
+        if plan is not None and plan.header["key"] not in seen:
+            seen.add(plan.header["key"])
             yield plan.header["key"]
+
+
+def _named(session: Session) -> list[tuple[int, int, tuple[int, int]]]:
+    session.check_alive()
+    return session.slots.named()
 
 
 def objects(session: Session) -> list[ObjectInfo]:
@@ -66,6 +77,7 @@ def pins_by_slot(session: Session) -> dict[int, set[int]]:
 
 
 def _pins_by_slot(session: Session) -> dict[int, set[int]]:
+    session.check_alive()
     session.pins.sweep()
     pinned_by: dict[int, set[int]] = {}
     for client in session.clients.rows():

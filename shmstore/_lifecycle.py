@@ -244,7 +244,7 @@ def destroy(session: Session) -> None:
     """End a store. Views stay valid in every process; everything else of it is gone."""
     session.check_writeable()
     if session.lock.run(_doom_store, session):
-        _remove_folder(session)
+        remove_folder(session)
     forget(session)
 
 
@@ -277,8 +277,9 @@ def depart(session: Session) -> None:
     if not session.words[L.W_DESTROYED]:
         if not session.leave_seat():
             return
-        if not session.persistent and not has_others(session):
-            _remove_folder(session, if_dead=True)
+        alone = not session.persistent and not has_others(session)
+        if alone and remove_folder(session, if_dead=True):
+            session.segment.release_pages(0, session.identity.capacity)
     forget(session)
 
 
@@ -304,17 +305,18 @@ def _release_memory(session: Session) -> None:
         start = max(start, offset + nbytes)
 
 
-def _remove_folder(session: Session, *, if_dead: bool = False) -> None:
-    """Remove the folder of a store; with `if_dead` only if no client lives."""
+def remove_folder(session: Session, *, if_dead: bool = False) -> bool:
+    """Remove the folder of a store, with `if_dead` only if no client lives; return whether."""
     root, timeout_s = session.path.parent, session.lock.timeout_s
+    removed = False
     with contextlib.suppress(StoreNotFoundError), _root_locked(root, timeout_s) as root_fd:
         if folder.is_linked(session.folder_fd, session.path) and (
             not if_dead or _end_if_dead(session.folder_fd, session.path, timeout_s)
         ):
-            if if_dead:
-                session.segment.release_pages(0, session.identity.capacity)
             folder.remove_store(root_fd, session.path.name)
+            removed = True
         folder.remove_root(root)
+    return removed
 
 
 def forget(session: Session, *, keep_seat: bool = False) -> None:

@@ -127,8 +127,9 @@ def _leave_at_exit(session: Session) -> None:
         _lifecycle.destroy(session)
     elif not session.pins.in_use():
         _lifecycle.depart(session)
-    elif not (session.persistent or session.readonly or _lifecycle.has_others(session)):
-        _lifecycle.destroy(session)
+    elif not session.persistent and not _lifecycle.has_others(session):
+        session.pins.seat.close()
+        _lifecycle.remove_folder(session, if_dead=True)
 
 
 def install() -> None:

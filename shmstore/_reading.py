@@ -274,7 +274,7 @@ class _Pinned:
 def make_plan(session: Session, slot: int, word: int) -> Plan | None:
     """Read what a slot says of its object; None when it holds another object by now."""
     record = session.slots.read(slot)
-    if record.word != word:
+    if record.word != word or session.slots.word(slot) != word:
         return None
     packed = read_header(session, record)
     if packed is None:
@@ -342,12 +342,21 @@ def _check_place(session: Session, record: Record) -> None:
 
 def find_key(session: Session, key: str) -> tuple[int, int] | None:
     """Return (slot, slot word) of the object with a key, or None. A miss is asked again, locked."""
-    digest = digest_of(key)
+    return find_digest(session, digest_of(key))
+
+
+def find_digest(session: Session, digest: tuple[int, int]) -> tuple[int, int] | None:
+    """As `find_key`, for the digest of a key."""
     return _find(session, digest) or session.lock.run(_find_locked, session, digest)
 
 
 def _find_locked(session: Session, digest: tuple[int, int]) -> tuple[int, int] | None:
+    """Requires: the store lock."""
     session.check_alive()
+    if session.words[L.W_DIRTY] and session.readonly:
+        # A dead process left the key index half changed, and this one may not mend it.
+        slot = session.slots.scan(digest)
+        return (slot, session.slots.word(slot)) if slot >= 0 else None
     return _find(session, digest)
 
 

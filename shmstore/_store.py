@@ -321,7 +321,9 @@ class Store(Handle, NamedObjects):
         return isinstance(target, str) and _reading.find_key(session, check_key(target)) is not None
 
     def __len__(self) -> int:
-        return int(self._live().words[L.W_NAMED])
+        session = self._live()
+        session.check_alive()
+        return int(session.words[L.W_NAMED])
 
     def __iter__(self) -> Iterator[str]:
         return _inspection.keys(self._live())

@@ -290,6 +290,24 @@ class Slots:
         order = np.argsort(generations)
         return list(zip(generations[order].tolist(), slots[order].tolist(), strict=True))
 
+    def named(self) -> list[tuple[int, int, tuple[int, int]]]:
+        """Return (generation, slot, digest) of all objects with a key, oldest first.
+
+        Requires: the store lock, so that no key is missed because its object moves meanwhile.
+        """
+        table = self.table()
+        ready = states.states_of(table[:, L.S_STATE]) == states.READY
+        slots = np.flatnonzero(ready & (table[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0))
+        slots = slots[np.argsort(table[slots, L.S_STATE])]
+        generations = states.generations_of(table[slots, L.S_STATE]).tolist()
+        digests = map(tuple, table[slots, L.S_DIGEST : L.S_DIGEST + 2].tolist())
+        return list(zip(generations, slots.tolist(), digests, strict=True))
+
+    def scan(self, digest: tuple[int, int]) -> int:
+        """Return the youngest READY slot with a digest, or -1, without the key index."""
+        found = [slot for _, slot, other in self.named() if other == digest]
+        return found[-1] if found else -1
+
     def doomed(self) -> Iterator[int]:
         """Walk the doomed slots that still have an extent. Requires: the store lock."""
         words = self._words

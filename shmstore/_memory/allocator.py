@@ -171,7 +171,7 @@ class Allocator:
         for _ in range(self._index.geometry.max_nodes + 1):
             if node < 0:
                 return
-            base = self._base(node)
+            base = self._base(self._checked(node))
             yield Block(node, *words[base + L.N_OFFSET : base + L.N_UPPER + 1])
             node = words[base + L.N_LOWER] - 1
         raise self._damaged("the chain of neighbours has a loop", self._nodes)
@@ -348,9 +348,14 @@ class Allocator:
         for _ in range(self._index.geometry.max_nodes + 1):
             if node < 0:
                 return
-            yield node
+            yield self._checked(node)
             node = words[self._base(node) + L.N_NEXT_FREE] - 1
         raise self._damaged(f"free list {number} has a loop", L.W_FREE_HEADS + number)
+
+    def _checked(self, node: int) -> int:
+        if node >= self._index.geometry.max_nodes:
+            raise self._damaged(f"node {node} leaves the table", self._nodes)
+        return node
 
     def _base(self, node: int) -> int:
         return self._nodes + node * L.NODE_WORDS

@@ -30,6 +30,7 @@ from shmstore.errors import (
 ROOT_VARIABLE: Final = "SHMSTORE_ROOT"
 NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM})
 HOW_TO_ENLARGE: Final = (
     "Or enlarge it (`mount -o remount,size=4g /dev/shm`; docker: `--shm-size=4g`; kubernetes: a "
     f"volume `emptyDir: {{medium: Memory}}` on /dev/shm), or set {ROOT_VARIABLE} to a folder on a "
@@ -40,6 +41,7 @@ HOW_TO_ENLARGE: Final = (
 _NEW: Final = ".new-"
 _OLD: Final = ".old-"
 _OTHERS: Final = 0o077
+_ROOT_TRIES: Final = 1000
 _FAULTS_OF_A_PATH: Final = frozenset(
     {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EACCES, errno.EPERM}
 )
@@ -91,13 +93,15 @@ def open_root(root: Path, *, create: bool) -> int:
     UnsafePathError
         The root is a symlink, belongs to somebody else, or is open to others.
     """
-    if create:
-        _make_root(root)
     missing = StoreNotFoundError(
         f"there is no store here: the folder {root} does not exist. Create a store first, or set "
         f"{ROOT_VARIABLE} in all processes alike.",
         path=str(root),
     )
+    for _ in range(_ROOT_TRIES if create else 0):
+        _make_root(root)
+        with contextlib.suppress(StoreNotFoundError):  # removed, being empty, by another process
+            return _open_own(str(root), _FOLDER_FLAGS, None, root, missing)
     return _open_own(str(root), _FOLDER_FLAGS, None, root, missing)
 
 
@@ -213,7 +217,7 @@ def free_bytes(fd: int) -> int:
 
 def full_file_system(fd: int, path: Path, asked: int, error: OSError) -> StoreFullError:
     """Return the error for a file system that has no pages left (or another OSError as it is)."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM):
+    if error.errno not in NO_ROOM:
         raise error
     free = free_bytes(fd)
     return StoreFullError(

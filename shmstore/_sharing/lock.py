@@ -11,7 +11,6 @@ child gets a lock of its own (`replace_descriptor`).
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import time
@@ -22,6 +21,7 @@ from typing import Any, TypeVar
 from filelock import lock_descriptor, unlock_descriptor
 
 from shmstore._memory import layout as L
+from shmstore._memory.folder import NO_ROOM
 from shmstore.errors import (
     CorruptStoreError,
     LockTimeoutError,
@@ -31,7 +31,6 @@ from shmstore.errors import (
 
 Result = TypeVar("Result")
 
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM})
 
 # A contended lock is asked for without pause this often, then with growing pauses.
 _SPINS = 30
@@ -71,7 +70,7 @@ def _is_clean(error: BaseException) -> bool:
     steps refuse with, and an OSError as `reserve` raises it.
     """
     if type(error) is OSError:
-        return error.errno in _NO_ROOM
+        return error.errno in NO_ROOM
     refusal = isinstance(error, ShmStoreError)
     return refusal and not isinstance(error, (CorruptStoreError, LockTimeoutError))
 

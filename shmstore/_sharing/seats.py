@@ -22,7 +22,7 @@ import numpy as np
 from filelock import lock_descriptor
 
 from shmstore._memory import layout as L
-from shmstore._memory.folder import HOW_TO_ENLARGE
+from shmstore._memory.folder import HOW_TO_ENLARGE, NO_ROOM
 from shmstore._memory.mapping import map_file, reserve
 from shmstore.errors import CorruptStoreError, StoreFullError
 
@@ -92,6 +92,8 @@ class Seat:
         try:
             reserve(self.fd, 0, end * L.WORD)
         except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
             raise StoreFullError(
                 f"the file system has no room for the pins of this process: asked for {end:,} "
                 f"words. Drop views. {HOW_TO_ENLARGE}",

@@ -158,6 +158,9 @@ def deserialize(
     DeserializationError
         The family is unknown or not accepted, or it failed.
     """
+    if isinstance(deserializers, str):
+        message = f"deserializers={deserializers!r}: expected a collection of names, not one str"
+        raise TypeError(message)
     name = header.get("serializer")
     if not isinstance(name, str) or name not in families:
         raise DeserializationError(
