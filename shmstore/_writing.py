@@ -191,10 +191,12 @@ def _put_small(
     Guard or None
         What the caller holds until it has copied and published itself; None: it is done.
     """
-    session.check_alive()
+    words = session.words
+    if words[L.W_DESTROYED]:
+        session.check_alive()
     if session.readonly or not overwrite:
         _check_allowed(session, [package])
-    if session.words[L.W_DOOMED_HEAD]:
+    if words[L.W_DOOMED_HEAD]:
         session.reclaim(_RECLAIM_FEW)
     _reserve(session, package, places)
     place = places[0]
@@ -323,7 +325,8 @@ def check_size(session: Session, nbytes: int) -> None:
 
 def _reserve(session: Session, package: Package, places: list[Place]) -> None:
     """Take a slot and an extent; bury the dead and look again before giving up."""
-    check_size(session, package.extent_nbytes)
+    if package.extent_nbytes:
+        check_size(session, package.extent_nbytes)
     if not _try_reserve(session, package, places):
         session.bury()
         if not _try_reserve(session, package, places):

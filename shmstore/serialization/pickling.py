@@ -82,13 +82,12 @@ def is_plain(x: Any) -> bool:
 
 
 def _are_plain(values: Iterable[Any]) -> bool:
-    if _LEAVES.issuperset(map(type, values)):
-        return True
     for value in values:
         kind = type(value)
-        if kind is list or kind is tuple:
-            if len(value) > _SMALL or not _LEAVES.issuperset(map(type, value)):
-                return False
-        elif kind not in _LEAVES:
+        if kind in _LEAVES:
+            continue
+        if kind is not list and kind is not tuple:
+            return False
+        if len(value) > _SMALL or not _LEAVES.issuperset(map(type, value)):
             return False
     return True
