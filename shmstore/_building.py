@@ -55,7 +55,7 @@ class Allocation:
         self._package = _pack(self._shape, self._dtype, nbytes, key, readonly=readonly)
         self._overwrite = overwrite
         self._place: _writing.Place | None = None
-        self._row = session.row
+        self._row = -1
 
     def __enter__(self) -> npt.NDArray[Any]:
         if self._place is not None:
@@ -66,6 +66,7 @@ class Allocation:
         try:
             session.lock.run(_writing.reserve_all, session, [package], places, self._overwrite)
             [self._place] = places
+            self._row = session.row
             return self._make_array(self._place)
         except BaseException as error:
             _writing.discard(session, [package], places, error)

@@ -19,6 +19,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from shmstore._catalog import states
 from shmstore._memory import folder
@@ -193,7 +194,7 @@ def _make_way(root_fd: int, name: str, path: Path, lock_timeout: float) -> None:
     except StoreNotFoundError:
         return
     try:
-        if not _end_if_dead(folder_fd, path, lock_timeout):
+        if not _end_if_dead(folder_fd, path, lock_timeout).gone:
             raise StoreExistsError(
                 f"there is a live store {name!r} in {path.parent}. Use Store.attach or Store.open "
                 "to join it, or another name.",
@@ -205,7 +206,14 @@ def _make_way(root_fd: int, name: str, path: Path, lock_timeout: float) -> None:
     folder.remove_store(root_fd, name)
 
 
-def _end_if_dead(folder_fd: int, path: Path, lock_timeout: float) -> bool:
+class _Fate(NamedTuple):
+    """Whether a store is to be removed, and whether some client still sits there."""
+
+    gone: bool
+    taken: bool
+
+
+def _end_if_dead(folder_fd: int, path: Path, lock_timeout: float) -> _Fate:
     """Mark a store as destroyed if it does not persist and no client of it lives."""
     with contextlib.ExitStack() as stack:
         lock_fd = stack.enter_context(_closing(folder.open_file(folder_fd, LOCK_NAME, path)))
@@ -216,10 +224,10 @@ def _end_if_dead(folder_fd: int, path: Path, lock_timeout: float) -> bool:
         try:
             index = stack.enter_context(contextlib.closing(open_index(folder_fd, path)))
         except CorruptStoreError:
-            return not taken
+            return _Fate(not taken, taken)
         if not (taken or index.identity.flags & L.FLAG_PERSIST):
             index.words[L.W_DESTROYED] = 1
-        return bool(index.words[L.W_DESTROYED])
+        return _Fate(bool(index.words[L.W_DESTROYED]), taken)
 
 
 # --- leave and destroy -------------------------------------------------------------------------
@@ -235,7 +243,7 @@ def leave(session: Session, *, owner: bool = False) -> None:
         if owner and session.owner_pid == os.getpid() and not session.persistent:
             destroy(session)
         elif session.handles <= 0:
-            session.pins.when_empty = lambda: _departing.append(session)
+            session.pins.watch(lambda: _departing.append(session))
             if not session.pins.in_use():
                 depart(session)
 
@@ -273,13 +281,21 @@ def sweep() -> None:
 
 
 def depart(session: Session) -> None:
-    """Give the seat back; with the last client a store goes that does not persist."""
-    if not session.words[L.W_DESTROYED]:
-        if not session.leave_seat():
-            return
-        alone = not session.persistent and not has_others(session)
-        if alone and remove_folder(session, if_dead=True):
-            session.segment.release_pages(0, session.identity.capacity)
+    """Give the seat back; with the last client a store goes that does not persist.
+
+    Whatever goes wrong, this process is done with the store: a seat that it could not give back
+    is unlocked when its file is closed, and others see to the rest.
+    """
+    try:
+        if not session.words[L.W_DESTROYED]:
+            if not session.leave_seat():
+                return
+            alone = not session.persistent and not has_others(session)
+            if alone and remove_folder(session, if_dead=True):
+                session.segment.release_pages(0, session.identity.capacity)
+    except BaseException:
+        forget(session)
+        raise
     forget(session)
 
 
@@ -306,17 +322,23 @@ def _release_memory(session: Session) -> None:
 
 
 def remove_folder(session: Session, *, if_dead: bool = False) -> bool:
-    """Remove the folder of a store, with `if_dead` only if no client lives; return whether."""
+    """Remove the folder of a store, with `if_dead` only if no client lives.
+
+    Returns
+    -------
+    bool
+        True when it was removed because nobody was there any more.
+    """
     root, timeout_s = session.path.parent, session.lock.timeout_s
-    removed = False
+    fate = _Fate(gone=not if_dead, taken=True)
     with contextlib.suppress(StoreNotFoundError), _root_locked(root, timeout_s) as root_fd:
-        if folder.is_linked(session.folder_fd, session.path) and (
-            not if_dead or _end_if_dead(session.folder_fd, session.path, timeout_s)
-        ):
-            folder.remove_store(root_fd, session.path.name)
-            removed = True
+        if folder.is_linked(session.folder_fd, session.path):
+            if if_dead:
+                fate = _end_if_dead(session.folder_fd, session.path, timeout_s)
+            if fate.gone:
+                folder.remove_store(root_fd, session.path.name)
         folder.remove_root(root)
-    return removed
+    return fate.gone and not fate.taken
 
 
 def forget(session: Session, *, keep_seat: bool = False) -> None:
@@ -390,5 +412,5 @@ def _enter(session: Session) -> Session:
     with registry:
         sessions[session.uuid, session.readonly] = session
         session.handles += 1
-        session.pins.when_empty = None
+        session.pins.watch(None)
     return session

@@ -54,7 +54,7 @@ def _before_fork() -> None:
             continue
         try:
             birth = _prepare(session)
-        except (ShmStoreError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - a fork cannot be refused, only made safe
             logger.warning("no seat for a forked child in %s: %s", session.path, error)
             session.pins.freeze()
             continue

@@ -200,7 +200,7 @@ class Session:
     def new_seat(self, pid: int) -> tuple[int, Seat]:
         """Make a row and a seat for a process. Requires: the store lock."""
         if sum(1 for _ in self.clients.rows()) >= self._bury_at:
-            _recovery.bury(self)
+            self._bury_dead()
             living = sum(1 for _ in self.clients.rows())
             self._bury_at = min(2 * living + _FEW_CLIENTS, self.identity.max_clients)
         try:
@@ -215,6 +215,14 @@ class Session:
                 clients=self.identity.max_clients,
             )
         return place
+
+    def _bury_dead(self) -> None:
+        """Make rows free; a read-only session leaves what the dead were writing to others."""
+        if self.index.protected:
+            with self._writeable_clients() as clients:
+                clients.bury(self.row)
+        else:
+            _recovery.bury(self)
 
     def new_child_seat(self) -> tuple[int, Seat]:
         """Make a row and a seat, with all pins of this process, for a child. Requires: the lock."""

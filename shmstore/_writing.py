@@ -267,22 +267,31 @@ def discard(
     error: BaseException | None = None,
 ) -> None:
     """Undo a put that ended in an exception; let ENOSPC say which file system is full."""
+    no_room = isinstance(error, OSError) and not isinstance(error, ShmStoreError)
     if places:
         try:
-            session.lock.run(_discard_all, session, packages, places)
+            session.lock.run(_discard_all, session, packages, places, no_room)
         except LockTimeoutError:
             session.abandoned += [(place.slot, place.generation) for place in places]
-    if isinstance(error, OSError) and not isinstance(error, ShmStoreError):
+    if isinstance(error, OSError) and no_room:
         asked = sum(place.extent.nbytes for place in places if place.extent) or L.SLOT_NBYTES
         raise folder.full_file_system(session.folder_fd, session.path, asked, error) from error
 
 
-def _discard_all(session: Session, packages: Sequence[Package], places: Sequence[Place]) -> None:
-    """Doom half-made objects, and whole ones that nobody has a name or a reference for."""
+def _discard_all(
+    session: Session,
+    packages: Sequence[Package],
+    places: Sequence[Place],
+    no_room: bool,  # noqa: FBT001 - called under the lock
+) -> None:
+    """Doom half-made objects, and whole ones that nobody has a name or a reference for.
+
+    With `no_room` no view was made yet, and the pages that there was room for go back.
+    """
     for package, place in zip(packages, places, strict=False):
         word = session.slots.word(place.slot)
         half_made = word == states.first_word(place.generation)
-        if half_made and place.extent is not None and place.extent.cold:
+        if no_room and half_made and place.extent is not None and place.extent.cold:
             session.segment.release_pages(place.extent.offset, place.extent.nbytes)
         if half_made or (package.key is None and word == states.ready_word(place.generation)):
             session.slots.doom(place.slot)

@@ -155,14 +155,18 @@ class StoreLock:
                     self._unwind(error)
                 raise
             finally:
-                self._thread = 0
-                if self.fd >= 0:
-                    try:
-                        unlock_descriptor(self.fd)
-                    except BaseException:
-                        unlock_descriptor(self.fd)
-                        raise
+                try:
+                    self._unlock()
+                except BaseException:
+                    self._unlock()
+                    raise
+                finally:
+                    self._thread = 0  # last: until here a handler of this thread must be refused
         return result
+
+    def _unlock(self) -> None:
+        if self.fd >= 0:
+            unlock_descriptor(self.fd)
 
     def _wait(self) -> None:
         if self.fd < 0:

@@ -172,6 +172,11 @@ class Pins:
         if self.when_empty is not None:
             self._look_whether_empty(self.when_empty)
 
+    def watch(self, when_empty: Callable[[], None] | None) -> None:
+        """Call `when_empty` when the last pin has gone; None: do not."""
+        self._drops_to_count = 0
+        self.when_empty = when_empty
+
     def _look_whether_empty(self, when_empty: Callable[[], None]) -> None:
         """Count the pins, not at each drop but when half of those that were left may be gone."""
         self._drops_to_count -= 1
