@@ -1,0 +1,56 @@
+"""Does what the documentation shows work as it is shown?"""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import shmstore
+
+TOP = Path(__file__).parent.parent
+
+
+def _run(*arguments: str) -> str:
+    """Run Python; nothing may be printed as an error."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=TOP,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_code_of_the_readme_works_when_pasted(tmp_path: Path) -> None:
+    """The first thing that a newcomer does."""
+    [code] = re.findall(r"```python\n(.*?)```", (TOP / "README.md").read_text(), re.DOTALL)
+    script = tmp_path / "pasted.py"
+    script.write_text(code)
+    assert _run(str(script)).split() == ["499999500000", "{'cat':", "0,", "'dog':", "1}"]
+
+
+@pytest.mark.parametrize("example", sorted((TOP / "examples").glob("*.py")), ids=lambda p: p.stem)
+def test_example_runs(example: Path) -> None:
+    """Each example is a program of its own."""
+    assert _run(str(example))
+
+
+def _modules() -> list[str]:
+    found = pkgutil.walk_packages(shmstore.__path__, "shmstore.")
+    return ["shmstore", *(module.name for module in found if not module.name.endswith("__main__"))]
+
+
+@pytest.mark.parametrize("name", _modules())
+def test_examples_in_docstrings_give_what_they_say(name: str) -> None:
+    """Docstrings are run as doctests."""
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
