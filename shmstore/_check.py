@@ -127,9 +127,9 @@ def headers_parse(session: Session, table: Table) -> Iterator[str]:
 
 def writers_live(session: Session, table: Table) -> Iterator[str]:
     """6: a WRITING slot's owner is a client (a dead one's is reclaimable by `recover`)."""
-    rows = {client.row + 1 for client in session.clients.rows()}
+    owners = {client.serial for client in session.clients.rows()}
     for slot in np.flatnonzero(_state(table) == states.WRITING).tolist():
-        if int(table[slot, L.S_OWNER]) not in rows:
+        if int(table[slot, L.S_OWNER]) not in owners:
             yield f"slot {slot} is being written by nobody"
 
 

@@ -12,7 +12,7 @@ from shmstore._catalog import states
 from shmstore._catalog.slots import Record
 from shmstore._info import ClientInfo, ObjectInfo, StoreStats
 from shmstore._memory import layout as L
-from shmstore._reading import Plan, find_digest, make_plan
+from shmstore._reading import Plan, make_plan, plan_of_digest
 from shmstore._session import Session
 from shmstore._sharing.clients import Client, process_name
 
@@ -35,8 +35,7 @@ def keys(session: Session) -> Iterator[str]:
     for generation, slot, digest in session.lock.run(_named, session):
         plan = make_plan(session, slot, states.ready_word(generation))
         if plan is None:
-            found = find_digest(session, digest)
-            plan = make_plan(session, *found) if found else None
+            plan = plan_of_digest(session, digest)
         if plan is not None and plan.header["key"] not in seen:
             seen.add(plan.header["key"])
             yield plan.header["key"]

@@ -293,6 +293,10 @@ def depart(session: Session) -> None:
             alone = not session.persistent and not has_others(session)
             if alone and remove_folder(session, if_dead=True):
                 session.segment.release_pages(0, session.identity.capacity)
+    except NotAStoreError:
+        if folder.is_linked(session.folder_fd, session.path):
+            forget(session)
+            raise
     except BaseException:
         forget(session)
         raise

@@ -371,20 +371,27 @@ def _find(session: Session, digest: tuple[int, int]) -> tuple[int, int] | None:
 
 def plan_of_key(session: Session, key: str) -> Plan | None:
     """Return a plan for the object that has a key now, or None; remember it under the key."""
+    plan = plan_of_digest(session, digest_of(key))
+    if plan is not None:
+        session.remember(key, plan)
+    return plan
+
+
+def plan_of_digest(session: Session, digest: tuple[int, int]) -> Plan | None:
+    """As `plan_of_key`, for the digest of a key."""
     for _ in range(_UNCERTAIN_TRIES):
-        found = find_key(session, key)
+        found = find_digest(session, digest)
         if found is None:
             return None
         plan = make_plan(session, *found)
         if plan is not None:
-            session.remember(key, plan)
             return plan
-    return session.lock.run(_plan_locked, session, key)
+    return session.lock.run(_plan_locked, session, digest)
 
 
-def _plan_locked(session: Session, key: str) -> Plan | None:
+def _plan_locked(session: Session, digest: tuple[int, int]) -> Plan | None:
     """Requires: the store lock."""
-    found = _find_locked(session, digest_of(key))
+    found = _find_locked(session, digest)
     return make_plan(session, *found) if found else None
 
 
@@ -420,7 +427,7 @@ def get_by_key(session: Session, key: str, mode: str, deserializers: Container[s
 
 def _secure_locked(session: Session, key: str) -> tuple[Any, Any]:
     """Secure a key that is overwritten faster than it can be looked at. Requires: the lock."""
-    plan = _plan_locked(session, key)
+    plan = _plan_locked(session, digest_of(key))
     return plan, GONE if plan is None else plan.secure_once()
 
 

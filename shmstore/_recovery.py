@@ -77,7 +77,7 @@ def _doom_abandoned(session: Session) -> int:
     """Doom the half-made puts of clients that are gone; return how many there were."""
     table = session.slots.table()
     writing = np.flatnonzero(states.states_of(table[:, L.S_STATE]) == states.WRITING).tolist()
-    owners = {client.row + 1 for client in session.clients.rows()}
+    owners = {client.serial for client in session.clients.rows()}
     abandoned = [slot for slot in writing if int(table[slot, L.S_OWNER]) not in owners]
     for slot in abandoned:
         session.slots.doom(slot)

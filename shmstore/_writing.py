@@ -271,8 +271,10 @@ def discard(
     if places:
         try:
             session.lock.run(_discard_all, session, packages, places, no_room)
-        except LockTimeoutError:
+        except BaseException as second:
             session.abandoned += [(place.slot, place.generation) for place in places]
+            if not isinstance(second, LockTimeoutError):
+                raise
     if isinstance(error, OSError) and no_room:
         asked = sum(place.extent.nbytes for place in places if place.extent) or L.SLOT_NBYTES
         raise folder.full_file_system(session.folder_fd, session.path, asked, error) from error
@@ -354,7 +356,7 @@ def _try_reserve(session: Session, package: Package, places: list[Place]) -> boo
         if extent is None:
             return False
     places.append(Place(slot, session.slots.next_generation(), extent))
-    session.slots.reserve(slot, session.row, extent)
+    session.slots.reserve(slot, session.pins.seat.serial, extent)
     return True
 
 

@@ -100,7 +100,10 @@ class Slots:
         return int(self._words[L.W_NEXT_GENERATION])
 
     def reserve(self, slot: int, owner: int, extent: Extent | None) -> int:
-        """Give a slot from `take` to a put; return its generation. Requires: the store lock."""
+        """Give a slot from `take` to a put; return its generation. Requires: the store lock.
+
+        `owner` is the serial of the client's seat: unlike a row it is never given to another.
+        """
         words = self._words
         base = self._start + slot * L.SLOT_WORDS
         generation = words[L.W_NEXT_GENERATION]
@@ -110,7 +113,7 @@ class Slots:
         else:
             words[L.W_FREE_SLOT] = words[base + L.S_LINK]
         place = (0, 0, 0) if extent is None else (extent.offset, extent.nbytes, extent.node + 1)
-        _PLACE.pack_into(self._bytes, (base + L.S_OWNER) * L.WORD, owner + 1, *place)
+        _PLACE.pack_into(self._bytes, (base + L.S_OWNER) * L.WORD, owner, *place)
         words[base + L.S_STATE] = states.first_word(generation)
         return int(generation)
 
@@ -245,7 +248,7 @@ class Slots:
         return Record(
             slot,
             f[L.S_STATE],
-            f[L.S_OWNER] - 1,
+            f[L.S_OWNER],
             f[L.S_EXTENT],
             f[L.S_EXTENT_NBYTES],
             f[L.S_NODE] - 1,

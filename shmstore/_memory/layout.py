@@ -61,7 +61,7 @@ allocator node (8 words)::
 slot (40 words, 320 bytes)::
 
     0     STATE         generation << 8 | state
-    1     OWNER         row + 1 of the client that put it
+    1     OWNER         serial of the seat of the client that put it
     2     EXTENT        offset of the extent in the segment
     3     EXTENT_NBYTES bytes of the extent, 0: none
     4     NODE          node + 1 of the extent
