@@ -117,6 +117,7 @@ def test_arrays_of_objects_are_refused(tmp_path):
         _corpus.load(path)
 
 
+@pytest.mark.usefixtures("process_helpers")
 def test_worker_that_fails_is_reported_with_its_reason():
     """An exception in a worker comes home; its process stays usable until the end."""
     with _crew.Crew(1) as crew:

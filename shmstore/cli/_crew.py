@@ -59,6 +59,7 @@ class Crew:
             process.join(_JOIN_TIMEOUT_S)
             process.kill()
             process.join()
+            process.close()
 
     @property
     def pids(self) -> list[int]:

@@ -1,0 +1,182 @@
+"""One room of a store at a time: what the tests of single rooms share."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytest
+
+from shmstore._memory import layout as L
+from shmstore._memory.index import Identity, Index, create_index
+
+PAGE = 4096
+SHARED_MEMORY = "/dev/shm" if sys.platform == "linux" else None
+
+
+class Anchor:
+    """Anything that takes weak references: what a pin lives and dies with."""
+
+
+@contextlib.contextmanager
+def memory_folder() -> Iterator[Path]:
+    """Give an empty folder of mode 0700 in shared memory, and remove it with what is in it."""
+    path = Path(tempfile.mkdtemp(dir=SHARED_MEMORY, prefix="shmstore-test-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+def _succeeds(command: list[str]) -> bool:
+    if shutil.which(command[0]) is None:
+        return False
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@contextlib.contextmanager
+def small_file_system(nbytes: int) -> Iterator[Path]:
+    """Give an empty tmpfs of that size, or skip the test where none may be mounted."""
+    path = Path(tempfile.mkdtemp(prefix="shmstore-test-"))
+    command = ["mount", "-t", "tmpfs", "-o", f"size={nbytes},mode=0700", "tmpfs", str(path)]
+    try:
+        if not _succeeds(command):
+            pytest.skip("this test fills a tmpfs of its own, and this user may not mount one")
+        try:
+            yield path
+        finally:
+            subprocess.run(["umount", "--lazy", str(path)], check=True)
+    finally:
+        path.rmdir()
+
+
+def fill_up(folder: Path) -> Path:
+    """Write a file until its file system is full; removing the file gives the room back."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(PAGE)):
+            pass
+    return ballast
+
+
+def identity(
+    *, capacity: int = 1 << 20, max_objects: int = 64, max_clients: int = 8, flags: int = 0
+) -> Identity:
+    """Return an identity with numbers that are known beforehand."""
+    known = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
+    return Identity(known, capacity, max_objects, max_clients, flags, 1_700_000_000, 4242)
+
+
+@contextlib.contextmanager
+def open_index(
+    folder: Path, made_from: Identity | None = None, *, backed: int = 0
+) -> Iterator[Index]:
+    """Give the index of a folder; with `made_from` it is made anew."""
+    flags = os.O_RDWR | os.O_CLOEXEC
+    if made_from is not None:
+        flags |= os.O_CREAT | os.O_TRUNC
+    fd = os.open(folder / "index", flags, 0o600)
+    try:
+        if made_from is not None:
+            create_index(fd, made_from, backed=backed)
+        index = Index(fd, str(folder / "index"))
+    except BaseException:
+        os.close(fd)
+        raise
+    try:
+        yield index
+    finally:
+        index.close()
+
+
+@contextlib.contextmanager
+def an_index(made_from: Identity | None = None, *, backed: int = 0) -> Iterator[Index]:
+    """Give a new index in a folder of its own."""
+    with (
+        memory_folder() as folder,
+        open_index(folder, made_from or identity(), backed=backed) as index,
+    ):
+        yield index
+
+
+def word_of(slot: int, field: int, index: Index) -> int:
+    """Return where a field of a slot lies among the words of the index."""
+    return index.geometry.slots + slot * L.SLOT_WORDS + field
+
+
+def descriptors() -> dict[int, str]:
+    """Return the open descriptors of this process and what each of them is."""
+    found = {}
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found[int(path.name)] = str(path.readlink())
+    return found
+
+
+def run_python(source: str, *arguments: object, **variables: str) -> str:
+    """Run a script in a process of its own, where warnings are errors; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", source, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **variables},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+class Peer:
+    """Another process that runs a script; both sides talk in lines.
+
+    The script prints a line when it has come to where the test wants it, and reads a line when it
+    should go on. At the end of the ``with`` block it is killed if it still runs.
+    """
+
+    def __init__(self, source: str, *arguments: object) -> None:
+        command = [sys.executable, "-W", "error", "-c", source, *map(str, arguments)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.pid = self.process.pid
+
+    def hear(self) -> str:
+        """Return the next line that the script prints, "" when it has ended."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().rstrip("\n")
+
+    def tell(self, line: str = "go") -> None:
+        """Send a line to the script."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def wait(self) -> int:
+        """Return the exit status of the script, once it has ended."""
+        return self.process.wait(timeout=60)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.process.kill()
+        self.process.wait(timeout=60)
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()

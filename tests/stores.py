@@ -1,0 +1,166 @@
+"""A whole store at a time: what the tests of stores share."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shmstore import ObjectRef, Store, StoreFullError
+
+MIB = 1 << 20
+WAIT_S = 60
+
+DESCRIPTORS = Path("/proc/self/fd")
+
+# What fixtures give.
+MakeStore = Callable[..., Store]
+RunPython = Callable[..., str]
+Flag = bool
+
+# What differs only in how long it takes need not be tested both ways.
+lock_free_only = pytest.mark.parametrize("locked_reads", [False], ids=["lock-free"])
+
+# Python 3.12 and newer warn when a process that has threads forks, and with NumPy it has some.
+WARNINGS = ("-W", "error", "-W", "ignore:This process:DeprecationWarning")
+
+PRELUDE = f"""
+import faulthandler, os, pickle, signal, sys
+faulthandler.dump_traceback_later({WAIT_S}, exit=True)
+globals().update(pickle.loads(bytes.fromhex(sys.argv[1])))
+"""
+
+
+# --- looking at a store ---------------------------------------------------------------------------
+
+
+def used(store: Store) -> int:
+    """Return the bytes in use, after memory that nobody looks at has come back."""
+    gc.collect()
+    return store.stats().used
+
+
+def fill_up(store: Store, array: np.ndarray) -> list[ObjectRef]:
+    """Put an array as often as there is room; return the references."""
+    refs = []
+    with contextlib.suppress(StoreFullError):
+        while True:
+            refs.append(store.put(array))
+    return refs
+
+
+def address(array: np.ndarray) -> int:
+    """Return where an array lies in this process."""
+    return int(array.__array_interface__["data"][0])
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+def forked(target: Callable[[], Any]) -> int:
+    """Fork; return the pid of the child, which calls a function and ends with 0 if that returns."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        target()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def exit_code(pid: int) -> int:
+    """Wait for a forked child."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = WAIT_S) -> None:
+    """Wait for something that another process does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+class Child:
+    """A Python process that has nothing to do with this one, in dialogue over its pipes.
+
+    Parameters
+    ----------
+    code
+        What it runs. It reads lines with ``input()`` and answers with ``print(..., flush=True)``.
+    values
+        Names that the code finds, with their values.
+    """
+
+    def __init__(self, code: str, values: dict[str, Any]) -> None:
+        self.process = subprocess.Popen(
+            command_for(code, values),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.pid = self.process.pid
+
+    def ask(self, line: str = "") -> str:
+        """Send a line; return the line that it answers."""
+        self.say(line)
+        return self.hear()
+
+    def say(self, line: str = "") -> None:
+        """Send a line."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            self.hear()
+
+    def hear(self) -> str:
+        """Return the next line that it prints."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            pytest.fail(f"the process ended: {self.process.communicate()[1]}")
+        return line.rstrip("\n")
+
+    def kill(self) -> None:
+        """Kill it, as if the machine had no memory left for it."""
+        self.process.kill()
+        self.end(-signal.SIGKILL)
+
+    def end(self, returncode: int = 0) -> None:
+        """Wait for its end; fail unless it ends this way and prints no error."""
+        _, errors = self.process.communicate(timeout=WAIT_S)
+        assert (self.process.returncode, errors) == (returncode, "")
+
+
+def command_for(code: str, values: dict[str, Any]) -> list[str]:
+    """Return the command that runs code in a new Python, where each warning is an error."""
+    return [
+        sys.executable,
+        *WARNINGS,
+        "-c",
+        PRELUDE + textwrap.dedent(code),
+        pickle.dumps(values).hex(),
+    ]
+
+
+StartPython = Callable[..., Child]
