@@ -12,7 +12,7 @@ import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,22 @@ def fill_up(store: Store, array: np.ndarray) -> list[ObjectRef]:
 def address(array: np.ndarray) -> int:
     """Return where an array lies in this process."""
     return int(array.__array_interface__["data"][0])
+
+
+@contextlib.contextmanager
+def replaced_words(store: Store, wrap: Callable[[Any], Any]) -> Iterator[None]:
+    """Let this process reach the index of a store through other words for a while."""
+    session: Any = store._session
+    owners = [(session, "words"), (session.lock, "words")]
+    owners += [(part, "_words") for part in (session.slots, session.keys, session.allocator)]
+    originals = [getattr(owner, name) for owner, name in owners]
+    for (owner, name), words in zip(owners, originals, strict=True):
+        setattr(owner, name, wrap(words))
+    try:
+        yield
+    finally:
+        for (owner, name), words in zip(owners, originals, strict=True):
+            setattr(owner, name, words)
 
 
 # --- processes ------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
+import importlib.util
 import itertools
 import os
 import pickle
@@ -61,7 +61,7 @@ class Cycle:
 @pytest.fixture(scope="module", autouse=True)
 def libraries() -> None:
     """Import what is there, and keep it out of the many collections that these tests ask for."""
-    for name in ("pandas", "pyarrow", "torch"):
+    for name in LIBRARY_OF.values():
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     gc.collect()
@@ -73,41 +73,49 @@ def libraries() -> None:
 
 def through_pandas_frame(array: np.ndarray) -> Any:
     """Return a frame over the array."""
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame(array.reshape(-1, 4), copy=False)
+    import pandas as pd
+
+    frame = pd.DataFrame(array.reshape(-1, 4), copy=False)
     assert np.shares_memory(frame.to_numpy(), array)
     return frame
 
 
 def through_pandas_series(array: np.ndarray) -> Any:
     """Return a part of a series over the array."""
-    pandas = pytest.importorskip("pandas")
-    series = pandas.Series(array, copy=False)
+    import pandas as pd
+
+    series = pd.Series(array, copy=False)
     assert np.shares_memory(series.to_numpy(), array)
     return series.iloc[:]
 
 
 def through_arrow_buffer(array: np.ndarray) -> Any:
     """Return an Arrow buffer over the array."""
-    return pytest.importorskip("pyarrow").py_buffer(array).slice(0)
+    import pyarrow as pa
+
+    return pa.py_buffer(array).slice(0)
 
 
 def through_arrow_array(array: np.ndarray) -> Any:
     """Return an Arrow array over the array."""
-    arrow = pytest.importorskip("pyarrow").array(array)
+    import pyarrow as pa
+
+    arrow = pa.array(array)
     assert arrow.buffers()[1].address == array.ctypes.data
     return arrow.slice(0)
 
 
 def through_arrow_table(array: np.ndarray) -> Any:
     """Return a column of an Arrow table over the array."""
-    pyarrow = pytest.importorskip("pyarrow")
-    return pyarrow.table({"x": pyarrow.array(array)}).column("x")
+    import pyarrow as pa
+
+    return pa.table({"x": pa.array(array)}).column("x")
 
 
 def through_torch(array: np.ndarray) -> Any:
     """Return a view of a tensor over the array."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     tensor = torch.from_numpy(array)
     assert tensor.data_ptr() == array.ctypes.data
     return tensor.view(-1, 4)[:].reshape(-1)
@@ -158,6 +166,21 @@ DERIVATIONS: dict[str, Callable[[np.ndarray], Any]] = {
     "arrow table": through_arrow_table,
     "torch": through_torch,
 }
+
+
+LIBRARY_OF = {"pandas": "pandas", "arrow": "pyarrow", "torch": "torch"}
+
+
+def needs(name: str) -> list[pytest.MarkDecorator]:
+    """Return the mark that leaves a derivation out where its library is not installed."""
+    library = LIBRARY_OF.get(name.partition(" ")[0])
+    missing = library is not None and importlib.util.find_spec(library) is None
+    return [pytest.mark.skipif(missing, reason=f"{library} is not installed")]
+
+
+every_derivation = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=needs(name)) for name in DERIVATIONS]
+)
 
 
 def numbers_in(derived: Any) -> list[int]:
@@ -229,7 +252,7 @@ EVENTS: dict[str, Callable[[Store], None]] = {"delete": delete, "overwrite": ove
 
 @pytest.mark.parametrize("event", EVENTS)
 @lock_free_only
-@pytest.mark.parametrize("name", DERIVATIONS)
+@every_derivation
 def test_derived_object_stays_valid_when_the_object_goes(
     store: Store, fill: Callable[[Path], None], name: str, event: str
 ) -> None:
@@ -248,7 +271,7 @@ def test_derived_object_stays_valid_when_the_object_goes(
 
 
 @lock_free_only
-@pytest.mark.parametrize("name", DERIVATIONS)
+@every_derivation
 def test_derived_object_stays_valid_after_close(
     make_store: MakeStore, fill: Callable[[Path], None], name: str
 ) -> None:
@@ -266,7 +289,7 @@ def test_derived_object_stays_valid_after_close(
 
 
 @lock_free_only
-@pytest.mark.parametrize("name", DERIVATIONS)
+@every_derivation
 def test_derived_object_stays_valid_after_destroy(store: Store, name: str) -> None:
     """The store may go before the view, with all its files."""
     store["k"] = EXPECTED
@@ -279,7 +302,7 @@ def test_derived_object_stays_valid_after_destroy(store: Store, name: str) -> No
 
 
 @lock_free_only
-@pytest.mark.parametrize("name", DERIVATIONS)
+@every_derivation
 def test_derived_object_pins_until_it_dies(store: Store, name: str) -> None:
     """One pin as long as it lives, none afterwards."""
     store["k"] = EXPECTED
@@ -500,7 +523,7 @@ def test_view_stays_valid_when_the_owner_process_goes(
 
 
 @lock_free_only
-@pytest.mark.parametrize("name", DERIVATIONS)
+@every_derivation
 def test_derived_object_stays_valid_in_a_forked_child(store: Store, name: str) -> None:
     """The child looks at what it was born with, whatever its parent does to the object."""
     store["k"] = EXPECTED
