@@ -324,7 +324,7 @@ def test_process_killed_at_any_store_of_a_change_leaves_the_store_whole(
 def test_recovery_killed_at_any_store_begins_again(make_store: MakeStore) -> None:
     """Who repairs may die as well: the next one finds all that is to be done."""
     store = make_store(capacity=MIB)
-    for number in range(1, 1000, 5):
+    for number in range(1, 1000, 11):
         for step in range(1, 1000):
             begin(store)
             if not killed_at(store, number, CHANGES["batch"]):

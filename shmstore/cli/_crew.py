@@ -12,6 +12,7 @@ import pickle
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Self, cast
@@ -45,7 +46,7 @@ class Crew:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as undo:
             undo.push(self)
-            with _sigint_ignored():
+            with _sigint_blocked():
                 for _ in range(self._size):
                     self._start_worker()
             self._call_all("greet")
@@ -174,10 +175,11 @@ def _pickled(message: object) -> bytes:
 
 
 @contextlib.contextmanager
-def _sigint_ignored() -> Iterator[None]:
-    """Let processes that start here ignore Ctrl-C: the parent is the one that ends them."""
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _sigint_blocked() -> Iterator[None]:
+    """Hold Ctrl-C back; processes that start here never get it: the parent is who ends them."""
+    resource_tracker.ensure_running()  # it would unblock the signal when it is started later
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
