@@ -29,8 +29,9 @@ from shmstore.errors import (
     ShmStoreError,
     StoreFullError,
 )
-from shmstore.serialization import headers, serialize
+from shmstore.serialization import custom_serialize, headers, serialize, typename
 from shmstore.serialization.frames import ensure_memoryview
+from shmstore.serialization.pickling import dumps_plain, is_plain
 
 # Up to this size frames are copied while the lock is held.
 _COPY_LOCKED_NBYTES: Final = 64 << 10
@@ -74,6 +75,9 @@ def pack(
     readonly
         True: all frames are recorded as read-only. None or False: as they are.
     """
+    kind = type(obj)
+    if serializers is None and is_plain(obj) and custom_serialize.dispatch(kind) is None:
+        return _pack_plain(typename(kind), dumps_plain(obj), key)  # the common case
     header, frames = serialize(obj, serializers)
     if len(frames) == 1 and header["serializer"] == "pickle":
         return _pack_plain(header["type"], frames[0], key)

@@ -202,7 +202,7 @@ def _known(names: Sequence[str]) -> Sequence[str]:
 def pickle_dumps(x: Any) -> tuple[Header, list[Frame]]:
     """Frame 0 is the stream, the others are the buffers beside it, in the order of the stream."""
     if pickling.is_plain(x):
-        return {"type": typename(type(x))}, [pickle.dumps(x, pickling.PROTOCOL)]
+        return {"type": typename(type(x))}, [pickling.dumps_plain(x)]
     buffers: list[pickle.PickleBuffer] = []
     frames: list[Frame] = [pickling.dumps(x, buffer_callback=buffers.append)]
     header: Header = {"type": typename(type(x))}

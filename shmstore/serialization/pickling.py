@@ -40,6 +40,11 @@ def dumps(x: Any, *, buffer_callback: Callable[[pickle.PickleBuffer], Any] | Non
         return stream.getvalue()
 
 
+def dumps_plain(x: Any) -> bytes:
+    """Pickle an object for which `is_plain` holds."""
+    return pickle.dumps(x, PROTOCOL)
+
+
 def loads(stream: Any, *, buffers: Sequence[Any] = (), thaw: bool = False) -> Any:
     """Unpickle an object from a stream and its buffers. Reading untrusted bytes runs their code.
 
