@@ -180,8 +180,12 @@ def get(store):
 def get_dict(store): store.get("d", None)
 
 def ring(number, frame):
-    raise KeyboardInterrupt
+    global armed
+    if armed:  # an alarm that another thread took up may arrive after it was called off
+        armed = False
+        raise KeyboardInterrupt
 
+armed = False
 signal.signal(signal.SIGALRM, ring)
 counts = dict(done=0, interrupted=0)
 store = shmstore.Store.create(capacity="4MiB", lock_timeout=5, locked_reads=locked or None)
@@ -189,8 +193,10 @@ end = time.monotonic() + seconds
 while time.monotonic() < end:
     call = random_.choice([put, put, put_dict, put_plain, delete, get, get, get_dict])
     try:
+        armed = True
         signal.setitimer(signal.ITIMER_REAL, random_.uniform(1e-6, 150e-6))
         call(store)
+        armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         counts["done"] += 1
     except KeyboardInterrupt:
