@@ -196,6 +196,14 @@ def test_matrices_that_share_arrays_share_them_again() -> None:
     assert got[1].data[0] == got[2][0] == 77
 
 
+@pytest.mark.parametrize("maxprint", [7, None])
+def test_what_is_printed_of_a_matrix_is_kept(maxprint: Any) -> None:
+    """It is a choice of its user."""
+    x = make("csr")
+    x.maxprint = maxprint
+    assert round_trip(x).maxprint == x.maxprint
+
+
 def test_header_is_small() -> None:
     """A few hundred bytes, as the index has room for."""
     x = make("csr", shape=(1000, 1000))

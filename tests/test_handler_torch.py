@@ -265,6 +265,15 @@ def test_tensor_with_hooks_is_left_to_torch_which_warns() -> None:
     assert header["serializer"] == "pickle"
 
 
+def test_tensor_whose_storage_was_freed_is_refused_and_left_alone() -> None:
+    """Torch would enlarge the storage, and store what happens to lie there."""
+    for x in (torch.ones(100), torch.ones(10, 10)[:, ::2]):
+        x.untyped_storage().resize_(0)
+        with pytest.raises(SerializationError, match="does not hold its elements"):
+            serialize(x, on_error="raise")
+        assert x.untyped_storage().nbytes() == 0
+
+
 @pytest.mark.parametrize("device", ["meta", "cpu"])
 def test_default_device_of_the_caller_is_not_asked(device: str) -> None:
     """A tensor of the CPU is one wherever new tensors are made."""

@@ -69,7 +69,7 @@ def serialize_sparse(x: Any, context: dict[str, Any] | None = None) -> tuple[Hea
         raise NotImplementedError("it has attributes of its own")
     header: Header = {"shape": [int(size) for size in x.shape]}
     for key, name in _FLAGS.items():
-        if name in own:
+        if type(own.get(name)) in (bool, int):
             header[key] = own[name]
     if x.format == "coo" and x.has_canonical_format:
         header["canonical"] = True
@@ -94,7 +94,8 @@ def deserialize_sparse(header: Header, frames: Sequence[Frame], cls: type) -> An
         raise CorruptHeaderError(f"a {cls.__name__} has the shape {shape}", key="shape")
     x = kind.__new__(kind)
     x._shape = shape  # noqa: SLF001 - a constructor copies some indices, and looks at all of them
-    x.maxprint = header.get("maxprint")
+    maxprint = header.get("maxprint")
+    x.maxprint = maxprint if isinstance(maxprint, int) else None
     _FORMATS[name].unpack(x, shape, deserialize_parts(header["parts"], frames))
     if is_trusted():
         for key in ("canonical", "sorted"):

@@ -134,6 +134,12 @@ def _decline_unless_dense(x: torch.Tensor) -> None:
         raise NotImplementedError(f"{type(x).__name__} on {x.device} with layout {x.layout}")
     if x._backward_hooks:  # noqa: SLF001 - torch warns that they are left behind
         raise NotImplementedError("it has hooks")
+    end = x.storage_offset() + _span(x.shape, x.stride())
+    if x.untyped_storage().nbytes() < end * x.itemsize:
+        raise SerializationError(
+            "the storage of a tensor was resized and does not hold its elements anymore",
+            type="torch.Tensor",
+        )
 
 
 _TYPES: Final = (torch.Tensor, torch.nn.Parameter)
@@ -307,6 +313,9 @@ def reduce_storage(x: torch.UntypedStorage) -> Any:
 def reduce_typed_storage(x: torch.TypedStorage) -> Any:
     """Pickle a storage that knows its dtype by the one that does not: they are memoized apart."""
     return _typed_storage, (x._untyped_storage, x.dtype)  # noqa: SLF001
+
+
+# The names of these three lie in stored pickles.
 
 
 def _storage(frame: Frame) -> torch.UntypedStorage:
