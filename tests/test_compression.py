@@ -15,10 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmstore.errors import CorruptHeaderError, ShmStoreError
-from shmstore.serialization import compression
+from shmstore.errors import CodecNotFoundError, CorruptHeaderError, ShmStoreError
+from shmstore.serialization import codecs
 from shmstore.serialization.compression import (
-    CodecNotFoundError,
     byte_sample,
     compressions,
     decompress,
@@ -288,7 +287,7 @@ def test_a_forged_number_of_raw_bytes_allocates_nothing(codec, monkeypatch):
     """What the format cannot possibly make of the payload is refused before memory is asked for."""
     packed = pack(codec, DULL)
     asked = []
-    monkeypatch.setattr(compression, "allocate", asked.append)
+    monkeypatch.setattr(codecs, "allocate", asked.append)
     most, stored = compressions[codec].expansion
     for raw in (2**62, len(packed) * most // stored + 1):
         with pytest.raises(CorruptHeaderError, match="raw bytes"):

@@ -239,15 +239,15 @@ def test_windows_of_memory_with_gaps_are_not_joined():
 
 @pytest.mark.row("S69")
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="classes export buffers since Python 3.12")
-def test_exporters_that_show_other_memory_each_time_are_not_joined():
-    """What they show now is not where the parts lie."""
+def test_exporters_that_do_not_show_their_memory_again_are_not_joined():
+    """A class with a buffer method may show other memory each time, or none."""
 
     class Fickle:
         def __buffer__(self, flags):
             return memoryview(bytearray(20))
 
     view = memoryview(Fickle())
-    with pytest.raises(ValueError, match="do not lie in the memory"):
+    with pytest.raises(ValueError, match="memory"):
         merge_memoryviews([view[:10], view[10:]])
 
 

@@ -133,7 +133,11 @@ def _address(view: memoryview) -> int:
 
 def _window(part: memoryview, start: int, size: int) -> memoryview:
     """Return `size` bytes of the memory that `part` is a view of, from an address on."""
-    base = memoryview(part.obj)
+    try:
+        base = memoryview(part.obj)
+    except (TypeError, BufferError) as error:
+        message = f"a {type(part.obj).__name__} does not show its memory again: {error}"
+        raise ValueError(message) from error
     if not base.contiguous:
         message = "the parts are views of an object whose memory is not contiguous"
         raise ValueError(message)
