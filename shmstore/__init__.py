@@ -18,11 +18,15 @@ from shmstore._options import Options
 from shmstore._ref import ObjectRef
 from shmstore._store import Store
 from shmstore.errors import (
+    CodecNotFoundError,
+    CorruptHeaderError,
     CorruptStoreError,
     DeserializationError,
+    FamilyRefusedError,
     FormatVersionError,
     KeyExistsError,
     LockTimeoutError,
+    ModuleRefusedError,
     NotAStoreError,
     ObjectNotFoundError,
     ObjectTooLargeError,
@@ -43,12 +47,16 @@ _process.install()
 __all__ = [
     "Allocation",
     "ClientInfo",
+    "CodecNotFoundError",
+    "CorruptHeaderError",
     "CorruptStoreError",
     "DeserializationError",
+    "FamilyRefusedError",
     "Finding",
     "FormatVersionError",
     "KeyExistsError",
     "LockTimeoutError",
+    "ModuleRefusedError",
     "NotAStoreError",
     "ObjectInfo",
     "ObjectNotFoundError",

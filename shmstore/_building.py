@@ -13,6 +13,7 @@ import numpy.typing as npt
 from shmstore import _writing
 from shmstore._arguments import check_shape
 from shmstore._memory import layout as L
+from shmstore._packing import Package, lay_out
 from shmstore._ref import ObjectRef
 from shmstore._session import Session
 from shmstore.serialization import headers, typename
@@ -115,7 +116,7 @@ class Allocation:
 
 def _pack(
     shape: tuple[int, ...], dtype: np.dtype[Any], nbytes: int, key: str | None, *, readonly: bool
-) -> _writing.Package:
+) -> Package:
     """Describe an array whose frame will be written by its builder."""
     try:
         sub_header = array_header(shape, dtype)
@@ -126,5 +127,5 @@ def _pack(
     if key is not None:
         header["key"] = key
     packed = headers.pack(header, [headers.FrameRow(0, nbytes, not readonly)])
-    package = _writing.lay_out(packed, [], L.align(nbytes), key)
+    package = lay_out(packed, [], L.align(nbytes), key)
     return package._replace(content=package.content._replace(data_nbytes=nbytes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -46,7 +47,7 @@ class Handle:
             shared-memory file system and the RAM can give.
         **options
             See `Options`: ``persist, prefault, max_objects, max_clients, root, lock_timeout,
-            locked_reads``.
+            locked_reads, allowed_modules``.
 
         Raises
         ------
@@ -59,7 +60,7 @@ class Handle:
             The folder of the stores is a symlink, foreign, or open to others.
         """
         chosen = Options(capacity=capacity, **options)
-        return cls._of(_lifecycle.create(name, chosen), owner=True)
+        return cls._of(_lifecycle.create(name, chosen), chosen, owner=True)
 
     @classmethod
     def attach(
@@ -69,6 +70,7 @@ class Handle:
         readonly: bool = False,
         root: str | os.PathLike[str] | None = None,
         lock_timeout: float = 30.0,
+        allowed_modules: Collection[str] | None = None,
     ) -> Self:
         """Join a store that exists.
 
@@ -78,7 +80,7 @@ class Handle:
             Its name, or the path of its folder.
         readonly
             Map everything read-only except the seat of this process.
-        root, lock_timeout
+        root, lock_timeout, allowed_modules
             See `Options`.
 
         Raises
@@ -88,8 +90,8 @@ class Handle:
         NotAStoreError, FormatVersionError, CorruptStoreError, UnsafePathError
             There is something, but it cannot be used; the message says why.
         """
-        options = Options(root=root, lock_timeout=lock_timeout)
-        return cls._of(_lifecycle.attach(name_or_path, options, readonly=readonly))
+        options = Options(root=root, lock_timeout=lock_timeout, allowed_modules=allowed_modules)
+        return cls._of(_lifecycle.attach(name_or_path, options, readonly=readonly), options)
 
     @classmethod
     def open(cls, name: str, *, capacity: int | str | None = None, **options: Any) -> Self:
@@ -98,10 +100,13 @@ class Handle:
         Processes that call this at once get one store. `capacity` and the options count only for
         the one that makes it; see `create`.
         """
-        return cls._of(_lifecycle.open_or_create(name, Options(capacity=capacity, **options)))
+        chosen = Options(capacity=capacity, **options)
+        return cls._of(_lifecycle.open_or_create(name, chosen), chosen)
 
     @classmethod
-    def _of(cls, session: Session, *, owner: bool = False) -> Self:
+    def _of(cls, session: Session, options: Options, *, owner: bool = False) -> Self:
+        if options.allowed_modules is not None:
+            session.allowed_modules = options.allowed_modules
         store = cls.__new__(cls)
         store._session = session
         store._plans = session.plans

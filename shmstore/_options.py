@@ -6,6 +6,7 @@ import dataclasses
 import decimal
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -78,6 +79,10 @@ class Options:
     locked_reads
         Let every get take the store lock. Slower; for systems where membarrier(2) is missing or
         forbidden. None: only where this process cannot do without.
+    allowed_modules
+        Top-level packages that reading an object without pickle may import (enum members name
+        theirs), looked at anew on each use; for all handles of this process. None:
+        ``shmstore.serialization.allowed_modules``.
     """
 
     capacity: int | str | None = None
@@ -88,12 +93,16 @@ class Options:
     root: str | os.PathLike[str] | None = None
     lock_timeout: float = 30.0
     locked_reads: bool | None = None
+    allowed_modules: Collection[str] | None = None
 
     def __post_init__(self) -> None:
         if self.capacity is not None:
             _check_range("capacity", parse_size(self.capacity), 1, L.MAX_CAPACITY)
         _check_range("max_objects", self.max_objects, 1, L.MAX_OBJECTS)
         _check_range("max_clients", self.max_clients, 1, L.MAX_CLIENTS)
+        if isinstance(self.allowed_modules, str):
+            message = f"allowed_modules={self.allowed_modules!r}: give a collection of names"
+            raise TypeError(message)
         if not 0 < self.lock_timeout < float("inf"):
             message = f"lock_timeout={self.lock_timeout!r}: give a number of seconds above 0"
             raise ValueError(message)

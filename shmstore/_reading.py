@@ -6,10 +6,7 @@ the slot word reads the same: generation and state together name this object for
 
 Getting takes two steps. `secure` makes sure that the bytes stay what they are: it copies the few
 bytes of an object that lies in the index, or pins the extent; then it looks at the slot word
-again. `build` makes the object. The pin belongs to an *anchor*, the array that lies directly on
-the mapping: everything that is derived from it keeps it alive, and its weak reference drops the
-pin when the last of them has died. (NumPy shortens chains of bases, but never past an array whose
-base is no array, and the anchor's is the mapping.)
+again. `build` makes the object; from then on its views hold the pin (see `_lease`).
 
 Concurrency: takes no lock where the store is read with barriers (see `Session.reclaim`); otherwise
 `secure` runs under the store lock.
@@ -18,7 +15,7 @@ Concurrency: takes no lock where the store is read with barriers (see `Session.r
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from weakref import ref as weak_ref
 
 import numpy as np
@@ -26,18 +23,22 @@ import numpy as np
 from shmstore._catalog import states
 from shmstore._catalog.keys import digest_of
 from shmstore._catalog.slots import Record
+from shmstore._lease import Lease
 from shmstore._memory import layout as L
 from shmstore._session import Session
 from shmstore.errors import ObjectNotFoundError, ShmStoreError
-from shmstore.serialization import deserialize, headers
-from shmstore.serialization.handlers.numpy import array_layout
+from shmstore.serialization import (
+    Serialized,
+    custom_deserialize,
+    deserialize,
+    headers,
+    trust,
+)
+from shmstore.serialization.handlers.numpy import array_layout, check_extent, deserialize_array
 from shmstore.serialization.pickling import loads
 
 GONE: Final = object()
 """What `fetch` and `secure` return when the slot holds another object by now."""
-
-if TYPE_CHECKING:
-    import mmap
 
 # What a header that somebody has tampered with may raise when it is read.
 _NONSENSE: Final = (
@@ -49,8 +50,6 @@ _NONSENSE: Final = (
     ValueError,
 )
 
-# Below this size private views are copies: a mapping of their own costs more.
-_PRIVATE_COPY_NBYTES: Final = 128 << 10
 _UNCERTAIN_TRIES: Final = 20
 
 
@@ -116,11 +115,28 @@ class Plan:
         self, held: Any, mode: str = "shared", deserializers: Container[str] | None = None
     ) -> Any:
         """Make the object from what `secure` returned; afterwards only its views hold pins."""
-        first = int(self.header["serializer"] == "pickle")
+        return self._decode(self.frames(held, mode), mode, deserializers)
+
+    def frames(self, held: Any, mode: str) -> list[Any]:
+        """Return the frames as the mode wants them."""
+        first = int(self.header.get("serializer") == "pickle")
         frames = [held.view(row, "readonly") for row in self.table[:first]]
-        frames += [held.view(row, mode) for row in self.table[first:]]
-        header = {**self.header, "thaw": True} if mode == "private" else self.header
-        return deserialize(header, frames, deserializers)
+        return frames + [held.view(row, mode) for row in self.table[first:]]
+
+    def serialized(self, held: Any, mode: str) -> Serialized:
+        """Return header and frames; the header as `serialize` made it."""
+        pickled = self.header.get("serializer") == "pickle"
+        header = {key: value for key, value in self.header.items() if key != "key"}
+        if pickled or header.get("serializer", "custom") == "custom":
+            header["writeable"] = tuple([row.writeable for row in self.table[int(pickled) :]])
+        return Serialized(header, self.frames(held, mode))
+
+    def _decode(self, frames: list[Any], mode: str, deserializers: Container[str] | None) -> Any:
+        modules = self.session.allowed_modules
+        if mode != "private" and modules is None:
+            return deserialize(self.header, frames, deserializers)
+        with trust.reading(trust.Policy(deserializers, modules, thaw=mode == "private")):
+            return deserialize(self.header, frames)
 
 
 class InlinePlan(Plan):
@@ -161,6 +177,10 @@ class InlinePlan(Plan):
         """Unpickle the bytes."""
         return deserialize(self.header, [held], deserializers)
 
+    def frames(self, held: Any, mode: str) -> list[Any]:  # noqa: ARG002 - as in build
+        """Return the one frame."""
+        return [held]
+
 
 class ArrayPlan(Plan):
     """One NumPy array: it lies on the mapping itself and is its own anchor."""
@@ -186,7 +206,7 @@ class ArrayPlan(Plan):
     def _check_bounds(self, frame: memoryview) -> None:
         """Raise unless the array lies inside its frame; later only the mapping is checked."""
         try:
-            np.ndarray(self.shape, self.dtype, frame, 0, self.strides)
+            check_extent(np.ndarray(self.shape, self.dtype, frame, 0, self.strides), frame.nbytes)
         except (TypeError, ValueError) as error:
             raise self.session.slots.damaged(
                 self.slot, f"its array leaves its frame: {error}"
@@ -210,56 +230,6 @@ class ArrayPlan(Plan):
         pins.holders[cell] = weak_ref(array, pins.droppers[cell])
         pins.cells[cell] = self.slot + 1
         return array if session.words[self.at] == self.word else GONE
-
-
-class Lease:
-    """The hold of one get on its extent: it pins it, and each mapping that views are made on."""
-
-    __slots__ = ("__weakref__", "_anchors", "_plan")
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._anchors: dict[str, memoryview] = {}
-        plan.session.pins.pin(self, plan.slot)
-
-    def view(self, row: headers.FrameRow, mode: str) -> Any:
-        """Return a frame as the mode and its flag want it."""
-        writeable = mode == "private" or (row.writeable and mode != "readonly")
-        if mode == "copy" or (mode == "private" and self._is_small()) or not row.nbytes:
-            return self._copy(row, writeable=writeable)
-        if not writeable:
-            mode = "readonly"
-        return self._anchor(mode)[row.offset : row.offset + row.nbytes]
-
-    def _is_small(self) -> bool:
-        return self._plan.extent_nbytes < _PRIVATE_COPY_NBYTES
-
-    def _copy(self, row: headers.FrameRow, *, writeable: bool) -> memoryview:
-        copy = np.empty(row.nbytes, np.uint8)
-        if row.nbytes:
-            source = self._anchor("readonly")[row.offset : row.offset + row.nbytes]
-            np.copyto(copy, np.frombuffer(source, np.uint8))
-        copy.flags.writeable = writeable
-        return copy.data
-
-    def _anchor(self, mode: str) -> memoryview:
-        """Return the whole extent through the mapping of a mode, under a pin of its own."""
-        view = self._anchors.get(mode)
-        if view is None:
-            view = self._anchors[mode] = self._make_anchor(mode)
-        return view
-
-    def _make_anchor(self, mode: str) -> memoryview:
-        exporter, offset = self._exporter(mode)
-        anchor = np.ndarray(self._plan.extent_nbytes, np.uint8, exporter, offset)
-        self._plan.session.pins.pin(anchor, self._plan.slot)
-        return anchor.data
-
-    def _exporter(self, mode: str) -> tuple[mmap.mmap, int]:
-        segment = self._plan.session.segment
-        if mode == "private":
-            return segment.map_private(self._plan.extent, self._plan.extent_nbytes)
-        return (segment.writeable if mode == "shared" else segment.readonly), self._plan.extent
 
 
 class _Pinned:
@@ -290,7 +260,8 @@ def make_plan(session: Session, slot: int, word: int) -> Plan | None:
 
 def _interpret(session: Session, record: Record, packed: bytes) -> Plan:
     """Choose the plan that fits what a header says."""
-    header, table = headers.unpack(packed, record.extent_nbytes)
+    with trust.reading(trust.Policy(modules=session.allowed_modules)):
+        header, table = headers.unpack(packed, record.extent_nbytes)
     if record.kind & L.KIND_PLAIN:
         header["serializer"] = "pickle"
         table = [headers.FrameRow(0, record.data_nbytes, writeable=False)]
@@ -299,14 +270,20 @@ def _interpret(session: Session, record: Record, packed: bytes) -> Plan:
         return InlinePlan(session, record, header)
     if any(row.offset + row.nbytes > record.extent_nbytes for row in table):
         raise session.slots.damaged(record.slot, "a frame leaves its extent")
-    is_array = (header["serializer"], header["type"]) == ("custom", "numpy.ndarray")
-    kind = ArrayPlan if is_array and table[0].nbytes else Plan
+    is_array = (header.get("serializer"), header["type"]) == ("custom", "numpy.ndarray")
+    on_mapping = is_array and table[0].nbytes and table[0].codec is None
+    kind = ArrayPlan if on_mapping and _is_handled_here() else Plan
     return kind(session, record, header, table)
+
+
+def _is_handled_here() -> bool:
+    """Return whether arrays are still rebuilt by our own handler."""
+    return custom_deserialize.find(np.ndarray) is deserialize_array
 
 
 def _check_texts(session: Session, record: Record, header: dict[str, Any]) -> None:
     """Raise unless family, type and, of a named object, the key are text."""
-    texts = [header["serializer"], header["type"]]
+    texts = [header.get("serializer", ""), header["type"]]
     if record.kind & L.KIND_NAMED:
         texts.append(header["key"])
     if not all(isinstance(text, str) for text in texts):
@@ -412,17 +389,17 @@ def plan_of_slot(session: Session, slot: int, generation: int) -> Plan | None:
 # --- get -----------------------------------------------------------------------------------------
 
 
-def get_by_key(session: Session, key: str, mode: str, deserializers: Container[str] | None) -> Any:
-    """Return the object that has a key, or GONE."""
+def secure_key(session: Session, key: str) -> tuple[Plan, Any] | None:
+    """Return the plan of the object that has a key, and what it secured; or None."""
     for _ in range(_UNCERTAIN_TRIES):
         plan = plan_of_key(session, key)
         if plan is None:
-            return GONE
+            return None
         held = plan.secure()
         if held is not GONE:
-            return plan.build(held, mode, deserializers)
+            return plan, held
     plan, held = session.lock.run(_secure_locked, session, key)
-    return GONE if held is GONE else plan.build(held, mode, deserializers)
+    return None if held is GONE else (plan, held)
 
 
 def _secure_locked(session: Session, key: str) -> tuple[Any, Any]:

@@ -80,7 +80,8 @@ class ObjectRef:
             if obj is not _GONE:
                 return obj
         check_mode(mode)
-        return get(_session_of(self), self, mode, deserializers)
+        plan, held = secure(_session_of(self), self)
+        return plan.build(held, mode, deserializers)
 
     def delete(self) -> None:
         """Delete the object: new readers miss it at once, views that exist stay valid.
@@ -141,13 +142,13 @@ class ObjectRef:
         return f"<ObjectRef {name}/{self._slot}.{self._generation}{key} {self.nbytes:,} bytes>"
 
 
-def get(session: Session, ref: ObjectRef, mode: str, deserializers: Container[str] | None) -> Any:
-    """Return the object of a reference."""
+def secure(session: Session, ref: ObjectRef) -> tuple[_reading.Plan, Any]:
+    """Return the plan of a reference, and what it secured; ObjectNotFoundError: deleted."""
     plan = plan_of(session, ref)
     held = plan.secure()
     if held is _GONE:
         raise missing(ref)
-    return plan.build(held, mode, deserializers)
+    return plan, held
 
 
 def plan_of(session: Session, ref: ObjectRef) -> _reading.Plan:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,7 @@ class Session:
         self._bury_at = 0
         self.abandoned: list[tuple[int, int]] = []
         self.plans: dict[str | int, Any] = {}
+        self.allowed_modules: Collection[str] | None = None
         with contextlib.ExitStack() as opened:
             self.seats_fd = folder.open_seats(folder_fd, SEATS_NAME, path)
             opened.callback(os.close, self.seats_fd)

@@ -13,8 +13,8 @@
     delete: the slot is DOOMED, new readers miss it at once     (lock)
     reclaim: whoever needs room frees doomed slots without pins (lock, barrier)
 
-`_writing` and `_reading` hold the steps, `_session` what a process has of a store, `_lifecycle`
-how stores begin and end.
+`_packing`, `_writing` and `_reading` hold the steps, `_session` what a process has of a store,
+`_lifecycle` how stores begin and end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, overload
 
 import numpy.typing as npt
 
-from shmstore import _check, _deleting, _inspection, _reading, _ref, _writing
+from shmstore import _check, _deleting, _inspection, _packing, _reading, _ref, _writing
 from shmstore._arguments import check_key, check_mode
 from shmstore._building import Allocation
 from shmstore._catalog import states
@@ -36,6 +36,8 @@ from shmstore._memory import layout as L
 from shmstore._ref import ObjectRef
 from shmstore._session import Session
 from shmstore.errors import ObjectNotFoundError
+from shmstore.serialization import Serialized, deserialize, typename
+from shmstore.serialization.frames import ensure_memoryview
 
 _RAISE: Any = object()
 _GONE = _reading.GONE
@@ -70,13 +72,15 @@ class Store(Handle, NamedObjects):
         overwrite: bool = True,
         readonly: bool | None = None,
         serializers: Sequence[str] | None = None,
+        compression: str | None = None,
     ) -> ObjectRef:
         """Store an object: its data is copied once into shared memory and published as a whole.
 
         Parameters
         ----------
         obj
-            Anything that NumPy, pickle or cloudpickle can take.
+            Anything that a handler, pickle or cloudpickle can take; of a `Serialized` what it
+            holds.
         key
             A name for it, up to 1,024 bytes of UTF-8; None: it is reached by the reference alone.
         overwrite
@@ -85,6 +89,9 @@ class Store(Handle, NamedObjects):
             True: readers get read-only views, whatever the flags of the object's buffers are.
         serializers
             Families to ask, in this order; default ``("custom", "pickle")``.
+        compression
+            "lz4", "zstd", "snappy", "zlib" or "auto" (lz4 or snappy): frames that it shortens by
+            30 % are stored so, and every get decompresses them into memory of its own.
 
         Returns
         -------
@@ -97,12 +104,16 @@ class Store(Handle, NamedObjects):
         KeyExistsError
             The key is taken and `overwrite` is false.
         SerializationError
-            The object cannot be serialized.
+            The object cannot be serialized; the message names the part of it.
+        CodecNotFoundError
+            The codec is unknown or not installed.
         """
         session = self._live()
         if key is not None:
             key = check_key(key)
-        package = _writing.pack(obj, key, readonly=readonly, serializers=serializers)
+        package = _packing.pack(
+            obj, key, readonly=readonly, serializers=serializers, compression=compression
+        )
         return _writing.put(session, package, overwrite=overwrite)
 
     @overload
@@ -113,6 +124,7 @@ class Store(Handle, NamedObjects):
         overwrite: bool = ...,
         readonly: bool | None = ...,
         serializers: Sequence[str] | None = ...,
+        compression: str | None = ...,
     ) -> dict[str, ObjectRef]: ...
     @overload
     def put_many(
@@ -122,6 +134,7 @@ class Store(Handle, NamedObjects):
         overwrite: bool = ...,
         readonly: bool | None = ...,
         serializers: Sequence[str] | None = ...,
+        compression: str | None = ...,
     ) -> list[ObjectRef]: ...
     def put_many(
         self,
@@ -130,6 +143,7 @@ class Store(Handle, NamedObjects):
         overwrite: bool = True,
         readonly: bool | None = None,
         serializers: Sequence[str] | None = None,
+        compression: str | None = None,
     ) -> dict[str, ObjectRef] | list[ObjectRef]:
         """Store a batch under one lock hold: all objects, or none if one of them finds no room.
 
@@ -137,7 +151,7 @@ class Store(Handle, NamedObjects):
         ----------
         objects
             A mapping of keys to objects, or any objects without keys.
-        overwrite, readonly, serializers
+        overwrite, readonly, serializers, compression
             As in `put`.
 
         Returns
@@ -153,7 +167,10 @@ class Store(Handle, NamedObjects):
             else [(None, x) for x in objects]
         )
         packages = [
-            _writing.pack(x, key, readonly=readonly, serializers=serializers) for key, x in pairs
+            _packing.pack(
+                x, key, readonly=readonly, serializers=serializers, compression=compression
+            )
+            for key, x in pairs
         ]
         refs = _writing.put_many(session, packages, overwrite=overwrite)
         return {key: ref for (key, _), ref in zip(pairs, refs, strict=True)} if named else refs
@@ -209,6 +226,7 @@ class Store(Handle, NamedObjects):
         *,
         mode: str = "shared",
         deserializers: Container[str] | None = None,
+        decode: bool = True,
     ) -> Any:
         """Return an object without copying its data.
 
@@ -223,7 +241,10 @@ class Store(Handle, NamedObjects):
             put; "readonly": read-only views; "private": writeable, and writes stay with this
             reader; "copy": copies on the heap.
         deserializers
-            Families that may be used; default all.
+            Families that may be used; default all. ``("custom", "msgpack")`` runs no code that the
+            object brings along: for what somebody put who is not trusted.
+        decode
+            False: return the `Serialized` header and frames instead of the object.
 
         Raises
         ------
@@ -237,7 +258,7 @@ class Store(Handle, NamedObjects):
         Concurrency: takes no lock and makes no system call, except where the store was created for
         locked reads. A key that is missing is looked up once more under the lock.
         """
-        if mode == "shared" and deserializers is None:
+        if mode == "shared" and deserializers is None and decode:
             kind = type(target)
             if kind is ObjectRef:
                 plan = target._plan  # type: ignore[union-attr]
@@ -247,32 +268,65 @@ class Store(Handle, NamedObjects):
                 obj = plan.fetch()
                 if obj is not _GONE:
                     return obj
-        return self._get(target, default, mode, deserializers)
+        secured = self._secure(target, default is _RAISE, mode)
+        if secured is None:
+            return default
+        plan, held = secured
+        return plan.build(held, mode, deserializers) if decode else plan.serialized(held, mode)
 
-    def _get(
+    def _secure(
         self,
         target: ObjectRef | str,
-        default: Any,
+        required: bool,  # noqa: FBT001 - whether no object is an error
         mode: str,
-        deserializers: Container[str] | None,
-    ) -> Any:
+    ) -> tuple[_reading.Plan, Any] | None:
         session = self._live()
         check_mode(mode)
         if isinstance(target, ObjectRef):
             _ref.check_owner(session, target)
             try:
-                return _ref.get(session, target, mode, deserializers)
+                return _ref.secure(session, target)
             except ObjectNotFoundError:
-                if default is _RAISE:
+                if required:
                     raise
-                return default
+                return None
         key = check_key(target)
-        obj = _reading.get_by_key(session, key, mode, deserializers)
-        if obj is not _GONE:
-            return obj
-        if default is _RAISE:
+        secured = _reading.secure_key(session, key)
+        if secured is None and required:
             raise _reading.missing_key(session, key)
-        return default
+        return secured
+
+    def get_view(self, target: ObjectRef | str, *, mode: str = "shared") -> memoryview:
+        """Return the bytes of one buffer without copying them, also of objects that own theirs.
+
+        Parameters
+        ----------
+        target
+            A reference or a key of bytes, a bytearray, an array or anything else with one buffer.
+        mode
+            See `get`.
+
+        Returns
+        -------
+        memoryview
+            Flat, of unsigned bytes, in the order of the memory.
+
+        Raises
+        ------
+        TypeError
+            The object is not one buffer.
+        ObjectNotFoundError
+            As `get`.
+        """
+        found: Serialized = self.get(target, mode=mode, decode=False)
+        if found.header.get("serializer") == "custom" and len(found.frames) == 1:
+            return ensure_memoryview(found.frames[0])
+        x = deserialize(found.header, found.frames)
+        try:
+            return ensure_memoryview(x)
+        except (TypeError, ValueError):
+            message = f"an object of type {typename(x)} is not one buffer; use get() instead"
+            raise TypeError(message) from None
 
     def get_many(
         self,

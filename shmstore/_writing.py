@@ -10,16 +10,14 @@ the death of the process) gives its slot and extent back.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from shmstore._catalog import states
-from shmstore._catalog.keys import NO_KEY, Digest, digest_of
-from shmstore._catalog.slots import Content
 from shmstore._memory import folder
 from shmstore._memory import layout as L
 from shmstore._memory.allocator import Extent
+from shmstore._packing import COPY_LOCKED_NBYTES, Package
 from shmstore._ref import ObjectRef
 from shmstore._session import Session
 from shmstore.errors import (
@@ -29,27 +27,9 @@ from shmstore.errors import (
     ShmStoreError,
     StoreFullError,
 )
-from shmstore.serialization import custom_serialize, headers, serialize, typename
-from shmstore.serialization.frames import ensure_memoryview
-from shmstore.serialization.pickling import dumps_plain, is_plain
-
-# Up to this size frames are copied while the lock is held.
-_COPY_LOCKED_NBYTES: Final = 64 << 10
 
 # How many deleted objects one put looks at before it takes fresh memory.
 _RECLAIM_FEW: Final = 64
-
-
-class Package(NamedTuple):
-    """An object ready to be stored.
-
-    Frames are pairs of an offset in the extent and a buffer of bytes.
-    """
-
-    content: Content
-    frames: Sequence[tuple[int, memoryview]]
-    extent_nbytes: int
-    key: str | None
 
 
 class Place(NamedTuple):
@@ -58,83 +38,6 @@ class Place(NamedTuple):
     slot: int
     generation: int
     extent: Extent | None
-
-
-# --- 1 pack ------------------------------------------------------------------------------------
-
-
-def pack(
-    obj: Any, key: str | None, *, readonly: bool | None, serializers: Sequence[str] | None
-) -> Package:
-    """Serialize an object and lay its frames out. Takes no lock, changes nothing.
-
-    Parameters
-    ----------
-    obj, key, serializers
-        As `Store.put` got them.
-    readonly
-        True: all frames are recorded as read-only. None or False: as they are.
-    """
-    kind = type(obj)
-    if serializers is None and is_plain(obj) and custom_serialize.dispatch(kind) is None:
-        return _pack_plain(typename(kind), dumps_plain(obj), key)  # the common case
-    header, frames = serialize(obj, serializers)
-    if len(frames) == 1 and header["serializer"] == "pickle":
-        return _pack_plain(header["type"], frames[0], key)
-    header.pop("writeable", None)
-    if key is not None:
-        header["key"] = key
-    table, placed, offset = [], [], 0
-    for frame in frames:
-        view = ensure_memoryview(frame)
-        table.append(headers.FrameRow(offset, view.nbytes, not (view.readonly or readonly)))
-        placed.append((offset, view))
-        offset = L.align(offset + view.nbytes)
-    return lay_out(headers.pack(header, table), placed, offset, key)
-
-
-def _pack_plain(type_name: str, stream: bytes, key: str | None) -> Package:
-    """Lay out a pickle without buffers: in the slot itself if it fits."""
-    packed = _header_of_type(type_name) if key is None else _plain_header(type_name, key)
-    if len(packed) + len(stream) > L.INLINE_NBYTES:
-        placed = [(0, memoryview(stream))]
-        return lay_out(packed, placed, L.align(len(stream)), key, L.KIND_PLAIN)
-    kind, digest = _naming(key)
-    kind |= L.KIND_PLAIN | L.KIND_INLINE
-    return Package(Content(kind, packed, 0, stream, len(stream), digest), (), 0, key)
-
-
-def _plain_header(type_name: str, key: str | None) -> bytes:
-    header = {"type": type_name} if key is None else {"type": type_name, "key": key}
-    return headers.pack(header, ())
-
-
-@functools.lru_cache(maxsize=256)
-def _header_of_type(type_name: str) -> bytes:
-    return _plain_header(type_name, None)
-
-
-def lay_out(
-    packed: bytes,
-    frames: list[tuple[int, memoryview]],
-    extent_nbytes: int,
-    key: str | None,
-    kind: int = 0,
-) -> Package:
-    """Put the header behind the frames if it does not fit into the slot."""
-    header_offset = extent_nbytes
-    data_nbytes = sum([view.nbytes for _, view in frames])
-    if len(packed) > L.INLINE_NBYTES:
-        kind |= L.KIND_HEADER_IN_EXTENT
-        frames.append((extent_nbytes, memoryview(packed)))
-        extent_nbytes += L.align(len(packed))
-    named, digest = _naming(key)
-    content = Content(kind | named, packed, header_offset, b"", data_nbytes, digest)
-    return Package(content, frames, extent_nbytes, key)
-
-
-def _naming(key: str | None) -> tuple[int, Digest]:
-    return (0, NO_KEY) if key is None else (L.KIND_NAMED, digest_of(key))
 
 
 # --- 2 reserve, 3 copy, 4 publish --------------------------------------------------------------
@@ -206,7 +109,7 @@ def _put_small(
     place = places[0]
     extent = place.extent
     if extent is not None:
-        if extent.cold or extent.nbytes > _COPY_LOCKED_NBYTES:
+        if extent.cold or extent.nbytes > COPY_LOCKED_NBYTES:
             return Guard(session, place)
         copy(session, package, place)
     _publish(session, package, place)
@@ -223,7 +126,7 @@ def _put_all_small(
     reserve_all(session, packages, places, overwrite)
     extents = [place.extent for place in places if place.extent is not None]
     nbytes = sum(extent.nbytes for extent in extents)
-    if nbytes > _COPY_LOCKED_NBYTES or any(extent.cold for extent in extents):
+    if nbytes > COPY_LOCKED_NBYTES or any(extent.cold for extent in extents):
         return Guard(session, places[0])
     for package, place in zip(packages, places, strict=True):
         copy(session, package, place)
@@ -365,11 +268,21 @@ def _try_reserve(session: Session, package: Package, places: list[Place]) -> boo
 
 
 def copy(session: Session, package: Package, place: Place) -> None:
-    """Copy the frames into the extent."""
-    if place.extent is not None:
-        _, start, _, cold = place.extent
-        frames = [(start + offset, frame) for offset, frame in package.frames]
-        session.segment.write(frames, cold=cold)
+    """Copy the frames into the extent, or make them there."""
+    if place.extent is None:
+        return
+    _, start, _, cold = place.extent
+    segment = session.segment
+    ready: list[tuple[int, memoryview]] = []
+    for offset, frame in package.frames:
+        if isinstance(frame, memoryview):
+            ready.append((start + offset, frame))
+            continue
+        if cold:
+            segment.reserve(start + offset, frame.nbytes)
+        with segment.window(start + offset, frame.nbytes) as window:
+            frame.write_into(window)
+    segment.write(ready, cold=cold)
 
 
 def _publish(session: Session, package: Package, place: Place) -> None:

@@ -10,11 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "CodecNotFoundError",
+    "CorruptHeaderError",
     "CorruptStoreError",
     "DeserializationError",
+    "FamilyRefusedError",
     "FormatVersionError",
     "KeyExistsError",
     "LockTimeoutError",
+    "ModuleRefusedError",
     "NotAStoreError",
     "ObjectNotFoundError",
     "ObjectTooLargeError",
@@ -111,7 +115,23 @@ class DeserializationError(ShmStoreError, ValueError):
     """The bytes of the object could not be turned back into an object."""
 
 
+class CorruptHeaderError(DeserializationError):
+    """A header or frames were cut, extended or forged: which key or count is wrong."""
+
+
+class FamilyRefusedError(DeserializationError, TypeError):
+    """The object needs a family of serializers that the reader did not accept."""
+
+
+class ModuleRefusedError(DeserializationError, RuntimeError):
+    """Reading would import a module that is not among the allowed ones."""
+
+
 # --- met at any time ---------------------------------------------------------------------------
+
+
+class CodecNotFoundError(ShmStoreError, KeyError, ValueError):
+    """The codec of a compression is unknown, or the package that it needs is not installed."""
 
 
 class LockTimeoutError(ShmStoreError, TimeoutError):

@@ -30,7 +30,13 @@ from shmstore.serialization.headers import FrameRow
 
 ROOM = 4096
 
-rows = st.builds(FrameRow, st.integers(0, ROOM // 2), st.integers(0, ROOM // 2), st.booleans())
+rows = st.builds(
+    FrameRow,
+    st.integers(0, ROOM // 2),
+    st.integers(0, ROOM // 2),
+    st.booleans(),
+    st.none() | st.tuples(st.sampled_from(["lz4", "zstd"]), st.integers(0)).map(list),
+)
 scalars = st.one_of(
     st.none(),
     st.booleans(),
@@ -64,7 +70,7 @@ def test_header_packed_comes_back_the_same(header: dict[str, Any], table: list[F
 
 def test_header_that_cannot_be_packed_is_an_error_of_its_family() -> None:
     """A handler made something that no other process could read."""
-    for value in (object(), 1 << 64, {1, 2}, "\ud800"):
+    for value in (object(), np.float64(1)):
         with pytest.raises(SerializationError, match="'custom'") as caught:
             headers.pack({"serializer": "custom", "type": "Image", "odd": value}, [])
         assert caught.value.facts["type"] == "Image"

@@ -237,13 +237,14 @@ def test_array_whose_dtype_has_metadata_keeps_it() -> None:
 def test_array_that_is_more_than_its_memory_goes_by_pickle(x: Array) -> None:
     """Objects of Python, and subclasses with their class and what belongs to it."""
     header, _ = serialize(x)
-    assert header["serializer"] == "pickle"
+    assert header["serializer"] == ("custom" if type(x) is np.ma.MaskedArray else "pickle")
     back = travel(x)
     assert type(back) is type(x)
     assert back.dtype == x.dtype
     assert back.tolist() == x.tolist()
-    with pytest.raises(SerializationError):
-        serialize(x, ["custom"])
+    if header["serializer"] == "pickle":
+        with pytest.raises(SerializationError):
+            serialize(x, ["custom"], on_error="raise")
 
 
 def test_array_on_disk_goes_by_its_content(tmp_path: Path) -> None:
@@ -368,7 +369,7 @@ def test_plain_value_is_pickled_without_cloudpickle(x: Any) -> None:
     """What is called plain really needs nothing but the C pickler."""
     if is_plain(x):
         header, [stream] = serialize(x)
-        assert "writeable" not in header
+        assert header["writeable"] == ()
         assert pickle.loads(stream) == x
 
 
@@ -468,17 +469,22 @@ def test_object_that_cannot_be_pickled_is_an_error_with_its_type_and_reason(
 ) -> None:
     """The cause stays attached."""
     with pytest.raises(SerializationError, match=r"Unwilling.*'pickle'.*no") as caught:
-        serialize(Unwilling(error))
+        serialize(Unwilling(error), on_error="raise")
     assert isinstance(caught.value, TypeError)
     assert caught.value.__cause__ is error
-    assert caught.value.facts == {"type": f"{__name__}.Unwilling", "family": "pickle"}
+    assert caught.value.facts == {
+        "path": "obj",
+        "part_type": typename(Unwilling),
+        "type": f"{__name__}.Unwilling",
+        "family": "pickle",
+    }
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError("disk"), KeyboardInterrupt()])
 def test_want_of_resources_reaches_the_caller_as_it_is(error: BaseException) -> None:
     """It says nothing about the object."""
     with pytest.raises(type(error)) as caught:
-        serialize(Unwilling(error))
+        serialize(Unwilling(error), on_error="raise")
     assert caught.value is error
 
 
@@ -500,7 +506,7 @@ def test_stream_that_cannot_be_read_is_an_error_with_the_family() -> None:
         deserialize({"serializer": "pickle", "type": "dict"}, [b"no pickle"])
     assert isinstance(caught.value.__cause__, pickle.UnpicklingError)
     header, frames = serialize({"a": np.zeros(3)})
-    with pytest.raises(DeserializationError, match="flags for 0 frames"):
+    with pytest.raises(DeserializationError, match="frames of"):
         deserialize(header, frames[:1])
     with pytest.raises(DeserializationError):
         deserialize(header, [])
@@ -536,21 +542,22 @@ def test_family_that_declines_leaves_the_object_to_the_next(family: Callable[...
         raise NotImplementedError
 
     family("declines", decline, lambda *_: None)
-    family("picky", decline, lambda *_: None, accepts=lambda cls: cls is str)
     family("loads", None, lambda *_: None)
-    header, _ = serialize(1, ["loads", "picky", "declines", "pickle"])
+    header, _ = serialize(1, ["declines", "pickle", "loads"])
     assert header["serializer"] == "pickle"
     assert asked == [1]
-    with pytest.raises(SerializationError, match="no family of loads, declines") as caught:
-        serialize(1, ["loads", "declines"])
-    assert caught.value.facts["families"] == ("loads", "declines")
+    with pytest.raises(SerializationError, match="no family of declines") as caught:
+        serialize(1, ["declines"], on_error="raise")
+    assert caught.value.facts["families"] == ("declines",)
+    with pytest.raises(SerializationError, match="'loads' can only load"):
+        serialize(1, ["loads", "pickle"], on_error="raise")
 
 
 def test_family_that_fails_is_not_followed_by_another(family: Callable[..., None]) -> None:
     """An object that should be stored one way is not stored in another by accident."""
     family("broken", lambda _: 1 // 0, lambda *_: None)
     with pytest.raises(SerializationError, match=r"'broken'.*ZeroDivisionError"):
-        serialize(1, ["broken", "pickle"])
+        serialize(1, ["broken", "pickle"], on_error="raise")
 
 
 def test_family_that_wants_the_context_gets_it(family: Callable[..., None]) -> None:
@@ -574,7 +581,8 @@ def test_serializers_that_are_unknown_are_a_value_error(names: Any) -> None:
 @pytest.mark.parametrize("name", ["nothing", None, 3, ["pickle"], {"a": 1}])
 def test_header_of_an_unknown_family_is_refused_with_its_name(name: Any) -> None:
     """Whatever stands there instead of a name."""
-    with pytest.raises(DeserializationError, match="known here: custom, pickle"):
+    words = "known here: custom, pickle" if name == "nothing" else "names the serializer"
+    with pytest.raises(DeserializationError, match=words):
         deserialize({"serializer": name}, [])
     with pytest.raises(DeserializationError):
         deserialize({}, [])
@@ -621,17 +629,17 @@ def test_type_name_is_qualified_but_for_builtins() -> None:
 
 def test_handler_serves_its_type_alone_unless_it_says_otherwise() -> None:
     """A subclass would lose what it adds."""
-    dispatch = Dispatch("test")
+    dispatch = Dispatch("test", exact=True)
     dispatch.register(Base, print)
-    assert dispatch.dispatch(Base) is print
-    assert dispatch.dispatch(Derived) is None
+    assert dispatch.find(Base) is print
+    assert dispatch.find(Derived) is None
     dispatch.register(Base, repr, subclasses=True)
-    assert dispatch.dispatch(Derived) is repr
+    assert dispatch.find(Derived) is repr
     dispatch.register(Derived, str)
-    assert dispatch.dispatch(Derived) is str
-    assert dispatch.dispatch(Base) is repr
-    assert dispatch.dispatch_name(f"{__name__}.Derived") is str
-    assert dispatch.dispatch_name("nowhere.Thing") is None
+    assert dispatch.find(Derived) is str
+    assert dispatch.find(Base) is repr
+    assert dispatch.type_of(f"{__name__}.Derived") is Derived
+    assert dispatch.type_of("nowhere.Thing") is None
 
 
 def test_lazy_handlers_are_loaded_when_their_library_appears() -> None:
@@ -644,10 +652,10 @@ def test_lazy_handlers_are_loaded_when_their_library_appears() -> None:
         dispatch.register(decimal.Decimal, str)
 
     dispatch.register_lazy("decimal", load)
-    assert dispatch.dispatch(fractions.Fraction) is None
-    assert dispatch.dispatch_name("fractions.Fraction") is None
+    assert dispatch.find(fractions.Fraction) is None
+    assert dispatch.type_of("fractions.Fraction") is None
     assert loaded == []
-    assert dispatch.dispatch_name("decimal.Decimal") is str
+    assert dispatch.type_of("decimal.Decimal") is decimal.Decimal
     assert dispatch.dispatch(decimal.Decimal) is str
     assert loaded == [1]
 
@@ -740,7 +748,7 @@ def test_frames_conform_to_their_flags() -> None:
     assert [view.readonly for view in views] == [False, True, False, True]
     assert [bytes(view) for view in views] == [b"a", b"b", b"c", b"d"]
     assert conform(frames, None) == frames
-    with pytest.raises(DeserializationError, match="3 writeable flags for 4 frames"):
+    with pytest.raises(DeserializationError, match=r"writeable flags .* for 4 frames"):
         conform(frames, (True, True, True))
 
 

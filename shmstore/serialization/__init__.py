@@ -1,35 +1,80 @@
 """Any object to a msgpack header and frames, and back.
 
-A *frame* is one contiguous buffer; the *header* is a dict that plain msgpack can pack. A *family*
-is a named pair of functions that turn objects into the two and back: ``"custom"`` asks the type
-registry (NumPy arrays have a handler there), ``"pickle"`` takes everything that pickle 5 or
-cloudpickle takes.
+A *frame* is one contiguous buffer; the *header* is a dict that msgpack can pack. A *family* is a
+named pair of functions that turn objects into the two and back: ``"custom"`` asks the type registry
+(`register_serialization`), ``"pickle"`` takes everything that pickle 5 or cloudpickle takes,
+``"msgpack"`` what consists of plain values.
 
 Whether a frame may be written is part of it: a read-only memoryview stands for memory that must not
 change, and ``header["writeable"]`` repeats the flags for transports that lose them.
+
+Reading a pickle runs the code that it names. Only ``deserializers=("custom", "msgpack")`` is safe
+for what somebody wrote who is not trusted.
 """
 
-from shmstore.serialization.dispatch import Dispatch, typename
-from shmstore.serialization.families import (
+import numpy as np
+
+from shmstore.serialization.dispatch import Dispatch, has_keyword, typename
+from shmstore.serialization.family import (
     DEFAULT_SERIALIZERS,
-    custom_deserialize,
-    custom_serialize,
     deserialize,
+    deserialize_parts,
     families,
-    register_serialization,
     register_serialization_family,
     serialize,
+    serialize_parts,
 )
+from shmstore.serialization.markers import (
+    Pickled,
+    Serialize,
+    Serialized,
+    ToPickle,
+    content_hash,
+    to_serialize,
+)
+from shmstore.serialization.msgpacking import msgpack_decode_default, msgpack_encode_default
+from shmstore.serialization.nesting import nested_deserialize
+from shmstore.serialization.registry import (
+    custom_deserialize,
+    custom_serialize,
+    has_custom_handler,
+    reducers,
+    register_reducer,
+    register_serialization,
+)
+from shmstore.serialization.trust import allowed_modules, import_allowed_module
+
+# What every process needs is there before the first object.
+for _cls in (bytes, np.ndarray):
+    custom_serialize.find(_cls)
+    custom_deserialize.find(_cls)
+    reducers.find(_cls)
 
 __all__ = [
     "DEFAULT_SERIALIZERS",
     "Dispatch",
+    "Pickled",
+    "Serialize",
+    "Serialized",
+    "ToPickle",
+    "allowed_modules",
+    "content_hash",
     "custom_deserialize",
     "custom_serialize",
     "deserialize",
+    "deserialize_parts",
     "families",
+    "has_custom_handler",
+    "has_keyword",
+    "import_allowed_module",
+    "msgpack_decode_default",
+    "msgpack_encode_default",
+    "nested_deserialize",
+    "register_reducer",
     "register_serialization",
     "register_serialization_family",
     "serialize",
+    "serialize_parts",
+    "to_serialize",
     "typename",
 ]

@@ -1,86 +1,216 @@
 """Given a type, which handler serves it?
 
-A handler answers for exactly the type that it was registered for, so that subclasses keep their
-class by another way; it may opt in to subclasses. The handlers of a library are imported when an
-object of that library first appears.
+The walk goes from the type to its bases. Handlers of a library are imported when a type of that
+library is first met on the way.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 Handler = Callable[..., Any]
 
+# What was looked up is forgotten together, so that types made while running may go.
+_MOST_TYPES: Final = 4096
 
-def typename(cls: type) -> str:
-    """Return ``module.QualName`` of a type, without the module for builtins."""
+
+def typename(t: Any, short: bool = False) -> str:  # noqa: FBT001, FBT002 - the name is known so
+    """Return ``module.QualName`` of a type or of an object's type; no module for builtins.
+
+    Parameters
+    ----------
+    t
+        A type, or an instance of one.
+    short
+        Keep only the first part of the module.
+
+    Examples
+    --------
+    >>> import collections
+    >>> typename(collections.OrderedDict), typename(7)
+    ('collections.OrderedDict', 'int')
+    """
+    cls = t if isinstance(t, type) else type(t)
     module = getattr(cls, "__module__", None)
     if not isinstance(module, str) or module == "builtins":
         return cls.__qualname__
-    return f"{module}.{cls.__qualname__}"
+    return f"{module.partition('.')[0] if short else module}.{cls.__qualname__}"
+
+
+def has_keyword(func: Any, name: str) -> bool:
+    """Return whether `name` is an explicit parameter of a callable; no if it tells no signature."""
+    try:
+        return _has_keyword(func, name)
+    except TypeError:  # unhashable
+        return _look_for_keyword(func, name)
+
+
+def _look_for_keyword(func: Any, name: str) -> bool:
+    try:
+        return name in inspect.signature(func).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+_has_keyword = functools.lru_cache(maxsize=1000)(_look_for_keyword)
+
+
+class Loader:
+    """Calls a function until it has succeeded once.
+
+    Notes
+    -----
+    Concurrency: two threads that meet at the first call both call the function: waiting for each
+    other might be waiting for ever, for loading imports modules. A call out of the function itself
+    does nothing.
+    """
+
+    def __init__(self, func: Callable[[], Any]) -> None:
+        self._func = func
+        self._done = False
+        self._running: set[int] = set()
+
+    def __call__(self) -> None:
+        """Call the function, unless it has succeeded or is running in this thread."""
+        thread = threading.get_ident()
+        if self._done or thread in self._running:
+            return
+        self._running.add(thread)
+        try:
+            self._func()
+            self._done = True
+        finally:
+            self._running.discard(thread)
 
 
 class Dispatch:
-    """Handlers by type.
+    """Single dispatch on the type of the first argument.
 
     Parameters
     ----------
     name
         Named in errors.
+    exact
+        A handler answers only for the very type that it was registered for, unless it opts in to
+        subclasses. By default it answers for subclasses too.
 
     Notes
     -----
-    Concurrency: threads. Registering and looking up are single dict operations; a lazy loader may
-    run twice when two threads meet a library at once, which registers the same handlers again.
+    Abstract base classes are not consulted for virtual subclasses. The docstring of a dispatch is
+    that of its handler for `object`.
+
+    Concurrency: threads. Each registration begins a new cache, so that a search which began before
+    it leaves its result in the old one; see `Loader` for the lazy ones.
+
+    Examples
+    --------
+    >>> area = Dispatch("area")
+    >>> @area.register(int)
+    ... def area_of_square(side):
+    ...     return side * side
+    >>> area(3)
+    9
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str | None = None, *, exact: bool = False) -> None:
         self.name = name
-        self._handlers: dict[type, Handler] = {}
-        self._by_name: dict[str, Handler] = {}
-        self._for_subclasses: set[type] = set()
-        self._lazy: dict[str, Callable[[], None]] = {}
+        self.exact = exact
+        self._handlers: dict[type, tuple[Handler, bool]] = {}
+        self._by_name: dict[str, type] = {}
+        self._lazy: dict[str, Loader] = {}
         self._cache: dict[type, Handler | None] = {}
 
-    def register(self, cls: type, handler: Handler, *, subclasses: bool = False) -> None:
-        """Serve `cls`, and with `subclasses` also the types derived from it, by `handler`."""
-        self._handlers[cls] = handler
-        self._by_name[typename(cls)] = handler
-        if subclasses:
-            self._for_subclasses.add(cls)
-        self._cache.clear()
+    def register(
+        self, cls: Any, func: Handler | None = None, *, subclasses: bool | None = None
+    ) -> Handler:
+        """Serve a type, or each of a tuple of types, by `func`; without it, decorate.
 
-    def register_lazy(self, toplevel: str, loader: Callable[[], None]) -> None:
-        """Call `loader`, which registers handlers, when a type of package `toplevel` appears."""
-        self._lazy[toplevel] = loader
-        self._cache.clear()
+        Parameters
+        ----------
+        subclasses
+            Whether types derived from `cls` are served too; default as the dispatch was made.
+        """
+        if func is None:
+            return lambda decorated: self.register(cls, decorated, subclasses=subclasses)
+        for one in cls if isinstance(cls, tuple) else (cls,):
+            if not isinstance(one, type):
+                message = f"{self.name}: expected a class, got {one!r}; see register_lazy for names"
+                raise TypeError(message)
+            self._handlers[one] = func, (not self.exact if subclasses is None else subclasses)
+            self._by_name[typename(one)] = one
+            if one is object:
+                self.__doc__ = func.__doc__
+        self._cache = {}
+        return func
 
-    def dispatch(self, cls: type) -> Handler | None:
+    def register_lazy(self, toplevel: str, func: Callable[[], Any] | None = None) -> Any:
+        """Call `func`, which registers handlers, when a type of a package appears.
+
+        Parameters
+        ----------
+        toplevel
+            The name of the package, as a rule a top-level one.
+
+        Notes
+        -----
+        A loader that raises stays, and is tried again the next time.
+        """
+        if func is None:
+            return lambda decorated: self.register_lazy(toplevel, decorated)
+        self._lazy[toplevel] = func if isinstance(func, Loader) else Loader(func)
+        self._cache = {}
+        return func
+
+    def find(self, cls: type) -> Handler | None:
         """Return the handler for a type, or None."""
         try:
             return self._cache[cls]
         except KeyError:
-            handler = self._cache[cls] = self._search(cls)
+            if len(self._cache) >= _MOST_TYPES:
+                self._cache = {}
+            cache = self._cache
+            handler = cache[cls] = self._search(cls)
             return handler
 
-    def dispatch_name(self, name: str) -> Handler | None:
-        """Return the handler for a qualified name, or None; imports nothing but handlers."""
+    def dispatch(self, cls: type) -> Handler:
+        """Return the handler for a type; TypeError if there is none."""
+        handler = self.find(cls)
+        if handler is None:
+            message = f"No dispatch for {typename(cls)} in {self.name}"
+            raise TypeError(message)
+        return handler
+
+    def __call__(self, arg: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call the handler for the type of the first argument."""
+        return self.dispatch(type(arg))(arg, *args, **kwargs)
+
+    def type_of(self, name: str) -> type | None:
+        """Return the registered type of a qualified name; imports nothing but lazy handlers."""
         if name not in self._by_name:
-            self._load(name.partition(".")[0])
+            self._load(name if "." in name else "builtins")
         return self._by_name.get(name)
+
+    def serves_exactly(self, cls: type) -> bool:
+        """Return whether a type was registered itself, and not only a base of it."""
+        return cls in self._handlers
 
     def _search(self, cls: type) -> Handler | None:
         for base in cls.__mro__:
             module = getattr(base, "__module__", None)
             if isinstance(module, str):
-                self._load(module.partition(".")[0])
-            if base in self._handlers and (base is cls or base in self._for_subclasses):
-                return self._handlers[base]
+                self._load(module)
+            handler, subclasses = self._handlers.get(base, (None, False))
+            if handler is not None and (base is cls or subclasses):
+                return handler
         return None
 
-    def _load(self, toplevel: str) -> None:
-        loader = self._lazy.get(toplevel)
-        if loader is not None:
-            loader()
-            self._lazy.pop(toplevel, None)
+    def _load(self, module: str) -> None:
+        for package in [name for name in self._lazy if f"{module}.".startswith(f"{name}.")]:
+            loader = self._lazy.get(package)
+            if loader is not None:
+                loader()
+                self._lazy.pop(package, None)

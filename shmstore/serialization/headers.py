@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import msgpack
-
 from shmstore.errors import CorruptStoreError, FormatVersionError, SerializationError
+from shmstore.serialization import msgpacking
 
 # Lies in shared memory. It is permanent.
 HEADER_VERSION = 1
@@ -25,7 +24,8 @@ class FrameRow(NamedTuple):
     offset: int
     nbytes: int
     writeable: bool
-    codec: None = None
+    codec: list[Any] | None = None
+    """Name of the codec and number of bytes before it; None: not compressed."""
 
 
 def pack(header: dict[str, Any], table: Sequence[FrameRow]) -> bytes:
@@ -37,8 +37,8 @@ def pack(header: dict[str, Any], table: Sequence[FrameRow]) -> bytes:
         The header holds something that msgpack cannot pack.
     """
     try:
-        return bytes(msgpack.packb((HEADER_VERSION, header, table)))
-    except (TypeError, ValueError, OverflowError) as error:
+        return msgpacking.packb([HEADER_VERSION, header, [list(row) for row in table]])
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise SerializationError(
             f"the header made by family {header.get('serializer')!r} cannot be packed: {error}",
             type=header.get("type"),
@@ -61,7 +61,7 @@ def unpack(packed: bytes, room: int) -> tuple[dict[str, Any], list[FrameRow]]:
         Another version; not such a header, or a frame that lies outside.
     """
     try:
-        version, header, rows = msgpack.unpackb(packed, strict_map_key=False)
+        version, header, rows = msgpacking.unpackb(packed)
         table = [FrameRow(*row) for row in rows]
     except Exception as error:
         raise CorruptStoreError(

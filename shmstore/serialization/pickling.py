@@ -2,42 +2,88 @@
 
 One pass of cloudpickle's pickler, which runs the C code of pickle and is asked only about
 functions, classes and instances, so that what lives in ``__main__`` or in a closure travels by
-value. What consists of a few builtin values (`is_plain`) needs not even that.
+value. It asks the type registry about each of them: objects inside of objects get their handlers
+too. What consists of a few builtin values (`is_plain`) needs not even that.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
+import types
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import cloudpickle
 
-PROTOCOL = 5
+from shmstore.errors import CorruptHeaderError
+from shmstore.serialization import interfaces, trust
+from shmstore.serialization.dispatch import typename
+from shmstore.serialization.frames import (
+    Frame,
+    Pieces,
+    Planned,
+    conform,
+    ensure_memoryview,
+    is_readonly,
+)
+from shmstore.serialization.registry import (
+    Header,
+    call_handler,
+    custom_deserialize,
+    custom_serialize,
+    rebuild,
+    reducers,
+)
 
-_LEAVES = frozenset({int, float, complex, str, bytes, bytearray, bool, type(None)})
-_SMALL = 16
+PROTOCOL: Final = 5
+
+_NUMBERS_AND_TEXT: Final = frozenset({int, float, complex, str, bool, type(None)})
+_BYTES: Final = (bytes, bytearray)
+_SMALL: Final = 16
+_SMALL_NBYTES: Final = 4096
+
+# A stream of several parts is joined up to this size; beyond it the parts are copied only once.
+_JOIN_NBYTES: Final = 1 << 16
 
 
-def dumps(x: Any, *, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None) -> bytes:
-    """Pickle an object with protocol 5.
+# --- streams -------------------------------------------------------------------------------------
+
+
+def dumps(
+    x: Any,
+    *,
+    buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None,
+    protocol: int | None = None,
+) -> bytes:
+    """Pickle an object.
 
     Parameters
     ----------
     x
-        Anything that pickle or cloudpickle takes.
+        Anything that pickle or cloudpickle takes, or a handler of the type registry.
     buffer_callback
-        Called with each out-of-band buffer, as by `pickle.dumps`.
+        Called with each out-of-band buffer, as by `pickle.dumps`; never below protocol 5.
+    protocol
+        Of pickle; None: the highest.
 
     Raises
     ------
     Exception
         Whatever the object's own reducer raises; `pickle.PicklingError` or `TypeError` as a rule.
     """
-    with io.BytesIO() as stream:
-        cloudpickle.Pickler(stream, PROTOCOL, buffer_callback).dump(x)
-        return stream.getvalue()
+    protocol = pickle.HIGHEST_PROTOCOL if protocol is None else protocol
+    sink = _Sink()
+    if buffer_callback is None or protocol < PROTOCOL:
+        Pickler(sink, protocol).dump(x)
+        return b"".join(sink.parts)
+    buffers: list[pickle.PickleBuffer] = []
+    Pickler(sink, protocol, buffers.append).dump(x)
+    for buffer in buffers:
+        frame = _frame_of(buffer)
+        held = buffer if frame is None else pickle.PickleBuffer(ensure_memoryview(frame))
+        buffer_callback(held)
+    return b"".join(sink.parts)
 
 
 def dumps_plain(x: Any) -> bytes:
@@ -45,7 +91,7 @@ def dumps_plain(x: Any) -> bytes:
     return pickle.dumps(x, PROTOCOL)
 
 
-def loads(stream: Any, *, buffers: Sequence[Any] = (), thaw: bool = False) -> Any:
+def loads(stream: Any, *, buffers: Sequence[Any] = ()) -> Any:
     """Unpickle an object from a stream and its buffers. Reading untrusted bytes runs their code.
 
     Parameters
@@ -54,11 +100,8 @@ def loads(stream: Any, *, buffers: Sequence[Any] = (), thaw: bool = False) -> An
         As `dumps` returned it.
     buffers
         The out-of-band buffers, in the order of the callbacks.
-    thaw
-        Leave the buffers as writeable as they are. A stream says of each buffer that was read-only
-        that what is built on it must be so too.
     """
-    if thaw and buffers:
+    if buffers and trust.policy.get().thaw:
         return _ThawingUnpickler(io.BytesIO(stream), buffers=buffers).load()
     return pickle.loads(stream, buffers=buffers)
 
@@ -76,23 +119,205 @@ class _ThawingUnpickler(pickle._Unpickler):  # noqa: SLF001 - public in all but 
     }
 
 
+class _Sink:
+    """Takes the stream in parts; a large bytes object inside of it is a part, not a copy."""
+
+    __slots__ = ("parts", "write")
+
+    def __init__(self) -> None:
+        self.parts: list[Any] = []
+        self.write = self.parts.append
+
+    def frame(self) -> Frame:
+        """Return the stream as one frame."""
+        if len(self.parts) == 1:
+            return self.parts[0]
+        pieces = Pieces(self.parts)
+        return b"".join(pieces.views) if pieces.nbytes <= _JOIN_NBYTES else pieces
+
+
 def is_plain(x: Any) -> bool:
     """Return whether an object is a builtin value or a small container of such, two levels deep."""
     kind = type(x)
-    if kind in _LEAVES:
+    if kind in _NUMBERS_AND_TEXT:
         return True
     if kind is dict:
-        return len(x) <= _SMALL and _LEAVES.issuperset(map(type, x)) and _are_plain(x.values())
-    return (kind is list or kind is tuple) and len(x) <= _SMALL and _are_plain(x)
+        if len(x) > _SMALL or not _are_leaves(x):
+            return False
+        return _are_plain(x.values())
+    if kind is list or kind is tuple:
+        return len(x) <= _SMALL and _are_plain(x)
+    return kind in _BYTES and len(x) <= _SMALL_NBYTES
 
 
 def _are_plain(values: Iterable[Any]) -> bool:
     for value in values:
         kind = type(value)
-        if kind in _LEAVES:
+        if kind in _NUMBERS_AND_TEXT:
             continue
-        if kind is not list and kind is not tuple:
-            return False
-        if len(value) > _SMALL or not _LEAVES.issuperset(map(type, value)):
+        if kind is list or kind is tuple:
+            if len(value) > _SMALL or not _are_leaves(value):
+                return False
+        elif kind not in _BYTES or len(value) > _SMALL_NBYTES:
             return False
     return True
+
+
+def _are_leaves(values: Iterable[Any]) -> bool:
+    return _NUMBERS_AND_TEXT.issuperset(map(type, values)) or all(
+        type(value) in _NUMBERS_AND_TEXT or (type(value) in _BYTES and len(value) <= _SMALL_NBYTES)
+        for value in values
+    )
+
+
+# --- the pickler ---------------------------------------------------------------------------------
+
+
+class OutOfBand:
+    """A frame among the arguments of a reduction, to lie beside the stream."""
+
+    __slots__ = ("frame",)
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+
+
+def out_of_band(frame: Frame) -> OutOfBand:
+    """Mark a frame among the arguments that a reducer returns: it becomes a buffer there."""
+    return OutOfBand(frame)
+
+
+class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Cloudpickle's pickler, which asks the type registry about each object but plain values."""
+
+    def __init__(
+        self,
+        file: Any,
+        protocol: int = PROTOCOL,
+        buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None,
+        context: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(file, protocol=protocol, buffer_callback=buffer_callback)
+        self._protocol = protocol
+        self._beside = buffer_callback is not None
+        self._context = context
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Return how to pickle an object, or NotImplemented for its own way.
+
+        Flat: called for every object but those of the most common builtin types.
+        """
+        kind = type(obj)
+        if kind is types.FunctionType or issubclass(kind, type):
+            return super().reducer_override(obj)
+        reduce = reducers.find(kind)
+        if reduce is not None:
+            reduction = reduce(obj)
+            return reduction if reduction is NotImplemented else self._place_buffers(reduction)
+        handler = custom_serialize.find(kind)
+        if handler is not None:
+            return self._reduce_by_handler(handler, obj)
+        if kind in self.dispatch_table or not interfaces.may_export(obj):
+            return NotImplemented
+        return interfaces.reduce(obj, self._protocol)
+
+    def _reduce_by_handler(self, handler: Any, obj: Any) -> Any:
+        try:
+            sub_header, frames = call_handler(handler, obj, self._context)
+        except NotImplementedError:
+            return NotImplemented
+        return self._place_buffers(
+            (_rebuild, (type(obj), sub_header, *[OutOfBand(frame) for frame in frames]))
+        )
+
+    def _place_buffers(self, reduction: Any) -> Any:
+        function, arguments, *rest = reduction
+        placed = [
+            self._buffer(argument.frame) if type(argument) is OutOfBand else argument
+            for argument in arguments
+        ]
+        return function, tuple(placed), *rest
+
+    def _buffer(self, frame: Frame) -> Any:
+        """Return what the C pickler writes as a buffer."""
+        if self._protocol < PROTOCOL:
+            view = ensure_memoryview(frame)
+            return bytes(view) if view.readonly else bytearray(view)
+        if self._beside and type(frame) in (Planned, Pieces):
+            stand_in = _ReadonlyStandIn() if is_readonly(frame) else _StandIn()
+            stand_in.frame = frame
+            return pickle.PickleBuffer(stand_in)
+        return pickle.PickleBuffer(ensure_memoryview(frame))
+
+
+class _StandIn(bytearray):
+    """An empty buffer that stands for a frame without bytes of its own."""
+
+    frame: Frame
+
+
+class _ReadonlyStandIn(bytes):
+    """As `_StandIn`, for a frame that readers may not write."""
+
+    frame: Frame
+
+
+def _frame_of(buffer: pickle.PickleBuffer) -> Frame | None:
+    """Return the frame that a buffer stands for, or None if it is a real one."""
+    exporter = memoryview(buffer).obj
+    return exporter.frame if isinstance(exporter, (_StandIn, _ReadonlyStandIn)) else None
+
+
+def _rebuild(cls: type, sub_header: Any, *frames: Any) -> Any:
+    """Rebuild an object inside of a pickle by its handler. Its name lies in stored pickles."""
+    handler = custom_deserialize.find(cls)
+    if handler is None:
+        raise CorruptHeaderError(
+            f"no handler for objects of type {typename(cls)} is registered in this process. Import "
+            "what registers it.",
+            key="type",
+            found=typename(cls),
+        )
+    return rebuild(handler, cls, sub_header, [ensure_memoryview(frame) for frame in frames])
+
+
+# --- the family "pickle" -------------------------------------------------------------------------
+
+
+def pickle_dumps(x: Any, context: dict[str, Any] | None = None) -> tuple[Header, list[Frame]]:
+    """Frame 0 is the stream, the others are the buffers beside it, in the order of the stream.
+
+    Parameters
+    ----------
+    context
+        Its ``"pickle-protocol"`` is used; below 5 there are no buffers.
+    """
+    protocol = context.get("pickle-protocol") if context else None
+    protocol = pickle.HIGHEST_PROTOCOL if protocol is None else protocol
+    header: Header = {"type": typename(type(x)), "writeable": ()}
+    if is_plain(x):
+        return header, [pickle.dumps(x, protocol)]
+    buffers: list[pickle.PickleBuffer] = []
+    sink = _Sink()
+    callback = buffers.append if protocol >= PROTOCOL else None
+    Pickler(sink, protocol, callback, context).dump(x)
+    frames = [sink.frame()]
+    for buffer in buffers:
+        frame = _frame_of(buffer)
+        frames.append(_raw(buffer) if frame is None else frame)
+    header["writeable"] = tuple([not is_readonly(frame) for frame in frames[1:]])
+    return header, frames
+
+
+def pickle_loads(header: Header, frames: Sequence[Frame]) -> Any:
+    """Unpickle over the frames, after making them as writeable as they were."""
+    if not frames:
+        raise CorruptHeaderError("a pickle has at least one frame, here is none", key="frames")
+    return loads(frames[0], buffers=conform(frames[1:], header.get("writeable")))
+
+
+def _raw(buffer: pickle.PickleBuffer) -> memoryview:
+    try:
+        return buffer.raw()
+    except BufferError:
+        return ensure_memoryview(buffer)

@@ -1,21 +1,25 @@
 """How does a NumPy array become one frame, and an array over that frame?
 
-Only exact ndarrays: subclasses keep their class by pickle. Arrays whose elements are objects of
-Python go there too. The frame is the memory of the array in its own order; axes of stride 0
-(broadcast) are cut to length 1 before and stretched again after.
+Only exact ndarrays: subclasses keep their class by a reducer or by their own pickle. The frame is
+the memory of the array in its own order; axes of stride 0 (broadcast) are cut to length 1 before
+and stretched again after. What is in neither order is written in C order straight to its
+destination.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from shmstore.errors import DeserializationError
-from shmstore.serialization.frames import Frame
+from shmstore.errors import CorruptHeaderError
+from shmstore.serialization.frames import Frame, Planned
+from shmstore.serialization.pickling import out_of_band
+from shmstore.serialization.registry import register_reducer, register_serialization
 
 Array = npt.NDArray[Any]
 # NPY_ARRAY_WRITEABLE in the C API of NumPy.
@@ -27,26 +31,53 @@ _TITLE: Final = 2
 Layout = tuple[tuple[int, ...], np.dtype[Any], tuple[int, ...] | None]
 
 
-def register(register_serialization: Callable[..., None]) -> None:
-    """Register the handler of this module."""
+def register() -> None:
+    """Register the handlers of this module."""
     register_serialization(np.ndarray, serialize_array, deserialize_array)
+    register_reducer(np.ndarray, reduce_array)
+    register_reducer(np.memmap, reduce_memmap)
 
 
 def serialize_array(x: Array) -> tuple[dict[str, Any], list[Frame]]:
     """Return the header (dtype, shape, strides; no strides: C order) and the memory of an array."""
-    dtype = _pack_dtype(x.dtype)
-    header: dict[str, Any] = {"dtype": dtype, "shape": x.shape}
-    if not x.flags.c_contiguous:
-        x, header["strides"] = _compact(x)
-    return header, [_memory(x)]
+    dtype = pack_dtype(x.dtype)
+    header: dict[str, Any] = {"dtype": dtype, "shape": list(x.shape)}
+    if x.flags.c_contiguous:
+        return header, [_memory(x)]
+    distinct, strides = _compact(x)
+    header["strides"] = list(strides)
+    if distinct.flags.c_contiguous or distinct.flags.f_contiguous:
+        return header, [_memory(distinct)]
+    return header, [_planned(distinct, writeable=_is_writeable(x))]
 
 
 def deserialize_array(header: dict[str, Any], frames: Sequence[Frame]) -> Array:
     """Return an array over the one frame; it is as writeable as the frame is."""
     if len(frames) != 1:
-        raise DeserializationError(f"an array has one frame, these are {len(frames)}", key="frames")
+        raise CorruptHeaderError(
+            f"an array has one frame, these are {len(frames)}",
+            key="frames",
+            found=len(frames),
+            expected=1,
+        )
     shape, dtype, strides = array_layout(header)
-    return np.ndarray(shape, dtype, frames[0], 0, strides)
+    x: Array = np.ndarray(shape, dtype, frames[0], 0, strides)
+    check_extent(x, memoryview(frames[0]).nbytes)
+    return x
+
+
+def check_extent(x: Array, nbytes: int) -> None:
+    """Raise unless the distinct elements of an array need just so many bytes."""
+    sizes = [n for n, stride in zip(x.shape, x.strides, strict=True) if stride != 0 or n == 0]
+    needed = math.prod(sizes) * x.itemsize
+    if needed != nbytes:
+        raise CorruptHeaderError(
+            f"an array of shape {x.shape} and dtype {x.dtype} needs {needed} bytes, its frame has "
+            f"{nbytes}",
+            key="shape",
+            found=nbytes,
+            expected=needed,
+        )
 
 
 def array_layout(header: dict[str, Any]) -> Layout:
@@ -54,28 +85,35 @@ def array_layout(header: dict[str, Any]) -> Layout:
     strides = header.get("strides")
     return (
         tuple(header["shape"]),
-        _unpack_dtype(header["dtype"]),
+        unpack_dtype(header["dtype"]),
         None if strides is None else tuple(strides),
     )
 
 
 def array_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Any]:
     """Return the header of a C-ordered array; NotImplementedError for elements that are objects."""
-    return {"dtype": _pack_dtype(dtype), "shape": shape}
+    return {"dtype": pack_dtype(dtype), "shape": list(shape)}
 
 
 def _compact(x: Array) -> tuple[Array, tuple[int, ...]]:
-    """Return contiguous memory with the elements of `x`, and the strides that `x` has over it."""
-    writeable = _is_writeable(x)
+    """Return the distinct elements of `x`, and the strides of `x` over them once compact."""
     axes = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in x.strides)
     distinct = x[axes]
+    compact = distinct.strides
     if not (distinct.flags.c_contiguous or distinct.flags.f_contiguous):
-        distinct = np.array(distinct, order="C")
-        distinct.flags.writeable = writeable
-    strides = tuple(
-        0 if old == 0 else new for old, new in zip(x.strides, distinct.strides, strict=True)
-    )
+        sizes = [math.prod(distinct.shape[axis + 1 :]) for axis in range(distinct.ndim)]
+        compact = tuple(size * x.itemsize for size in sizes)
+    strides = tuple(0 if old == 0 else new for old, new in zip(x.strides, compact, strict=True))
     return distinct, strides
+
+
+def _planned(x: Array, *, writeable: bool) -> Planned:
+    """Return a frame that gets the elements of an array in C order."""
+
+    def write_into(target: memoryview) -> None:
+        np.copyto(np.ndarray(x.shape, x.dtype, target), x)
+
+    return Planned(x.nbytes, write_into, writeable=writeable)
 
 
 def _is_writeable(x: Array) -> bool:
@@ -93,8 +131,8 @@ def _memory(x: Array) -> memoryview:
     return x.reshape(-1).view(np.uint8).data
 
 
-def _pack_dtype(dtype: np.dtype[Any]) -> Any:
-    """Return what msgpack can pack and `_unpack_dtype` makes the same dtype of.
+def pack_dtype(dtype: np.dtype[Any]) -> Any:
+    """Return what msgpack can pack and `unpack_dtype` makes the same dtype of.
 
     A plain dtype is its string; a structured one a dict as `numpy.dtype` takes it, with the packed
     dtypes of its fields; a field that is an array itself ``[packed dtype, shape]``.
@@ -104,13 +142,13 @@ def _pack_dtype(dtype: np.dtype[Any]) -> Any:
         raise NotImplementedError(str(dtype))
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
-        return [_pack_dtype(base), shape]
+        return [pack_dtype(base), shape]
     if dtype.names is None:
         return _plain_dtype(dtype)
     fields = [dtype.fields[name] for name in dtype.names] if dtype.fields else []
     return {
         "names": dtype.names,
-        "formats": [_pack_dtype(field[0]) for field in fields],
+        "formats": [pack_dtype(field[0]) for field in fields],
         "offsets": [field[1] for field in fields],
         "titles": [field[2] if len(field) > _TITLE else None for field in fields],
         "itemsize": dtype.itemsize,
@@ -127,10 +165,11 @@ def _plain_dtype(dtype: np.dtype[Any]) -> str:
     return text
 
 
-def _unpack_dtype(packed: Any) -> np.dtype[Any]:
+def unpack_dtype(packed: Any) -> np.dtype[Any]:
+    """Return the dtype that `pack_dtype` packed."""
     dtype: np.dtype[Any] = _build_dtype(packed)
     if dtype.hasobject:
-        raise DeserializationError("the header of an array names a dtype of objects", key="dtype")
+        raise CorruptHeaderError("the header of an array names a dtype of objects", key="dtype")
     return dtype
 
 
@@ -144,3 +183,27 @@ def _build_dtype(packed: Any) -> Any:
     aligned = bool(spec.pop("aligned"))
     spec["formats"] = [_build_dtype(field) for field in spec["formats"]]
     return np.dtype(spec, align=aligned)
+
+
+# --- inside of pickles ---------------------------------------------------------------------------
+
+
+def reduce_array(x: Array) -> Any:
+    """Pickle what NumPy would copy into the stream beside it: arrays in neither order."""
+    if x.flags.c_contiguous or x.flags.f_contiguous:
+        return NotImplemented
+    try:
+        header, frames = serialize_array(x)
+    except NotImplementedError:
+        return NotImplemented
+    return deserialize_beside, (header, *[out_of_band(frame) for frame in frames])
+
+
+def deserialize_beside(header: dict[str, Any], frame: Frame) -> Array:
+    """Return an array over a buffer beside a pickle. Its name lies in stored pickles."""
+    return deserialize_array(header, [frame])
+
+
+def reduce_memmap(x: Any) -> Any:
+    """Pickle a memory map by its content: its file may be gone on the other side."""
+    return np.asarray, (np.asarray(x),)

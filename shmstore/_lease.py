@@ -1,0 +1,83 @@
+"""What keeps an extent as it is while an object is built on it?
+
+The pin belongs to an *anchor*, the array that lies directly on a mapping: everything that is
+derived from it keeps it alive, and its weak reference drops the pin when the last of them has died.
+(NumPy shortens chains of bases, but never past an array whose base is no array, and the anchor's is
+the mapping.)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from shmstore.serialization import headers
+from shmstore.serialization.compression import decompress_frame
+from shmstore.serialization.frames import ensure_memoryview
+
+if TYPE_CHECKING:
+    import mmap
+
+    from shmstore._reading import Plan
+
+# Below this size private views are copies: a mapping of their own costs more.
+_PRIVATE_COPY_NBYTES: Final = 128 << 10
+
+
+class Lease:
+    """The hold of one get on its extent: it pins it, and each mapping that views are made on."""
+
+    __slots__ = ("__weakref__", "_anchors", "_plan")
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._anchors: dict[str, memoryview] = {}
+        plan.session.pins.pin(self, plan.slot)
+
+    def view(self, row: headers.FrameRow, mode: str) -> Any:
+        """Return a frame as the mode and its flag want it."""
+        writeable = mode == "private" or (row.writeable and mode != "readonly")
+        if row.codec is not None:
+            return self._decompress(row, writeable=writeable)
+        if mode == "copy" or (mode == "private" and self._is_small()) or not row.nbytes:
+            return self._copy(row, writeable=writeable)
+        if not writeable:
+            mode = "readonly"
+        return self._anchor(mode)[row.offset : row.offset + row.nbytes]
+
+    def _decompress(self, row: headers.FrameRow, *, writeable: bool) -> memoryview:
+        name, raw_nbytes = row.codec or (None, None)
+        stored = self._anchor("readonly")[row.offset : row.offset + row.nbytes]
+        raw: memoryview = ensure_memoryview(decompress_frame(name, stored, raw_nbytes))
+        return raw if writeable else raw.toreadonly()
+
+    def _is_small(self) -> bool:
+        return self._plan.extent_nbytes < _PRIVATE_COPY_NBYTES
+
+    def _copy(self, row: headers.FrameRow, *, writeable: bool) -> memoryview:
+        copy = np.empty(row.nbytes, np.uint8)
+        if row.nbytes:
+            source = self._anchor("readonly")[row.offset : row.offset + row.nbytes]
+            np.copyto(copy, np.frombuffer(source, np.uint8))
+        copy.flags.writeable = writeable
+        return copy.data
+
+    def _anchor(self, mode: str) -> memoryview:
+        """Return the whole extent through the mapping of a mode, under a pin of its own."""
+        view = self._anchors.get(mode)
+        if view is None:
+            view = self._anchors[mode] = self._make_anchor(mode)
+        return view
+
+    def _make_anchor(self, mode: str) -> memoryview:
+        exporter, offset = self._exporter(mode)
+        anchor = np.ndarray(self._plan.extent_nbytes, np.uint8, exporter, offset)
+        self._plan.session.pins.pin(anchor, self._plan.slot)
+        return anchor.data
+
+    def _exporter(self, mode: str) -> tuple[mmap.mmap, int]:
+        segment = self._plan.session.segment
+        if mode == "private":
+            return segment.map_private(self._plan.extent, self._plan.extent_nbytes)
+        return (segment.writeable if mode == "shared" else segment.readonly), self._plan.extent

@@ -1,0 +1,177 @@
+"""How is an object laid out for its extent, before any lock is taken?
+
+Its frames lie behind each other, each aligned; the header lies in the slot, or behind the frames if
+it is too long. A small pickle without buffers lies in the slot altogether.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from shmstore._catalog.keys import NO_KEY, Digest, digest_of
+from shmstore._catalog.slots import Content
+from shmstore._memory import layout as L
+from shmstore.serialization import (
+    DEFAULT_SERIALIZERS,
+    Serialized,
+    custom_serialize,
+    headers,
+    typename,
+)
+from shmstore.serialization.compression import maybe_compress
+from shmstore.serialization.family import encode, known
+from shmstore.serialization.frames import (
+    Frame,
+    Planned,
+    ensure_memoryview,
+    hoist_flags,
+    nbytes,
+    parts_of,
+)
+from shmstore.serialization.handlers.builtins import serialize_bytes
+from shmstore.serialization.pickling import dumps_plain, is_plain
+from shmstore.serialization.splitting import restore
+
+# Frames up to this size are copied while the store lock is held, so they must be ready by then.
+COPY_LOCKED_NBYTES: Final = 64 << 10
+
+Placed = tuple[int, memoryview | Planned]
+"""What lies at an offset in the extent: bytes, or a plan to make them there."""
+
+# Small bytes are pickled like other small values, although they have handlers.
+_PLAIN_HANDLERS: Final = (None, serialize_bytes)
+
+
+class Package(NamedTuple):
+    """An object ready to be stored."""
+
+    content: Content
+    frames: Sequence[Placed]
+    extent_nbytes: int
+    key: str | None
+
+
+def pack(
+    obj: Any,
+    key: str | None,
+    *,
+    readonly: bool | None = None,
+    serializers: Sequence[str] | None = None,
+    compression: str | None = None,
+) -> Package:
+    """Serialize an object and lay its frames out. Takes no lock, changes nothing.
+
+    Parameters
+    ----------
+    obj, key, serializers, compression
+        As `Store.put` got them.
+    readonly
+        True: all frames are recorded as read-only. None or False: as they are.
+    """
+    kind = type(obj)
+    if (
+        serializers is None
+        and compression is None
+        and is_plain(obj)
+        and custom_serialize.find(kind) in _PLAIN_HANDLERS
+    ):
+        return _pack_plain(typename(kind), dumps_plain(obj), key)  # the common case
+    names = DEFAULT_SERIALIZERS if serializers is None else known(serializers)
+    header, frames = _encoded(obj, names, compression)
+    if len(frames) == 1 and header.get("serializer") == "pickle" and compression is None:
+        return _pack_plain(header["type"], frames[0], key)
+    header, flags = hoist_flags(header, frames)
+    if key is not None:
+        header = {**header, "key": key}
+    table: list[headers.FrameRow] = []
+    placed: list[Placed] = []
+    offset = 0
+    for raw, flag in zip(frames, flags, strict=True):
+        codec, frame = _compress(raw, compression)
+        size = nbytes(frame)
+        table.append(headers.FrameRow(offset, size, flag and not readonly, codec))
+        placed += _place(frame, offset, size)
+        offset = L.align(offset + size)
+    return lay_out(headers.pack(header, table), placed, offset, key)
+
+
+def _encoded(
+    obj: Any, names: Sequence[str], compression: str | None
+) -> tuple[dict[str, Any], Sequence[Frame]]:
+    """Return header and frames of an object; the frame table takes the place of some keys."""
+    if isinstance(obj, Serialized):
+        obj = _whole(obj)
+    header, frames = encode(obj, names, {"compression": compression} if compression else None)
+    return {key: value for key, value in header.items() if key != "frame-nbytes"}, frames
+
+
+def _whole(obj: Serialized) -> Serialized:
+    """Undo what a transport did to frames: the store cuts and compresses by itself."""
+    return Serialized(*restore(obj.header, obj.frames))
+
+
+def _compress(frame: Frame, compression: str | None) -> tuple[list[Any] | None, Frame]:
+    """Return the column "codec" of the frame table, and the frame, shorter if it is worth it."""
+    if compression is None:
+        return None, frame
+    raw = ensure_memoryview(frame)
+    name, payload = maybe_compress(raw, compression=compression)
+    return (None, raw) if name is None else ([name, raw.nbytes], payload)
+
+
+def _place(frame: Frame, offset: int, size: int) -> list[Placed]:
+    """Return what is to be written where; what is small is made here, not under the lock."""
+    if type(frame) is Planned and size <= COPY_LOCKED_NBYTES:
+        return [(offset, frame.materialize())]
+    placed: list[Placed] = []
+    for part in parts_of(frame):
+        placed.append((offset, part))
+        offset += part.nbytes
+    return placed
+
+
+def _pack_plain(type_name: str, stream: Frame, key: str | None) -> Package:
+    """Lay out a pickle without buffers: in the slot itself if it fits."""
+    packed = _header_of_type(type_name) if key is None else _plain_header(type_name, key)
+    size = nbytes(stream)
+    if len(packed) + size > L.INLINE_NBYTES:
+        placed = _place(stream, 0, size)
+        return lay_out(packed, placed, L.align(size), key, L.KIND_PLAIN)
+    kind, digest = _naming(key)
+    kind |= L.KIND_PLAIN | L.KIND_INLINE
+    return Package(Content(kind, packed, 0, stream, size, digest), (), 0, key)
+
+
+def _plain_header(type_name: str, key: str | None) -> bytes:
+    header = {"type": type_name} if key is None else {"type": type_name, "key": key}
+    return headers.pack(header, ())
+
+
+@functools.lru_cache(maxsize=256)
+def _header_of_type(type_name: str) -> bytes:
+    return _plain_header(type_name, None)
+
+
+def lay_out(
+    packed: bytes,
+    frames: list[Placed],
+    extent_nbytes: int,
+    key: str | None,
+    kind: int = 0,
+) -> Package:
+    """Put the header behind the frames if it does not fit into the slot."""
+    header_offset = extent_nbytes
+    data_nbytes = sum([view.nbytes for _, view in frames])
+    if len(packed) > L.INLINE_NBYTES:
+        kind |= L.KIND_HEADER_IN_EXTENT
+        frames.append((extent_nbytes, memoryview(packed)))
+        extent_nbytes += L.align(len(packed))
+    named, digest = _naming(key)
+    content = Content(kind | named, packed, header_offset, b"", data_nbytes, digest)
+    return Package(content, frames, extent_nbytes, key)
+
+
+def _naming(key: str | None) -> tuple[int, Digest]:
+    return (0, NO_KEY) if key is None else (L.KIND_NAMED, digest_of(key))

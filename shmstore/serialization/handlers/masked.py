@@ -1,0 +1,52 @@
+"""How does a masked array of NumPy travel: data, mask, and a fill value that was chosen?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from shmstore.serialization.family import deserialize_parts, serialize_parts
+from shmstore.serialization.frames import Frame
+from shmstore.serialization.registry import own_way, register_reducer, register_serialization
+
+
+def register() -> None:
+    """Register the handlers of this module."""
+    register_serialization(np.ma.MaskedArray, serialize_masked, deserialize_masked)
+    register_serialization(type(np.ma.masked), serialize_nothing, deserialize_masked_constant)
+    register_reducer(type(np.ma.masked), own_way)
+
+
+def serialize_masked(x: Any, context: dict[str, Any] | None = None) -> tuple[Any, list[Frame]]:
+    """Return data, mask and fill value as parts."""
+    if type(x.data) is not np.ndarray or x.__dict__.get("_basedict"):
+        raise NotImplementedError("more than data and mask")
+    parts = {"data": x.data}
+    if x.mask is not np.ma.nomask:
+        parts["mask"] = x.mask
+    if x._fill_value is not None:  # noqa: SLF001 - x.fill_value does not tell whether it was chosen
+        parts["fill_value"] = x.fill_value
+    headers, frames = serialize_parts(parts, context)
+    return {"parts": headers, "hard": bool(x.hardmask)}, frames
+
+
+def deserialize_masked(header: dict[str, Any], frames: Sequence[Frame]) -> Any:
+    """Return a masked array over data and mask."""
+    parts = deserialize_parts(header["parts"], frames)
+    mask = parts.get("mask", np.ma.nomask)
+    x: Any = np.ma.MaskedArray(parts["data"], mask, copy=False, hard_mask=bool(header["hard"]))
+    if "fill_value" in parts:
+        x.fill_value = parts["fill_value"]
+    return x
+
+
+def serialize_nothing(_: Any) -> tuple[dict[str, Any], list[Frame]]:
+    """Return an empty header: there is one such object in each process."""
+    return {}, []
+
+
+def deserialize_masked_constant(_: Any, __: Any) -> Any:
+    """Return `numpy.ma.masked`."""
+    return np.ma.masked
