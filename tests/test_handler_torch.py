@@ -180,6 +180,16 @@ def test_gradient_on_the_storage_of_its_tensor_stays_on_it() -> None:
     assert got.grad.tolist() == [7, 1, 1]
 
 
+def test_gradient_that_is_more_than_a_tensor_keeps_what_it_is() -> None:
+    """Its class, its own gradient."""
+    x = torch.ones(3)
+    x.grad = torch.nn.Parameter(torch.arange(3.0))
+    x.grad.grad = torch.full((3,), 7.0)
+    got = round_trip(x)
+    assert same(x.grad, got.grad)
+    assert same(x.grad.grad, got.grad.grad)
+
+
 @pytest.mark.parametrize("inside", [False, True], ids=["by itself", "in a list"])
 def test_result_of_autograd_arrives_as_a_leaf(inside: Any) -> None:
     """As from torch.load: its history stays where it is."""

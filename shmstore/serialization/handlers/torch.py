@@ -77,8 +77,9 @@ def serialize_tensor(x: torch.Tensor) -> tuple[Header, list[Frame]]:
     grad = _grad_of(x)
     if grad is None:
         return header, [frame]
-    if grad.grad_fn is not None or _grad_of(grad) is not None or _share(x, grad):
-        raise NotImplementedError("its gradient has a gradient, or shares its storage")
+    plain = type(grad) is torch.Tensor and grad.grad_fn is None and not vars(grad)
+    if not plain or grad.grad is not None or _share(x, grad):
+        raise NotImplementedError("its gradient is more than a tensor, or shares its storage")
     header["grad"], grad_frame = _pack(grad)
     return header, [frame, grad_frame]
 
