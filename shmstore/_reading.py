@@ -271,7 +271,8 @@ def _interpret(session: Session, record: Record, packed: bytes) -> Plan:
     if any(row.offset + row.nbytes > record.extent_nbytes for row in table):
         raise session.slots.damaged(record.slot, "a frame leaves its extent")
     is_array = (header.get("serializer"), header["type"]) == ("custom", "numpy.ndarray")
-    on_mapping = is_array and table[0].nbytes and table[0].codec is None
+    plain = is_array and len(table) == 1 and "dtype" in header["sub-header"]
+    on_mapping = plain and table[0].nbytes and table[0].codec is None
     kind = ArrayPlan if on_mapping and _is_handled_here() else Plan
     return kind(session, record, header, table)
 

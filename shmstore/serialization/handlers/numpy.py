@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from shmstore.errors import CorruptHeaderError
 from shmstore.serialization.frames import Frame, Planned
+from shmstore.serialization.handlers import text
 from shmstore.serialization.pickling import out_of_band
 from shmstore.serialization.registry import register_reducer, register_serialization
 
@@ -39,9 +40,15 @@ def register() -> None:
 
 
 def serialize_array(x: Array) -> tuple[dict[str, Any], list[Frame]]:
-    """Return the header (dtype, shape, strides; no strides: C order) and the memory of an array."""
+    """Return the header (dtype, shape, strides; no strides: C order) and the memory of an array.
+
+    A large array of text is encoded (see `text`).
+    """
+    if _may_be_text(x):
+        header, frames = text.encode(x)
+        return {"text": header}, frames
     dtype = pack_dtype(x.dtype)
-    header: dict[str, Any] = {"dtype": dtype, "shape": list(x.shape)}
+    header = {"dtype": dtype, "shape": list(x.shape)}
     if x.flags.c_contiguous:
         return header, [_memory(x)]
     distinct, strides = _compact(x)
@@ -52,7 +59,9 @@ def serialize_array(x: Array) -> tuple[dict[str, Any], list[Frame]]:
 
 
 def deserialize_array(header: dict[str, Any], frames: Sequence[Frame]) -> Array:
-    """Return an array over the one frame; it is as writeable as the frame is."""
+    """Return an array over the one frame, as writeable as it is; one of text from its frames."""
+    if "text" in header:
+        return text.decode(header["text"], frames)
     if len(frames) != 1:
         raise CorruptHeaderError(
             f"an array has one frame, these are {len(frames)}",
@@ -64,6 +73,10 @@ def deserialize_array(header: dict[str, Any], frames: Sequence[Frame]) -> Array:
     x: Array = np.ndarray(shape, dtype, frames[0], 0, strides)
     check_extent(x, memoryview(frames[0]).nbytes)
     return x
+
+
+def _may_be_text(x: Array) -> bool:
+    return x.dtype == object and x.size >= text.MIN_SIZE
 
 
 def check_extent(x: Array, nbytes: int) -> None:
@@ -159,10 +172,10 @@ def pack_dtype(dtype: np.dtype[Any]) -> Any:
 @functools.lru_cache(maxsize=256)
 def _plain_dtype(dtype: np.dtype[Any]) -> str:
     """Return the string of a dtype that is told by it; others (text, extensions) decline."""
-    text = dtype.str
-    if dtype.kind == "T" or np.dtype(text) != dtype:
+    name = dtype.str
+    if dtype.kind == "T" or np.dtype(name) != dtype:
         raise NotImplementedError(str(dtype))
-    return text
+    return name
 
 
 def unpack_dtype(packed: Any) -> np.dtype[Any]:
@@ -189,8 +202,8 @@ def _build_dtype(packed: Any) -> Any:
 
 
 def reduce_array(x: Array) -> Any:
-    """Pickle what NumPy would copy into the stream beside it: arrays in neither order."""
-    if x.flags.c_contiguous or x.flags.f_contiguous:
+    """Pickle what NumPy would copy into the stream beside it: text, arrays in neither order."""
+    if not _may_be_text(x) and (x.flags.c_contiguous or x.flags.f_contiguous):
         return NotImplemented
     try:
         header, frames = serialize_array(x)
@@ -199,9 +212,9 @@ def reduce_array(x: Array) -> Any:
     return deserialize_beside, (header, *[out_of_band(frame) for frame in frames])
 
 
-def deserialize_beside(header: dict[str, Any], frame: Frame) -> Array:
-    """Return an array over a buffer beside a pickle. Its name lies in stored pickles."""
-    return deserialize_array(header, [frame])
+def deserialize_beside(header: dict[str, Any], *frames: Frame) -> Array:
+    """Return an array over buffers beside a pickle. Its name lies in stored pickles."""
+    return deserialize_array(header, frames)
 
 
 def reduce_memmap(x: Any) -> Any:
