@@ -203,6 +203,11 @@ def _all_types(types: Iterable[pa.DataType]) -> Iterator[pa.DataType]:
             yield from _all_types([outer.storage_type])
 
 
+def has_dictionary(outer: pa.DataType) -> bool:
+    """Return whether a type is that of a dictionary, or nests one."""
+    return any(isinstance(part, pa.DictionaryType) for part in _all_types([outer]))
+
+
 def _deserialize(frames: Sequence[Frame], read: Callable[[Any], Any]) -> Any:
     """Return what `read` makes of the stream in the frame, after a look at its bounds."""
     stream = _immutable(frames)
