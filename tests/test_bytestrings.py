@@ -13,7 +13,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shmstore.errors import CodecNotFoundError, CorruptHeaderError, SerializationError
@@ -64,6 +64,7 @@ def test_what_is_written_is_read(x, codec, size):
 
 
 @pytest.mark.row("S73", "S74")
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.integers() | st.text() | st.binary() | st.floats(allow_nan=False),

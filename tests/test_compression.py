@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 import psutil
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shmstore.errors import CodecNotFoundError, CorruptHeaderError, ShmStoreError
@@ -195,6 +195,7 @@ def test_views_of_any_kind_are_compressed(codec, view):
 
 
 @pytest.mark.row("S64")
+@settings(deadline=None)
 @given(data=st.binary(min_size=1, max_size=500), repeats=st.integers(1, 200))
 def test_whatever_is_compressed_comes_back(data, repeats):
     """For every codec, without and with the number of raw bytes."""
@@ -241,6 +242,7 @@ def test_more_than_two_gibibytes_are_compressed(codec):
 
 
 @pytest.mark.row("S65")
+@settings(deadline=None)
 @given(length=st.integers(0, 300), size=st.integers(0, 300), n=st.integers(0, 8))
 def test_samples_are_slices_in_order_that_do_not_overlap(length, size, n):
     """Bytes that all differ come out in ascending order, none twice."""
@@ -340,6 +342,7 @@ def test_every_cut_is_noticed(codec):
 
 
 @pytest.mark.row("F21")
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.one_of(st.none(), st.integers(0, 10**5)))
 def test_nonsense_never_does_more_than_raise(payload, raw):
     """Arbitrary bytes decompress to the declared length or give our error."""
@@ -352,6 +355,7 @@ def test_nonsense_never_does_more_than_raise(payload, raw):
 
 
 @pytest.mark.row("F21")
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 255))
 def test_flipped_bits_never_do_more_than_raise(place, flip):
     """Those with a checksum (zlib, zstd) notice; the others keep at least the length."""

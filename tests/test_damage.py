@@ -9,7 +9,7 @@ import zlib
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutations import COUNT, mutations
 
@@ -95,8 +95,9 @@ def test_every_cut_and_extension_is_noticed():
     """Down to no bytes at all, and also where only zeros are added."""
     text = written("parts")
     for length in range(len(text)):
-        with pytest.raises(CorruptHeaderError):
+        with pytest.raises(CorruptHeaderError) as caught:
             deserialize_bytes(text[:length])
+        assert (caught.value.key, caught.value.found) == ("nbytes", length)
     for tail in (b"\0", bytes(64), text):
         with pytest.raises(CorruptHeaderError):
             deserialize_bytes(text + tail)
@@ -143,6 +144,9 @@ def forged(envelope: bytes, frames: bytes = b"") -> bytes:
         [[63, 0]],
         [[64, 0], [0, 0]],
         [[64, 1]],
+        [],
+        [[0, 0]],
+        [[63, zlib.crc32(bytes(63))]],
     ],
     ids=repr,
 )
@@ -164,6 +168,7 @@ def test_headers_that_are_none_are_refused(envelope):
 
 
 @pytest.mark.row("F21")
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_nonsense_is_no_object(nonsense):
     """Arbitrary bytes, and arbitrary bytes that begin well."""
@@ -265,7 +270,18 @@ def test_headers_of_parts_that_are_none_are_refused(header):
 @pytest.mark.row("F21", "S111")
 @pytest.mark.parametrize(
     "frame",
-    [b"", b"\x92", b"\x92\x01", b"\x90", b"\x80", b"\xc1", b"\x93\x01\x01\x01", b"\x92\xc0\x01"],
+    [
+        b"",
+        b"\x92",
+        b"\x92\x01",
+        b"\x90",
+        b"\x80",
+        b"\xc1",
+        b"\x93\x01\x01\x01",
+        b"\x91\x02",
+        b"\x93\x02\x01\x01",
+        b"\x92\xc0\x01",
+    ],
 )
 def test_messages_that_are_none_are_refused(frame):
     """Frame 0 is a pair, or it is damaged."""

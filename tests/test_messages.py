@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shmstore.errors import (
@@ -54,6 +54,7 @@ PLAIN = st.recursive(
 
 
 @pytest.mark.row("S110", "S111")
+@settings(deadline=None, max_examples=50)
 @given(
     st.recursive(
         PLAIN | st.builds(Serialize, PLAIN) | st.builds(ToPickle, PLAIN),

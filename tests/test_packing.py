@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shmstore.errors import CorruptHeaderError
@@ -118,6 +118,7 @@ def make_base(kind: str):
 
 @pytest.mark.row("S69", "S70")
 @pytest.mark.parametrize("kind", ["bytes", "bytearray", "numpy", "fortran", "mmap"])
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 1000), min_size=2, max_size=8))
 def test_neighbours_are_joined_without_a_copy(kind, cuts):
     """Views of bytes, bytearrays, arrays and mappings, with empty ones in between."""
@@ -271,6 +272,7 @@ def test_the_prelude_is_little_endian():
 
 
 @pytest.mark.row("S68")
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=100), max_size=20))
 def test_what_is_packed_is_unpacked(frames):
     """Zero-copy slices of the buffer that was given."""

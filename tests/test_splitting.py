@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shmstore.errors import CorruptHeaderError, SerializationError
@@ -107,6 +107,7 @@ def test_compression_entries_that_are_not_one_per_frame_are_refused(entries):
 
 
 @pytest.mark.row("S08")
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=300), max_size=5), st.integers(1, 400), st.booleans())
 def test_what_is_cut_becomes_whole(contents, size, transported):
     """The header is the one before, also after the pieces went through a transport."""

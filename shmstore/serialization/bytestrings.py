@@ -32,10 +32,10 @@ from shmstore.errors import (
     ShmStoreError,
 )
 from shmstore.serialization import msgpacking
-from shmstore.serialization.compression import compress_frames, decompress
+from shmstore.serialization.compression import compress_frames, decompress, entries_of
 from shmstore.serialization.frames import ALIGNMENT, Frame, allocate, ensure_memoryview
 from shmstore.serialization.packing import SPLIT_SIZE
-from shmstore.serialization.splitting import merge_and_deserialize, serialize_and_split
+from shmstore.serialization.splitting import is_named, merge_and_deserialize, serialize_and_split
 
 # Lie in files. They are permanent.
 MAGIC: Final = b"shmbytes"
@@ -191,7 +191,11 @@ def deserialize_bytes(
     view = ensure_memoryview(b)
     header, frames = _unpack(view, verify=verify)
     if copy:
-        frames = [_copy(frame) for frame in frames]
+        entries = entries_of(header, frames)
+        frames = [
+            frame if is_named(entry) else _copy(frame)
+            for entry, frame in zip(entries, frames, strict=True)
+        ]
     return merge_and_deserialize(header, decompress(header, frames), deserializers)
 
 

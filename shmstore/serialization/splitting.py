@@ -94,8 +94,6 @@ def split(header: Header, frames: Sequence[Frame], size: int | None) -> tuple[He
             entry for entry, count in zip(entries, counts, strict=True) for _ in range(count)
         ],
     }
-    if any(map(is_named, entries)):
-        header.pop("frame-nbytes", None)  # of what is compressed; the reader has what it becomes
     return header, [piece for of_one in pieces for piece in of_one]
 
 
