@@ -14,6 +14,11 @@ for what somebody wrote who is not trusted.
 
 import numpy as np
 
+from shmstore.serialization.bytestrings import (
+    deserialize_bytes,
+    serialize_bytelist,
+    serialize_bytes,
+)
 from shmstore.serialization.dispatch import Dispatch, has_keyword, typename
 from shmstore.serialization.family import (
     DEFAULT_SERIALIZERS,
@@ -24,6 +29,7 @@ from shmstore.serialization.family import (
     serialize,
     serialize_parts,
 )
+from shmstore.serialization.generic import register_generic
 from shmstore.serialization.markers import (
     Pickled,
     Serialize,
@@ -32,6 +38,7 @@ from shmstore.serialization.markers import (
     content_hash,
     to_serialize,
 )
+from shmstore.serialization.messages import dumps, loads
 from shmstore.serialization.msgpacking import msgpack_decode_default, msgpack_encode_default
 from shmstore.serialization.nesting import nested_deserialize
 from shmstore.serialization.registry import (
@@ -42,6 +49,7 @@ from shmstore.serialization.registry import (
     register_reducer,
     register_serialization,
 )
+from shmstore.serialization.splitting import merge_and_deserialize, serialize_and_split
 from shmstore.serialization.trust import allowed_modules, import_allowed_module
 
 # What every process needs is there before the first object.
@@ -62,18 +70,26 @@ __all__ = [
     "custom_deserialize",
     "custom_serialize",
     "deserialize",
+    "deserialize_bytes",
     "deserialize_parts",
+    "dumps",
     "families",
     "has_custom_handler",
     "has_keyword",
     "import_allowed_module",
+    "loads",
+    "merge_and_deserialize",
     "msgpack_decode_default",
     "msgpack_encode_default",
     "nested_deserialize",
+    "register_generic",
     "register_reducer",
     "register_serialization",
     "register_serialization_family",
     "serialize",
+    "serialize_and_split",
+    "serialize_bytelist",
+    "serialize_bytes",
     "serialize_parts",
     "to_serialize",
     "typename",

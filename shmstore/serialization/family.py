@@ -312,9 +312,11 @@ def _check_sizes(header: Header, frames: Sequence[Frame]) -> None:
 
 
 def serialize_parts(
-    parts: Mapping[str, Any], context: dict[str, Any] | None = None
+    parts: Mapping[str, Any],
+    context: dict[str, Any] | None = None,
+    serializers: Sequence[str] = DEFAULT_SERIALIZERS,
 ) -> tuple[dict[str, Any], list[Frame]]:
-    """Serialize the parts of an object for its handler, each by the default families.
+    """Serialize the parts of an object for its handler, each by itself.
 
     Returns
     -------
@@ -327,7 +329,7 @@ def serialize_parts(
     frames: list[Frame] = []
     for name, part in parts.items():
         try:
-            header, more = encode(part, DEFAULT_SERIALIZERS, context)
+            header, more = encode(part, serializers, context)
         except SerializationError as error:
             raise iterating.located(error, f".{name}") from error
         header, _ = hoist_flags(header, more)  # the flags of all frames stand beside the parts

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from shmstore.errors import CorruptHeaderError
-from shmstore.serialization.frames import Frame, ensure_memoryview, nbytes
+from shmstore.serialization.buffers import Frame, ensure_memoryview, nbytes
 
 SPLIT_SIZE = 64 * 2**20
 """Bytes of the longest piece of a frame, unless somebody asks for another size."""

@@ -210,7 +210,7 @@ def _class_of(header: Header) -> type:
     name = header.get("type")
     if not isinstance(name, str):
         raise CorruptHeaderError(f"the header names the type {name!r:.100}", key="type", found=name)
-    cls = custom_deserialize.type_of(name)
+    cls = custom_deserialize.type_of(name) or _imported_class(name)
     if cls is not None:
         return cls
     pickled = header.get("class")
@@ -227,6 +227,18 @@ def _class_of(header: Header) -> type:
             f"the header names the type {name!r} and holds the class {found!r:.100}", key="class"
         )
     return found
+
+
+def _imported_class(name: str) -> type | None:
+    """Return the class of a qualified name if its module has been imported; runs no code of it."""
+    parts = name.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        found: Any = sys.modules.get(".".join(parts[:cut]))
+        for part in parts[cut:]:
+            found = getattr(found, "__dict__", {}).get(part)
+        if isinstance(found, type) and typename(found) == name:
+            return found if custom_deserialize.find(found) is not None else None
+    return None
 
 
 _pickled: weakref.WeakKeyDictionary[type, bytes] = weakref.WeakKeyDictionary()

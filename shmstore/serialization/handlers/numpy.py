@@ -198,6 +198,12 @@ def _build_dtype(packed: Any) -> Any:
     return np.dtype(spec, align=aligned)
 
 
+def itemsize(dtype: np.dtype[Any]) -> int:
+    """Return the number of bytes of the base element of a dtype; 8 if there are more than 255."""
+    nbytes = dtype.base.itemsize
+    return 8 if nbytes > 255 else nbytes
+
+
 # --- inside of pickles ---------------------------------------------------------------------------
 
 
