@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from mutations import COUNT, mutations
 
 from shmstore.errors import CorruptHeaderError, FormatVersionError, ShmStoreError
-from shmstore.serialization import Serialize, Serialized, messages, serialize
+from shmstore.serialization import Serialize, Serialized, serialize
 from shmstore.serialization.bytestrings import MAGIC, VERSION, deserialize_bytes, serialize_bytes
 from shmstore.serialization.compression import compressions
 from shmstore.serialization.messages import dumps, loads
-from shmstore.serialization.msgpacking import packb
+from shmstore.serialization.msgpacking import EXT_PLACED_PICKLED, EXT_PLACED_SERIALIZED, packb
 
 ARRAY = np.arange(5000, dtype="f8")
 
@@ -221,7 +221,7 @@ def test_missing_and_surplus_frames_are_refused():
 
 
 @pytest.mark.row("F21", "S111")
-@pytest.mark.parametrize("code", [messages.EXT_SERIALIZED_AT, messages.EXT_PICKLED_AT])
+@pytest.mark.parametrize("code", [EXT_PLACED_SERIALIZED, EXT_PLACED_PICKLED])
 @pytest.mark.parametrize("position", [0, 2, -1, 2**40, 2**63, "1", 1.0, True, None, [1]], ids=repr)
 @pytest.mark.parametrize("deserialize", [True, False])
 def test_forged_positions_are_refused(position, code, deserialize):
@@ -237,7 +237,7 @@ def test_forged_positions_are_refused(position, code, deserialize):
 def test_one_part_cannot_be_named_twice():
     """A short message cannot ask for the same frames a million times."""
     frames = dumps(Serialize(1))
-    part = msgpack.ExtType(messages.EXT_SERIALIZED_AT, packb(1))
+    part = msgpack.ExtType(EXT_PLACED_SERIALIZED, packb(1))
     frames[0] = msgpack.packb([1, [part, part]])
     with pytest.raises(CorruptHeaderError, match="stands for frame 1"):
         loads(frames)

@@ -22,16 +22,15 @@ from shmstore.serialization import msgpacking
 from shmstore.serialization.compression import compress_frames, decompress
 from shmstore.serialization.frames import Frame, ensure_memoryview
 from shmstore.serialization.markers import Pickled, Serialize, Serialized, ToPickle
+from shmstore.serialization.msgpacking import EXT_PLACED_PICKLED, EXT_PLACED_SERIALIZED
 from shmstore.serialization.splitting import merge_and_deserialize, serialize_and_split, split
 
-# Extension codes of the message format, and its version. They are permanent.
-EXT_SERIALIZED_AT: Final = 9
-EXT_PICKLED_AT: Final = 10
+# Lies in what is sent. It is permanent.
 VERSION: Final = 1
 
 FRAMES: Final = "num-sub-frames"
 
-_PARTS: Final = {EXT_SERIALIZED_AT: Serialized, EXT_PICKLED_AT: Pickled}
+_PARTS: Final = {EXT_PLACED_SERIALIZED: Serialized, EXT_PLACED_PICKLED: Pickled}
 
 # How msgpack begins an array of two, and the greatest int that is a byte of its own.
 _PAIR: Final = 0x92
@@ -113,14 +112,14 @@ class _Writer:
     def place(self, part: Any) -> msgpack.ExtType:
         """Add a part to the frames; return what stands for it in the message."""
         if isinstance(part, Serialize):
-            code, made = EXT_SERIALIZED_AT, self._serialize(part)
+            code, made = EXT_PLACED_SERIALIZED, self._serialize(part)
         elif isinstance(part, Serialized):
-            code, made = EXT_SERIALIZED_AT, split(part.header, part.frames, self.size)
+            code, made = EXT_PLACED_SERIALIZED, split(part.header, part.frames, self.size)
         elif isinstance(part, Pickled):
-            code, made = EXT_PICKLED_AT, split(part.header, part.frames, self.size)
+            code, made = EXT_PLACED_PICKLED, split(part.header, part.frames, self.size)
         else:
             data = part.data if isinstance(part, ToPickle) else part
-            code, made = EXT_PICKLED_AT, self._pickle(data)
+            code, made = EXT_PLACED_PICKLED, self._pickle(data)
         header, frames = compress_frames(*made, self.compression)
         position = len(self.frames)
         self.frames += [msgpacking.packb({**header, FRAMES: len(frames)}), *frames]
@@ -231,7 +230,7 @@ class _Reader:
                 expected=self.next,
             )
         header, frames = self._part()
-        if self.deserialize or (code == EXT_PICKLED_AT and self.unpickle):
+        if self.deserialize or (code == EXT_PLACED_PICKLED and self.unpickle):
             return merge_and_deserialize(header, decompress(header, frames), self.deserializers)
         return _PARTS[code](header, list(frames))
 
