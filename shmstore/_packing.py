@@ -15,7 +15,6 @@ from shmstore._catalog.slots import Content
 from shmstore._memory import layout as L
 from shmstore.serialization import (
     DEFAULT_SERIALIZERS,
-    Serialized,
     custom_serialize,
     headers,
     typename,
@@ -101,15 +100,12 @@ def _encoded(
     obj: Any, names: Sequence[str], compression: str | None
 ) -> tuple[dict[str, Any], Sequence[Frame]]:
     """Return header and frames of an object; the frame table takes the place of some keys."""
-    if isinstance(obj, Serialized):
-        obj = _whole(obj)
-    header, frames = encode(obj, names, {"compression": compression} if compression else None)
-    return {key: value for key, value in header.items() if key != "frame-nbytes"}, frames
-
-
-def _whole(obj: Serialized) -> Serialized:
-    """Undo what a transport did to frames: the store cuts and compresses by itself."""
-    return Serialized(*restore(obj.header, obj.frames))
+    context = {"compression": compression} if compression else None
+    # What a transport or a handler cut and compressed is undone: the store does it by itself.
+    header, frames = restore(*encode(obj, names, context))
+    if "frame-nbytes" in header:
+        header = {key: value for key, value in header.items() if key != "frame-nbytes"}
+    return header, frames
 
 
 def _compress(frame: Frame, compression: str | None) -> tuple[list[Any] | None, Frame]:

@@ -35,15 +35,14 @@ from shmstore._mapping import NamedObjects
 from shmstore._memory import layout as L
 from shmstore._ref import ObjectRef
 from shmstore._session import Session
+from shmstore._undecoded import Undecoded
 from shmstore.errors import ObjectNotFoundError
-from shmstore.serialization import Serialized, deserialize, typename
-from shmstore.serialization.frames import ensure_memoryview
 
 _RAISE: Any = object()
 _GONE = _reading.GONE
 
 
-class Store(Handle, NamedObjects):
+class Store(Handle, NamedObjects, Undecoded):
     """A handle on a store of objects in shared memory.
 
     Handles are made by `create`, `attach` and `open`. A handle is a context manager, a mutable
@@ -295,38 +294,6 @@ class Store(Handle, NamedObjects):
         if secured is None and required:
             raise _reading.missing_key(session, key)
         return secured
-
-    def get_view(self, target: ObjectRef | str, *, mode: str = "shared") -> memoryview:
-        """Return the bytes of one buffer without copying them, also of objects that own theirs.
-
-        Parameters
-        ----------
-        target
-            A reference or a key of bytes, a bytearray, an array or anything else with one buffer.
-        mode
-            See `get`.
-
-        Returns
-        -------
-        memoryview
-            Flat, of unsigned bytes, in the order of the memory.
-
-        Raises
-        ------
-        TypeError
-            The object is not one buffer.
-        ObjectNotFoundError
-            As `get`.
-        """
-        found: Serialized = self.get(target, mode=mode, decode=False)
-        if found.header.get("serializer") == "custom" and len(found.frames) == 1:
-            return ensure_memoryview(found.frames[0])
-        x = deserialize(found.header, found.frames)
-        try:
-            return ensure_memoryview(x)
-        except (TypeError, ValueError):
-            message = f"an object of type {typename(x)} is not one buffer; use get() instead"
-            raise TypeError(message) from None
 
     def get_many(
         self,

@@ -144,15 +144,15 @@ def hoist_flags(
         pickled or "serializer" not in header or header["serializer"] == "custom"
     ):
         return header, [not is_readonly(frame) for frame in frames]
-    found = [False, *flags] if pickled else list(flags)
+    found: list[Any] = [False, *flags] if pickled else list(flags)
     if len(found) != len(frames):
         raise _wrong_flags(flags, frames)
-    rest = {key: value for key, value in header.items() if key != "writeable"}
-    known = [
-        not is_readonly(frame) if flag is None else bool(flag)
-        for flag, frame in zip(found, frames, strict=True)
-    ]
-    return rest, known
+    rest = header.copy()
+    del rest["writeable"]
+    if None in found:
+        pairs = zip(found, frames, strict=True)
+        found = [not is_readonly(frame) if flag is None else flag for flag, frame in pairs]
+    return rest, found
 
 
 def conform(frames: Sequence[Frame], flags: Sequence[bool | None] | None) -> list[Frame]:

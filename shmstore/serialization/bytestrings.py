@@ -34,8 +34,14 @@ from shmstore.errors import (
 from shmstore.serialization import msgpacking
 from shmstore.serialization.compression import compress_frames, decompress, entries_of
 from shmstore.serialization.frames import ALIGNMENT, Frame, allocate, ensure_memoryview
+from shmstore.serialization.markers import Serialized
 from shmstore.serialization.packing import SPLIT_SIZE
-from shmstore.serialization.splitting import is_named, merge_and_deserialize, serialize_and_split
+from shmstore.serialization.splitting import (
+    is_named,
+    merge_and_deserialize,
+    restore,
+    serialize_and_split,
+)
 
 # Lie in files. They are permanent.
 MAGIC: Final = b"shmbytes"
@@ -197,6 +203,17 @@ def deserialize_bytes(
             for entry, frame in zip(entries, frames, strict=True)
         ]
     return merge_and_deserialize(header, decompress(header, frames), deserializers)
+
+
+def unpack_bytes(b: Frame) -> Serialized:
+    """Return header and frames of a string of bytes, checked but not decoded.
+
+    Raises
+    ------
+    CorruptHeaderError, FormatVersionError
+        As `deserialize_bytes`.
+    """
+    return Serialized(*restore(*_unpack(ensure_memoryview(b), verify=True)))
 
 
 def _unpack(view: memoryview, *, verify: bool) -> tuple[dict[str, Any], list[Frame]]:

@@ -51,10 +51,13 @@ def has_keyword(func: Any, name: str) -> bool:
 
 def _look_for_keyword(func: Any, name: str) -> bool:
     try:
-        return name in inspect.signature(func).parameters
+        parameter = inspect.signature(func).parameters.get(name)
     except (TypeError, ValueError):
         return False
+    return parameter is not None and parameter.kind in _BY_NAME
 
+
+_BY_NAME: Final = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 _has_keyword = functools.lru_cache(maxsize=1000)(_look_for_keyword)
 

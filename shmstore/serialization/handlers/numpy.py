@@ -35,7 +35,7 @@ Layout = tuple[tuple[int, ...], np.dtype[Any], tuple[int, ...] | None]
 def register() -> None:
     """Register the handlers of this module."""
     register_serialization(np.ndarray, serialize_array, deserialize_array)
-    register_reducer(np.ndarray, reduce_array)
+    register_reducer(np.ndarray, reduce_array, subclasses=True)
     register_reducer(np.memmap, reduce_memmap)
 
 
@@ -209,6 +209,8 @@ def itemsize(dtype: np.dtype[Any]) -> int:
 
 def reduce_array(x: Array) -> Any:
     """Pickle what NumPy would copy into the stream beside it: text, arrays in neither order."""
+    if type(x) is not np.ndarray:
+        return _reduce_subclass(x)
     if not _may_be_text(x) and (x.flags.c_contiguous or x.flags.f_contiguous):
         return NotImplemented
     try:
@@ -216,6 +218,28 @@ def reduce_array(x: Array) -> Any:
     except NotImplementedError:
         return NotImplemented
     return deserialize_beside, (header, *[out_of_band(frame) for frame in frames])
+
+
+def _reduce_subclass(x: Array) -> Any:
+    """Pickle a subclass as array, class and attributes, if it pickles itself as an ndarray does.
+
+    NumPy would copy its data into the stream, and lose the attributes.
+    """
+    cls = type(x)
+    if any(getattr(cls, name) is not getattr(np.ndarray, name) for name in _OWN_WAY):
+        return NotImplemented
+    return _view_as, (np.ndarray.view(x, np.ndarray), cls, getattr(x, "__dict__", None))
+
+
+_OWN_WAY: Final = ("__reduce__", "__reduce_ex__", "__setstate__")
+
+
+def _view_as(x: Array, cls: type[Array], attributes: dict[str, Any] | None) -> Array:
+    """Return an array as one of a subclass. Its name lies in stored pickles."""
+    view: Array = x.view(cls)
+    if attributes:
+        view.__dict__.update(attributes)
+    return view
 
 
 def deserialize_beside(header: dict[str, Any], *frames: Frame) -> Array:

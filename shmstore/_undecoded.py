@@ -1,0 +1,96 @@
+"""How do the bytes of an object leave a store, or enter it, without becoming the object?"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from shmstore._ref import ObjectRef
+from shmstore.serialization import Serialized, deserialize, typename
+from shmstore.serialization.bytestrings import serialize_bytes, unpack_bytes
+from shmstore.serialization.frames import ensure_memoryview
+
+if TYPE_CHECKING:
+    from collections.abc import Buffer  # type: ignore[attr-defined,unused-ignore] # Python 3.12
+
+
+class Undecoded(ABC):
+    """Calls of `Store` that look at stored objects as header and frames."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def put(self, obj: Any, *, key: str | None = None, overwrite: bool = True) -> ObjectRef:
+        """See `Store.put`."""
+
+    @abstractmethod
+    def get(self, target: Any, *, mode: str = "shared", decode: bool = True) -> Any:
+        """See `Store.get`."""
+
+    def get_view(self, target: ObjectRef | str, *, mode: str = "shared") -> memoryview:
+        """Return the bytes of one buffer without copying them, also of objects that own theirs.
+
+        Parameters
+        ----------
+        target
+            A reference or a key of bytes, a bytearray, an array or anything else with one buffer.
+        mode
+            See `get`.
+
+        Returns
+        -------
+        memoryview
+            Flat, of unsigned bytes, in the order of the memory.
+
+        Raises
+        ------
+        TypeError
+            The object is not one buffer.
+        ObjectNotFoundError
+            As `get`.
+        """
+        found: Serialized = self.get(target, mode=mode, decode=False)
+        if found.header.get("serializer") == "custom" and len(found.frames) == 1:
+            return ensure_memoryview(found.frames[0])
+        x = deserialize(found.header, found.frames)
+        try:
+            return ensure_memoryview(x)
+        except (TypeError, ValueError):
+            message = f"an object of type {typename(x)} is not one buffer; use get() instead"
+            raise TypeError(message) from None
+
+    def dump_bytes(self, target: ObjectRef | str, *, compression: str | None = None) -> bytes:
+        """Return an object as one string of bytes, checksums included, without decoding it.
+
+        Parameters
+        ----------
+        target
+            A reference or a key.
+        compression
+            As in `put`.
+
+        See Also
+        --------
+        load_bytes, shmstore.serialization.deserialize_bytes
+        """
+        return serialize_bytes(self.get(target, decode=False), compression=compression)
+
+    def load_bytes(
+        self, data: Buffer, *, key: str | None = None, overwrite: bool = True
+    ) -> ObjectRef:
+        """Store an object that `dump_bytes` dumped, without decoding it.
+
+        Raises
+        ------
+        CorruptHeaderError, FormatVersionError
+            The bytes are damaged, or were written in another version of the format.
+
+        Examples
+        --------
+        >>> from shmstore import Store
+        >>> with Store.create(capacity="1MiB") as store, Store.create(capacity="1MiB") as other:
+        ...     store["letters"] = {"a": 1}
+        ...     other.load_bytes(store.dump_bytes("letters")).get()
+        {'a': 1}
+        """
+        return self.put(unpack_bytes(data), key=key, overwrite=overwrite)
