@@ -262,7 +262,7 @@ def test_header_of_a_container_without_a_key_is_refused() -> None:
 
 
 @pytest.mark.row("S33", "F21")
-@pytest.mark.parametrize("depth", [3, 100_000])
+@pytest.mark.parametrize("depth", [3, 5000])
 def test_container_that_is_too_deep_to_be_taken_apart_is_an_error_of_ours(depth: int) -> None:
     """Neither side ends in a RecursionError, whoever made the header."""
     x: list[Any] = [np.zeros(1)]
