@@ -183,6 +183,8 @@ def ask_families(
             continue
         except (*_RESOURCE_ERRORS, SerializationError):
             raise
+        except RecursionError as error:
+            raise iterating.nested_too_deeply(x) from error
         except Exception as error:
             raise blame(x, name, error) from error
         header["serializer"] = name

@@ -15,7 +15,7 @@ from shmstore.errors import CorruptStoreError, FormatVersionError, Serialization
 from shmstore.serialization import msgpacking
 
 # Lies in shared memory. It is permanent.
-HEADER_VERSION = 1
+HEADER_VERSION = 2
 
 
 class FrameRow(NamedTuple):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from shmstore.errors import CorruptHeaderError, SerializationError
+from shmstore.serialization.dispatch import typename
 from shmstore.serialization.frames import Frame, conform, hoist_flags
 from shmstore.serialization.registry import Header, has_custom_handler
 
@@ -67,11 +68,7 @@ def take_apart(x: Any, serialize_one: Callable[[Any], One]) -> tuple[Header, lis
             step = "{...}" if type(x) is set else f"[{key!r:.100}]"
             raise located(error, step) from error
         except RecursionError as error:
-            raise SerializationError(
-                "containers are nested too deeply to be taken apart, or contain themselves; let "
-                "'pickle' take them whole",
-                type=type(x).__name__,
-            ) from error
+            raise nested_too_deeply(x) from error
         header, more_flags = hoist_flags(header, more)
         if type(x) is dict:
             header = {**header, "key": key}
@@ -93,13 +90,26 @@ def take_apart(x: Any, serialize_one: Callable[[Any], One]) -> tuple[Header, lis
     return whole, frames
 
 
+def nested_too_deeply(x: Any) -> SerializationError:
+    """Return the error for what ended in a RecursionError."""
+    return SerializationError(
+        "containers are nested too deeply to be taken apart, or contain themselves; let 'pickle' "
+        "take them whole",
+        type=typename(x),
+        path="obj",
+    )
+
+
 def located(error: SerializationError, step: str) -> SerializationError:
     """Return the error with the step to an element at the front of its path."""
     path = f"obj{step}{error.facts.get('path', 'obj').removeprefix('obj')}"
+    if len(path) > 2 * _HALF_OF_PATH:
+        path = f"{path[:_HALF_OF_PATH]} ... {path[-_HALF_OF_PATH:]}"
     message = f"{error.message.partition(_PART)[0]}{_PART}{path}"
     return SerializationError(message, **{**error.facts, "path": path})
 
 
+_HALF_OF_PATH: Final = 200
 _PART: Final = "; the offending part is "
 
 

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from shmstore.serialization import msgpacking
 from shmstore.serialization.frames import Frame, ensure_memoryview
 
@@ -126,16 +128,23 @@ def content_hash(header: dict[str, Any], frames: Sequence[Frame]) -> str:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Return whether two pieces of data are equal, also where ``==`` gives an array."""
+    """Return whether two pieces of data are equal, also where ``==`` gives an array or fails."""
     if one is other:
         return True
-    equal = one == other
+    if getattr(one, "shape", None) != getattr(other, "shape", None):
+        return False
     try:
-        return bool(equal)
-    except ValueError:
-        everywhere = getattr(equal, "all", None)
-        return callable(everywhere) and bool(everywhere()) and _shape(one) == _shape(other)
+        equal = one == other
+        return equal if isinstance(equal, bool) else bool(np.asarray(equal).all())
+    except Exception:  # noqa: BLE001 - of containers of arrays, or of tables of other columns
+        return _same_elements(one, other)
 
 
-def _shape(data: Any) -> Any:
-    return getattr(data, "shape", None)
+def _same_elements(one: Any, other: Any) -> bool:
+    if type(one) is not type(other) or type(one) not in (list, tuple, dict):
+        return False
+    if len(one) != len(other):
+        return False
+    if type(one) is dict:
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    return all(map(_same, one, other))
