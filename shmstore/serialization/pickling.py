@@ -284,13 +284,17 @@ def _rebuild(cls: type, sub_header: Any, *frames: Any) -> Any:
 # --- the family "pickle" -------------------------------------------------------------------------
 
 
-def pickle_dumps(x: Any, context: dict[str, Any] | None = None) -> tuple[Header, list[Frame]]:
+def pickle_dumps(
+    x: Any, context: dict[str, Any] | None = None, pickler: Callable[..., Pickler] = Pickler
+) -> tuple[Header, list[Frame]]:
     """Frame 0 is the stream, the others are the buffers beside it, in the order of the stream.
 
     Parameters
     ----------
     context
         Its ``"pickle-protocol"`` is used; below 5 there are no buffers.
+    pickler
+        Makes the pickler; `explain` has one that takes notes.
     """
     protocol = context.get("pickle-protocol") if context else None
     protocol = pickle.HIGHEST_PROTOCOL if protocol is None else protocol
@@ -300,7 +304,7 @@ def pickle_dumps(x: Any, context: dict[str, Any] | None = None) -> tuple[Header,
     buffers: list[pickle.PickleBuffer] = []
     sink = _Sink()
     callback = buffers.append if protocol >= PROTOCOL else None
-    Pickler(sink, protocol, callback, context).dump(x)
+    pickler(sink, protocol, callback, context).dump(x)
     frames = [sink.frame()]
     for buffer in buffers:
         frame = _frame_of(buffer)
