@@ -188,8 +188,8 @@ def test_dumps_gives_each_buffer_to_the_callback(protocol: int | None) -> None:
     stream = dumps(arrays, buffer_callback=buffers.append, protocol=protocol)
     assert [memoryview(buffer).nbytes for buffer in buffers] == [40, 48, 56]
     assert stream[1] == 5
-    for given in (stream, memoryview(stream), bytearray(stream)):
-        back = loads(given, buffers=buffers)
+    for sent in (stream, memoryview(stream), bytearray(stream)):
+        back = loads(sent, buffers=buffers)
         assert all(np.shares_memory(one, other) for one, other in zip(back, arrays, strict=True))
     assert [x.tolist() for x in loads(dumps(arrays))] == [x.tolist() for x in arrays]
 
