@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from shmstore._catalog import states
 from shmstore._memory import folder
 from shmstore._memory import layout as L
@@ -54,6 +56,7 @@ def put(session: Session, package: Package, *, overwrite: bool) -> ObjectRef:
             run(publish_all, session, [package], places, overwrite)
         return refer(session, package, places[0])
     except BaseException as error:
+        guard = None  # the traceback keeps this frame
         discard(session, [package], places, error)
         raise
 
@@ -70,6 +73,7 @@ def put_many(session: Session, packages: Sequence[Package], *, overwrite: bool) 
             run(publish_all, session, packages, places, overwrite)
         return [refer(session, *both) for both in zip(packages, places, strict=True)]
     except BaseException as error:
+        guard = None  # as in put
         discard(session, packages, places, error)
         raise
 
@@ -280,8 +284,10 @@ def copy(session: Session, package: Package, place: Place) -> None:
             continue
         if cold:
             segment.reserve(start + offset, frame.nbytes)
-        with segment.window(start + offset, frame.nbytes) as window:
-            frame.write_into(window)
+        # Whoever keeps a view of it, as a reader does, holds a pin.
+        window = np.ndarray(frame.nbytes, np.uint8, segment.writeable, start + offset)
+        session.pins.pin(window, place.slot)
+        frame.write_into(window.data)
     segment.write(ready, cold=cold)
 
 

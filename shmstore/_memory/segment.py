@@ -88,10 +88,6 @@ class Segment:
                 target = np.frombuffer(self.writeable, np.uint8, frame.nbytes, offset)
                 np.copyto(target, np.frombuffer(frame, np.uint8))
 
-    def window(self, offset: int, nbytes: int) -> memoryview:
-        """Return the bytes of a range for writing; released before its extent is published."""
-        return self._bytes[offset : offset + nbytes]
-
     def reserve(self, offset: int, nbytes: int) -> None:
         """Make sure that the pages of an extent exist; OSError (ENOSPC) if they cannot."""
         reserve(self.fd, offset, nbytes)

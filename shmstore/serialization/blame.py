@@ -15,6 +15,7 @@ from typing import Any, Final
 from shmstore.errors import SerializationError
 from shmstore.serialization.dispatch import typename
 from shmstore.serialization.pickling import Pickler
+from shmstore.serialization.registry import custom_serialize
 
 _PATIENCE_S: Final = 2.0
 _MOST_TEXT: Final = 1000
@@ -41,7 +42,8 @@ def locate(x: Any, error: Exception) -> tuple[str, Any, Exception]:
     path = "obj"
     seen = {id(x)}
     deadline = time.monotonic() + _PATIENCE_S
-    while True:
+    # What a handler says of its own object is better than what is found inside of it.
+    while custom_serialize.find(type(x)) is None:
         for step, part in _parts(x):
             if id(part) in seen:
                 continue
@@ -53,7 +55,8 @@ def locate(x: Any, error: Exception) -> tuple[str, Any, Exception]:
                 seen.add(id(part))
                 break
         else:
-            return path, x, error
+            break
+    return path, x, error
 
 
 def str_of(x: Any) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Final
 Handler = Callable[..., Any]
 
 # What was looked up is forgotten together, so that types made while running may go.
-_MOST_TYPES: Final = 4096
+MOST_TYPES: Final = 4096
 
 
 def typename(t: Any, short: bool = False) -> str:  # noqa: FBT001, FBT002 - the name is known so
@@ -173,7 +173,7 @@ class Dispatch:
         try:
             return self._cache[cls]
         except KeyError:
-            if len(self._cache) >= _MOST_TYPES:
+            if len(self._cache) >= MOST_TYPES:
                 self._cache = {}
             cache = self._cache
             handler = cache[cls] = self._search(cls)

@@ -34,6 +34,7 @@ from shmstore.serialization.registry import (
     custom_serialize,
     rebuild,
     reducers,
+    unhandled_types,
 )
 
 PROTOCOL: Final = 5
@@ -201,6 +202,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self._protocol = protocol
         self._beside = buffer_callback is not None
         self._context = context
+        self._unhandled = unhandled_types()
 
     def reducer_override(self, obj: Any) -> Any:
         """Return how to pickle an object, or NotImplemented for its own way.
@@ -208,6 +210,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         Flat: called for every object but those of the most common builtin types.
         """
         kind = type(obj)
+        if kind in self._unhandled:
+            return NotImplemented
         if kind is types.FunctionType or issubclass(kind, type):
             return super().reducer_override(obj)
         reduce = reducers.find(kind)
@@ -218,6 +222,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if handler is not None:
             return self._reduce_by_handler(handler, obj)
         if kind in self.dispatch_table or not interfaces.may_export(obj):
+            self._unhandled.add(kind)
             return NotImplemented
         return interfaces.reduce(obj, self._protocol)
 

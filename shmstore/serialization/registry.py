@@ -16,13 +16,20 @@ import pickle
 import sys
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import cloudpickle
 
 from shmstore.errors import CorruptHeaderError, DeserializationError
 from shmstore.serialization import trust
-from shmstore.serialization.dispatch import Dispatch, Handler, Loader, has_keyword, typename
+from shmstore.serialization.dispatch import (
+    MOST_TYPES,
+    Dispatch,
+    Handler,
+    Loader,
+    has_keyword,
+    typename,
+)
 from shmstore.serialization.frames import Frame, conform, is_readonly
 
 Header = dict[str, Any]
@@ -52,10 +59,32 @@ class Registry(Dispatch):
     handler of our own covers: reading the metadata of all packages takes milliseconds.
     """
 
+    def register(
+        self, cls: Any, func: Handler | None = None, *, subclasses: bool | None = None
+    ) -> Handler:
+        """See `Dispatch.register`."""
+        registered = super().register(cls, func, subclasses=subclasses)
+        _Unhandled.types = set()
+        return registered
+
     def _load(self, module: str) -> None:
         if module.partition(".")[0] not in _KNOWN:
             _find_entry_points()
         super()._load(module)
+
+
+class _Unhandled:
+    types: ClassVar[set[type]] = set()
+
+
+def unhandled_types() -> set[type]:
+    """Return the set in which a pickler notes types that have neither reducer nor handler.
+
+    Each registration begins a new one, so that what is noted during it is not believed after it.
+    """
+    if len(_Unhandled.types) >= MOST_TYPES:
+        _Unhandled.types = set()
+    return _Unhandled.types
 
 
 def _register_entry_points() -> None:

@@ -211,7 +211,9 @@ def reduce_array(x: Array) -> Any:
     """Pickle what NumPy would copy into the stream beside it: text, arrays in neither order."""
     if type(x) is not np.ndarray:
         return _reduce_subclass(x)
-    if not _may_be_text(x) and (x.flags.c_contiguous or x.flags.f_contiguous):
+    # NumPy has no buffers of times, and copies those in neither order.
+    own = x.dtype.kind not in "mM" and (x.flags.c_contiguous or x.flags.f_contiguous)
+    if own and not _may_be_text(x):
         return NotImplemented
     try:
         header, frames = serialize_array(x)
