@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -78,3 +79,18 @@ def plain_header(header: dict[str, Any]) -> dict[str, Any]:
     packed = msgpack.packb(header, default=msgpacking.msgpack_encode_default)
     plain: dict[str, Any] = msgpack.unpackb(packed, strict_map_key=False)
     return plain
+
+
+def same(one: Any, other: Any) -> bool:
+    """Return whether two values agree in all their types, too."""
+    if type(one) is not type(other):
+        return False
+    if type(one) in (list, tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if type(one) is dict:
+        return same(list(one), list(other)) and same(list(one.values()), list(other.values()))
+    if type(one) in (set, frozenset):
+        return same(sorted(one, key=repr), sorted(other, key=repr))
+    if type(one) is float:
+        return math.isnan(one) == math.isnan(other) and (one == other or math.isnan(one))
+    return bool(one == other)

@@ -76,7 +76,7 @@ FRAMES = {
 @pytest.mark.parametrize("kind", FRAMES)
 @pytest.mark.parametrize("in_list", [True, False], ids=["pickle", "custom"])
 def test_frame_is_copied_only_where_it_must_become_writeable(
-    kind: str, flag: bool | None, *, in_list: bool
+    kind: str, *, flag: bool | None, in_list: bool
 ) -> None:
     """The flag wins over the frame; making it read-only costs a view."""
     x = np.zeros(8)
