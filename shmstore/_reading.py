@@ -135,8 +135,9 @@ class Plan:
         modules = self.session.allowed_modules
         if mode != "private" and modules is None:
             return deserialize(self.header, frames, deserializers)
-        with trust.reading(trust.Policy(deserializers, modules, thaw=mode == "private")):
-            return deserialize(self.header, frames)
+        rules = trust.policy.get()._replace(modules=modules, thaw=mode == "private")
+        with trust.reading(rules):
+            return deserialize(self.header, frames, deserializers)
 
 
 class InlinePlan(Plan):

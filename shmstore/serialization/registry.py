@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import pickle
 import sys
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import cloudpickle
 
@@ -31,6 +30,9 @@ from shmstore.serialization.dispatch import (
     typename,
 )
 from shmstore.serialization.frames import Frame, conform, is_readonly
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 Header = dict[str, Any]
 
@@ -88,11 +90,13 @@ def unhandled_types() -> set[type]:
 
 
 def _register_entry_points() -> None:
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+    from importlib import metadata  # noqa: PLC0415 - takes time that most processes can save
+
+    for entry in metadata.entry_points(group=ENTRY_POINTS):
         _register_lazy(entry.name, functools.partial(_register_entry_point, entry))
 
 
-def _register_entry_point(entry: importlib.metadata.EntryPoint) -> None:
+def _register_entry_point(entry: EntryPoint) -> None:
     entry.load()()
 
 
