@@ -356,7 +356,6 @@ def test_has_keyword_counts_explicit_parameters_only() -> None:
 
 
 @pytest.mark.row("S19")
-@pytest.mark.xfail(reason="any parameter of that name counts")
 @pytest.mark.parametrize(
     "func", [lambda *context: context, lambda **context: context, eval("lambda context, /: 1")]
 )

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from shmstore.errors import CorruptHeaderError
+from shmstore.serialization.wording import shown
 
 Frame = Any
 """Anything that exports a buffer (bytes, bytearray, memoryview, an array), Planned or Pieces."""
@@ -174,8 +175,8 @@ def conform(frames: Sequence[Frame], flags: Sequence[bool | None] | None) -> lis
 
 def _wrong_flags(flags: Any, frames: Sequence[Frame]) -> CorruptHeaderError:
     return CorruptHeaderError(
-        f"the header has the writeable flags {flags!r:.200} for {len(frames)} frames; it does not "
-        "belong to them.",
+        f"the header has the writeable flags {shown(flags, 200)} for {len(frames)} frames; it does "
+        "not belong to them.",
         key="writeable",
         found=len(frames),
         expected=len(flags) if isinstance(flags, (list, tuple)) else None,

@@ -42,6 +42,7 @@ from shmstore.serialization.splitting import (
     restore,
     serialize_and_split,
 )
+from shmstore.serialization.wording import shown
 
 # Lie in files. They are permanent.
 MAGIC: Final = b"shmbytes"
@@ -281,7 +282,7 @@ def _check_sum(key: str, found: int, expected: int) -> None:
 def _corrupt(key: str, found: Any, expected: Any) -> CorruptHeaderError:
     return CorruptHeaderError(
         "the bytes are no object written by serialize_bytes, or they were cut, extended or "
-        f"damaged: {key} is {found!r:.200}, expected {expected!r:.200}.",
+        f"damaged: {key} is {shown(found, 200)}, expected {shown(expected, 200)}.",
         key=key,
         found=found,
         expected=expected,

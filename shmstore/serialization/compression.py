@@ -17,6 +17,7 @@ from typing import Any, Final
 from shmstore.errors import CodecNotFoundError, CorruptHeaderError
 from shmstore.serialization.codecs import IDENTITY, KNOWN, Codec, compressions
 from shmstore.serialization.frames import Frame, ensure_memoryview, nbytes
+from shmstore.serialization.wording import shown
 
 __all__ = [
     "AUTO",
@@ -139,8 +140,8 @@ def entries_of(header: Mapping[str, Any], frames: Sequence[Frame]) -> Sequence[A
     found = len(entries) if isinstance(entries, list | tuple) else None
     if found != len(frames):
         raise CorruptHeaderError(
-            f"the header has the compression entries {entries!r:.200} for {len(frames)} frames; it "
-            "does not belong to them.",
+            f"the header has the compression entries {shown(entries, 200)} for {len(frames)} "
+            "frames; it does not belong to them.",
             key=COMPRESSION,
             found=found,
             expected=len(frames),
@@ -209,7 +210,7 @@ def decompress_frame(codec: Any, payload: Frame, raw: int | None = None) -> Fram
     if raw is None:
         raw = claimed
     elif type(raw) is not int or raw < 0 or (claimed is not None and claimed != raw):
-        raise _damaged(chosen, view, raw, f"its own header says {claimed!r} bytes")
+        raise _damaged(chosen, view, raw, f"its own header says {shown(claimed)} bytes")
     most, stored = chosen.expansion
     if raw is not None and raw * stored > view.nbytes * most:
         raise _damaged(chosen, view, raw, f"no more than {most} can come out of {stored}")
@@ -227,7 +228,7 @@ def _named(codec: Any) -> Codec:
     known = codec in KNOWN if isinstance(codec, str) else codec is None or codec is False
     if not known:
         raise CorruptHeaderError(
-            f"the header names the codec {codec!r:.100}; known are {', '.join(KNOWN)}.",
+            f"the header names the codec {shown(codec)}; known are {', '.join(KNOWN)}.",
             key=COMPRESSION,
             found=codec,
             expected=KNOWN,
@@ -271,7 +272,7 @@ def _undone(entry: Any, frame: Frame) -> Frame:
         return decompress_frame(entry, frame)
     if len(entry) != 2:
         raise CorruptHeaderError(
-            f"the compression entry {entry!r:.100} is not a codec and a number of bytes.",
+            f"the compression entry {shown(entry)} is not a codec and a number of bytes.",
             key=COMPRESSION,
             found=len(entry),
             expected=2,

@@ -28,6 +28,7 @@ from shmstore.serialization.frames import (
 )
 from shmstore.serialization.markers import Serialize, Serialized
 from shmstore.serialization.registry import Header
+from shmstore.serialization.wording import shown
 
 DEFAULT_SERIALIZERS: Final = ("custom", "pickle")
 
@@ -275,7 +276,7 @@ def _deserialize(header: Header, frames: Sequence[Frame]) -> Any:
     except Exception as error:
         name, kind = header.get("serializer"), header.get("type", "unknown")
         raise DeserializationError(
-            f"an object of type {kind!s:.200} could not be rebuilt by {name!r:.100}: "
+            f"an object of type {shown(kind, 200)} could not be rebuilt by {shown(name)}: "
             f"{type(error).__name__}: {str(error)[:1000]}",
             family=name,
         ) from error
@@ -285,17 +286,17 @@ def _ask_family(header: Header, frames: Sequence[Frame]) -> Any:
     name = header.get("serializer")
     if not isinstance(name, str):
         raise CorruptHeaderError(
-            f"the header names the serializer {name!r:.100}", key="serializer", found=name
+            f"the header names the serializer {shown(name)}", key="serializer", found=name
         )
     family = families.get(name)
     if family is None:
         raise DeserializationError(
-            f"the header names the serializer {name!r:.100}; known here: {', '.join(families)}. "
+            f"the header names the serializer {shown(name)}; known here: {', '.join(families)}. "
             "Register the family in this process too.",
             family=name,
         )
     if trust.policy.get().accepted is not None:
-        trust.accept(name, f"an object of type {header.get('type', 'unknown')!s:.200}")
+        trust.accept(name, f"an object of type {shown(header.get('type'), 200)}")
     return family.loads(header, frames)
 
 
@@ -310,7 +311,7 @@ def _check_sizes(header: Header, frames: Sequence[Frame]) -> None:
         if split or found == list(sizes):
             return
     raise CorruptHeaderError(
-        f"the header tells of frames of {sizes!r:.200} bytes, these have {found!r:.200}",
+        f"the header tells of frames of {shown(sizes, 200)} bytes, these have {shown(found, 200)}",
         key="frame-nbytes",
         found=found,
         expected=sizes,
@@ -355,7 +356,8 @@ def deserialize_parts(headers: Mapping[str, Any], frames: Sequence[Frame]) -> di
         start, stop = part["start"], part["stop"]
         if not (type(start) is type(stop) is int and 0 <= start <= stop <= len(frames)):
             raise CorruptHeaderError(
-                f"part {name!r:.100} has the frames {start!r:.50} to {stop!r:.50} of {len(frames)}",
+                f"part {shown(name)} has the frames {shown(start, 50)} to {shown(stop, 50)} of "
+                f"{len(frames)}",
                 key="stop",
                 found=len(frames),
                 expected=stop,

@@ -22,6 +22,7 @@ from shmstore.serialization.registry import (
     custom_serialize,
     register_reducer,
 )
+from shmstore.serialization.wording import shown
 
 _PLAIN: Final = frozenset({type(None), str, bool, int, float, bytes})
 
@@ -113,8 +114,8 @@ def deserialize_attributes(header: Header, frames: Sequence[Frame], cls: type) -
     values = {**simple, **deserialize_parts(header["complex"], frames)}
     if set(values) != set(names) or len(names) != len(values):
         raise CorruptHeaderError(
-            f"the attributes of {typename(cls)} are {sorted(values)!r:.200}, the header names "
-            f"{names!r:.200}",
+            f"the attributes of {typename(cls)} are {shown(sorted(values), 200)}, the header names "
+            f"{shown(names, 200)}",
             key="names",
         )
     x = _bare(cls)

@@ -37,7 +37,7 @@ def pack(header: dict[str, Any], table: Sequence[FrameRow]) -> bytes:
         The header holds something that msgpack cannot pack.
     """
     try:
-        return msgpacking.packb([HEADER_VERSION, header, [list(row) for row in table]])
+        return msgpacking.packb([HEADER_VERSION, header, [list(row) for row in table]], scan=False)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise SerializationError(
             f"the header made by family {header.get('serializer')!r} cannot be packed: {error}",

@@ -13,6 +13,7 @@ from shmstore.errors import CorruptHeaderError, SerializationError
 from shmstore.serialization.dispatch import typename
 from shmstore.serialization.frames import Frame, conform, hoist_flags
 from shmstore.serialization.registry import Header, has_custom_handler
+from shmstore.serialization.wording import shown
 
 _KINDS: Final = {"list": list, "set": set, "tuple": tuple, "dict": dict}
 _KEY_TYPES: Final = frozenset({str, bytes, int, float, bool, type(None)})
@@ -65,7 +66,7 @@ def take_apart(x: Any, serialize_one: Callable[[Any], One]) -> tuple[Header, lis
         try:
             header, more = serialize_one(element)
         except SerializationError as error:
-            step = "{...}" if type(x) is set else f"[{key!r:.100}]"
+            step = "{...}" if type(x) is set else f"[{shown(key)}]"
             raise located(error, step) from error
         except RecursionError as error:
             raise nested_too_deeply(x) from error
@@ -120,7 +121,7 @@ def put_together(
     kind = _KINDS.get(_item(header, "type-serialized", str))
     if kind is None:
         raise CorruptHeaderError(
-            f"a container of the unknown type {header['type-serialized']!r:.100}",
+            f"a container of the unknown type {shown(header['type-serialized'])}",
             key="type-serialized",
         )
     headers = _item(header, "sub-headers", list)

@@ -24,6 +24,7 @@ from shmstore.serialization.frames import Frame, ensure_memoryview
 from shmstore.serialization.markers import Pickled, Serialize, Serialized, ToPickle
 from shmstore.serialization.msgpacking import EXT_PLACED_PICKLED, EXT_PLACED_SERIALIZED
 from shmstore.serialization.splitting import merge_and_deserialize, serialize_and_split, split
+from shmstore.serialization.wording import shown
 
 # Lies in what is sent. It is permanent.
 VERSION: Final = 1
@@ -209,7 +210,7 @@ class _Reader:
         left = len(self.frames) - self.next
         if type(count) is not int or not 0 <= count <= left or (last and left):
             raise CorruptHeaderError(
-                f"a message of {len(self.frames)} frames needs {count!r:.100} of them from frame "
+                f"a message of {len(self.frames)} frames needs {shown(count)} of them from frame "
                 f"{self.next} on{' and no more' if last else ''}; frames are missing or too many.",
                 key=FRAMES,
                 found=left,
@@ -223,7 +224,7 @@ class _Reader:
         position = msgpacking.unpackb(data) if code in _PARTS else None
         if type(position) is not int or position != self.next:
             raise CorruptHeaderError(
-                f"extension {code} of a message stands for frame {position!r:.100}; the next part "
+                f"extension {code} of a message stands for frame {shown(position)}; the next part "
                 f"is at {self.next}.",
                 key="position",
                 found=position,

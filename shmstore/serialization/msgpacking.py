@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import enum
 import functools
+import operator
+import types
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -16,6 +18,7 @@ import msgpack
 
 from shmstore.errors import DeserializationError, ModuleRefusedError
 from shmstore.serialization import trust
+from shmstore.serialization.wording import shown
 
 # Codes of the extension types. They lie in shared memory and in files. They are permanent.
 EXT_TUPLE: Final = 1
@@ -29,14 +32,13 @@ EXT_SERIALIZED: Final = 8
 EXT_PLACED_SERIALIZED: Final = 9
 EXT_PLACED_PICKLED: Final = 10
 
-
 Hook = Callable[..., Any]
 
 # Names of files may hold lone surrogates (see os.fsdecode).
 _TEXT: Final[dict[str, Any]] = {"unicode_errors": "surrogatepass"}
 
 
-def packb(value: Any, default: Hook | None = None) -> bytes:
+def packb(value: Any, default: Hook | None = None, *, scan: bool = True) -> bytes:
     """Pack a value strictly.
 
     Parameters
@@ -46,13 +48,18 @@ def packb(value: Any, default: Hook | None = None) -> bytes:
         set, frozenset (the exact types), enum members, and what `add_extension` added.
     default
         Asked about what is none of those; returns an `msgpack.ExtType`, or the value to decline.
+    scan
+        Look for what msgpack packs by itself as something else. False: there is nothing such.
 
     Raises
     ------
     TypeError, ValueError, OverflowError
         Something in it cannot be packed, or it is nested too deeply.
     """
-    hook = msgpack_encode_default if default is None else functools.partial(_encode, default)
+    nested = _Nested(_unchanged if default is None else default)
+    hook = functools.partial(_encode, nested)
+    if scan:
+        value = _strict(value)
     return bytes(msgpack.packb(value, default=hook, strict_types=True, use_bin_type=True, **_TEXT))
 
 
@@ -69,30 +76,83 @@ def unpackb(packed: Any, default: Hook | None = None) -> Any:
     Exception
         The bytes are not such a value: ValueError and its subclasses as a rule.
     """
-    hook = msgpack_decode_default if default is None else functools.partial(_decode, default)
+    nested = _Nested(_refuse if default is None else default)
     limit = len(packed)
-    return msgpack.unpackb(
-        packed,
-        ext_hook=hook,
-        raw=False,
+    options: dict[str, Any] = {
+        "ext_hook": functools.partial(_decode, nested),
+        "raw": False,
+        "strict_map_key": False,
+        "max_str_len": limit,
+        "max_bin_len": limit,
+        "max_ext_len": limit,
+        "max_array_len": limit,
+        "max_map_len": limit,
         **_TEXT,
-        strict_map_key=False,
-        max_str_len=limit,
-        max_bin_len=limit,
-        max_ext_len=limit,
-        max_array_len=limit,
-        max_map_len=limit,
-    )
+    }
+    if nested.depth == 0:
+        return msgpack.unpackb(packed, **options)
+    # Inside of an extension: `unpackb` has its own stack, 40 KiB, on that of the thread.
+    unpacker = msgpack.Unpacker(max_buffer_size=limit, **options)
+    unpacker.feed(packed)
+    value = unpacker.unpack()
+    if unpacker.tell() != limit:
+        raise ValueError("bytes are left behind an extension")
+    return value
+
+
+class _Nested:
+    """A hook that knows how many extensions it is inside of."""
+
+    __slots__ = ("depth", "hook")
+
+    def __init__(self, hook: Hook) -> None:
+        self.depth = 0 if not isinstance(hook, _Nested) else hook.depth + 1
+        self.hook = hook.hook if isinstance(hook, _Nested) else hook
+        if self.depth > _DEEPEST:
+            message = f"extensions are nested more than {_DEEPEST} deep"
+            raise ValueError(message)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.hook(*arguments)
 
 
 def msgpack_encode_default(value: Any) -> Any:
     """Return the extension for what msgpack cannot pack; anything else is returned as it is."""
-    return _encode(_unchanged, value)
+    return _encode(_Nested(_unchanged), value)
 
 
 def msgpack_decode_default(code: int, data: bytes) -> Any:
     """Return the value of an extension; `ext_hook` of an unpacker."""
-    return _decode(_refuse, code, data)
+    return _decode(_Nested(_refuse), code, data)
+
+
+def _strict(value: Any) -> Any:
+    """Return a value without what msgpack would pack as something else; TypeError if it cannot be.
+
+    Containers are copied only where a bytearray is inside of them.
+    """
+    kind = type(value)
+    if kind is list:
+        elements = [_strict(x) for x in value]
+        return value if all(map(operator.is_, elements, value)) else elements
+    if kind is dict:
+        elements = [_strict(x) for x in value.values()]
+        if any(isinstance(key, _NOT_STRICT) for key in value):
+            raise TypeError("a key is a buffer or an extension type")
+        same = all(map(operator.is_, elements, value.values()))
+        return value if same else dict(zip(value, elements, strict=True))
+    if kind is bytearray:
+        return msgpack.ExtType(EXT_BYTEARRAY, bytes(value))
+    if isinstance(value, _NOT_STRICT):
+        message = f"msgpack would pack an object of type {kind.__name__} as something else"
+        raise TypeError(message)
+    return value
+
+
+_NOT_STRICT: Final = (bytearray, memoryview, msgpack.ExtType, msgpack.Timestamp)
+
+# Tuples in tuples, say. Each level takes a few frames of the C stack.
+_DEEPEST: Final = 64
 
 
 def add_extension(cls: type, code: int, encode: Hook, decode: Hook) -> None:
@@ -119,7 +179,7 @@ def _refuse(code: int, _: bytes) -> Any:
     raise DeserializationError(f"unknown extension type {code} in packed data", key=code)
 
 
-def _encode(default: Hook, value: Any) -> Any:
+def _encode(default: _Nested, value: Any) -> Any:
     code, encode = _ENCODERS.get(type(value), (EXT_ENUM, None))
     if encode is not None:
         packed = encode(default, value)
@@ -129,7 +189,7 @@ def _encode(default: Hook, value: Any) -> Any:
     return default(value)
 
 
-def _decode(default: Hook, code: int, data: bytes) -> Any:
+def _decode(default: _Nested, code: int, data: bytes) -> Any:
     decode = _DECODERS.get(code)
     return default(code, data) if decode is None else decode(default, data)
 
@@ -177,28 +237,38 @@ def _describe_member(member: enum.Enum) -> list[Any]:
 
 def _decode_member(default: Hook, data: bytes) -> Any:
     module, qualname, name, value = unpackb(data, default)
-    found: Any = trust.import_allowed_module(module)
-    for part in str(qualname).split("."):
-        found = getattr(found, part, None)
-    if not (isinstance(found, type) and issubclass(found, enum.Enum)):
-        raise ModuleRefusedError(
-            f"{module}.{qualname} is named as an enum, but it is none here", module=module
-        )
+    cls = _enum_named(module, qualname)
     if name is None:
-        return found(value)
+        return cls(value)
     try:
-        return found[name]
+        return cls[name]
     except KeyError:
         raise DeserializationError(
-            f"the enum {module}.{qualname} has no member {name!r} here", key=name
+            f"the enum {module}.{qualname} has no member {shown(name)} here", key=name
         ) from None
+
+
+def _enum_named(module: Any, qualname: Any) -> type[enum.Enum]:
+    """Return an enum of an allowed module; looks into nothing but that module and its classes."""
+    found: Any = trust.import_allowed_module(module)
+    for part in str(qualname).split("."):
+        inside = isinstance(found, (type, types.ModuleType))
+        found = found.__dict__.get(part) if inside else None
+        if isinstance(found, types.ModuleType):
+            found = None
+    is_it = isinstance(found, type) and issubclass(found, enum.Enum)
+    if not is_it or (found.__module__, found.__qualname__) != (module, qualname):
+        raise ModuleRefusedError(
+            f"{shown(module)}.{shown(qualname)} is named as an enum, but it is none here",
+            module=module,
+        )
+    return found  # type: ignore[no-any-return]
 
 
 _ENCODERS: Final[dict[type, tuple[int, Hook]]] = {
     tuple: (EXT_TUPLE, _encode_elements),
     set: (EXT_SET, _encode_elements),
     frozenset: (EXT_FROZENSET, _encode_elements),
-    bytearray: (EXT_BYTEARRAY, lambda _, value: bytes(value)),
     int: (EXT_INT, _encode_int),  # asked only beyond 64 bits
     complex: (EXT_COMPLEX, _encode_complex),
 }

@@ -30,6 +30,7 @@ from shmstore.serialization.dispatch import (
     typename,
 )
 from shmstore.serialization.frames import Frame, conform, is_readonly
+from shmstore.serialization.wording import shown
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -241,8 +242,8 @@ def rebuild(handler: Handler, cls: type, sub_header: Any, frames: Sequence[Frame
 def _class_of(header: Header) -> type:
     """Return the class that a header names; nothing is imported on the word of a header alone."""
     name = header.get("type")
-    if not isinstance(name, str):
-        raise CorruptHeaderError(f"the header names the type {name!r:.100}", key="type", found=name)
+    if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+        raise CorruptHeaderError(f"the header names the type {shown(name)}", key="type", found=name)
     cls = custom_deserialize.type_of(name) or _imported_class(name)
     if cls is not None:
         return cls
@@ -257,17 +258,23 @@ def _class_of(header: Header) -> type:
     found = pickle.loads(pickled)
     if not isinstance(found, type) or typename(found) != name:
         raise CorruptHeaderError(
-            f"the header names the type {name!r} and holds the class {found!r:.100}", key="class"
+            f"the header names the type {name!r} and holds the class {shown(found)}", key="class"
         )
     return found
+
+
+_LONGEST_NAME: Final = 10_000
+_MOST_PARTS: Final = 32
 
 
 def _imported_class(name: str) -> type | None:
     """Return the class of a qualified name if its module has been imported; runs no code of it."""
     parts = name.split(".")
-    for cut in range(len(parts) - 1, 0, -1):
+    for cut in range(min(len(parts), _MOST_PARTS) - 1, 0, -1):
         found: Any = sys.modules.get(".".join(parts[:cut]))
         for part in parts[cut:]:
+            if found is None:
+                break
             found = getattr(found, "__dict__", {}).get(part)
         if isinstance(found, type) and typename(found) == name:
             return found if custom_deserialize.find(found) is not None else None

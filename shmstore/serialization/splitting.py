@@ -16,6 +16,7 @@ from shmstore.serialization.compression import COMPRESSION, decompress, entries_
 from shmstore.serialization.family import deserialize, serialize
 from shmstore.serialization.frames import Frame, allocate, ensure_memoryview
 from shmstore.serialization.packing import frame_split_size, merge_memoryviews
+from shmstore.serialization.wording import shown
 
 Header = dict[str, Any]
 
@@ -174,7 +175,7 @@ def _check_pieces(header: Header, found: int) -> Sequence[int]:
 
 def _wrong(key: str, found: Any, words: str, expected: Any) -> CorruptHeaderError:
     return CorruptHeaderError(
-        f"the header has {found!r:.200} under {key!r}, expected {words}.",
+        f"the header has {shown(found, 200)} under {key!r}, expected {words}.",
         key=key,
         found=found,
         expected=expected,

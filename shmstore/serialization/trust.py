@@ -16,9 +16,10 @@ from types import ModuleType
 from typing import Any, Final, NamedTuple
 
 from shmstore.errors import FamilyRefusedError, ModuleRefusedError
+from shmstore.serialization.wording import shown
 
-allowed_modules: set[str] = {"shmstore"}
-"""Top-level packages that a header may name; looked at anew on each use."""
+allowed_modules: set[str] = set()
+"""Top-level packages that a header may name, empty at first; looked at anew on each use."""
 
 
 class Policy(NamedTuple):
@@ -79,7 +80,8 @@ def import_allowed_module(name: Any) -> ModuleType:
 
     Examples
     --------
-    >>> import_allowed_module("shmstore.errors").__name__
+    >>> with reading(Policy(modules={"shmstore"})):
+    ...     import_allowed_module("shmstore.errors").__name__
     'shmstore.errors'
     """
     modules = policy.get().modules
@@ -87,7 +89,7 @@ def import_allowed_module(name: Any) -> ModuleType:
     root = name.partition(".")[0] if type(name) is str and name.isascii() else ""
     if not root or root not in allowed:
         raise ModuleRefusedError(
-            f"the module {name!r:.200} may not be imported while reading an object; allowed: "
+            f"the module {shown(name, 200)} may not be imported while reading an object; allowed: "
             f"{', '.join(sorted(allowed)) or 'none'}. Add its top-level package to "
             "shmstore.serialization.allowed_modules, or to the store's option allowed_modules.",
             module=name,
@@ -99,7 +101,7 @@ def import_allowed_module(name: Any) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise ModuleRefusedError(
-            f"the module {name!r:.200}, named by the header of an object, cannot be imported here: "
-            f"{error}",
+            f"the module {shown(name, 200)}, named by the header of an object, cannot be imported "
+            f"here: {error}",
             module=name,
         ) from error

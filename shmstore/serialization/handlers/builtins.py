@@ -18,6 +18,7 @@ from shmstore.errors import CorruptHeaderError
 from shmstore.serialization.frames import Frame, Planned, ensure_memoryview
 from shmstore.serialization.handlers.numpy import pack_dtype, unpack_dtype
 from shmstore.serialization.registry import register_serialization
+from shmstore.serialization.wording import shown
 
 Header = dict[str, Any]
 
@@ -72,7 +73,7 @@ def deserialize_array(header: Header, frames: Sequence[Frame]) -> array.array[An
     if header.get("itemsize", x.itemsize) != x.itemsize:
         raise CorruptHeaderError(
             f"items of type {x.typecode!r} have {x.itemsize} bytes here, the header says "
-            f"{header['itemsize']!r:.50}",
+            f"{shown(header['itemsize'], 50)}",
             key="itemsize",
             found=header["itemsize"],
             expected=x.itemsize,
@@ -135,12 +136,12 @@ def deserialize_memoryview(header: Header, frames: Sequence[Frame]) -> memoryvie
     view = views[0] if len(views) == 1 else memoryview(b"".join(views))
     kind, shape = header["format"], tuple(header["shape"])
     if not all(type(n) is int and n >= 0 for n in shape):
-        raise CorruptHeaderError(f"the shape of a memoryview is {shape!r:.100}", key="shape")
+        raise CorruptHeaderError(f"the shape of a memoryview is {shown(shape)}", key="shape")
     dtype = unpack_dtype(header["dtype"]) if "dtype" in header else None
     itemsize = struct.calcsize(kind) if dtype is None else dtype.itemsize
     if math.prod(shape) * itemsize != view.nbytes:
         raise CorruptHeaderError(
-            f"a memoryview of shape {shape!r:.100} and format {kind!r:.50} has "
+            f"a memoryview of shape {shown(shape)} and format {shown(kind, 50)} has "
             f"{math.prod(shape) * itemsize} bytes, its frame {view.nbytes}",
             key="shape",
             found=view.nbytes,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shmstore.errors import CorruptHeaderError, DeserializationError, SerializationError
+from shmstore.serialization.wording import shown
 
 Header = dict[str, Any]
 
@@ -55,7 +56,7 @@ def unpack_file(header: Header, handle: str) -> str:
     packed = header.get("file")
     if not isinstance(packed, bytes) or not packed.startswith(b"/") or b"\0" in packed:
         raise CorruptHeaderError(
-            f"a header names the file {packed!r:.200}; expected the bytes of an absolute path",
+            f"a header names the file {shown(packed, 200)}; expected the bytes of an absolute path",
             key="file",
             found=packed,
         )
@@ -74,7 +75,7 @@ def unpack_text(header: Header, key: str) -> str:
     """Return a text of a header."""
     text = header.get(key)
     if not isinstance(text, str):
-        raise CorruptHeaderError(f"a header has the {key} {text!r:.200}", key=key, found=text)
+        raise CorruptHeaderError(f"a header has the {key} {shown(text, 200)}", key=key, found=text)
     return text
 
 

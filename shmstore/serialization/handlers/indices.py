@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from shmstore.errors import CorruptHeaderError
 from shmstore.serialization import trust
+from shmstore.serialization.wording import shown
 
 Array = npt.NDArray[Any]
 
@@ -36,7 +37,7 @@ def sizes(header: Mapping[str, Any], key: str = "shape") -> tuple[int, ...]:
     """Return a shape from a header."""
     shape = tuple(header[key])
     if not all(type(size) is int and 0 <= size < _INT64 for size in shape):
-        raise CorruptHeaderError(f"a sparse array has the {key} {shape!r:.200}", key=key)
+        raise CorruptHeaderError(f"a sparse array has the {key} {shown(shape, 200)}", key=key)
     return shape
 
 

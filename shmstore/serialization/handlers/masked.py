@@ -27,7 +27,7 @@ def serialize_masked(x: Any, context: dict[str, Any] | None = None) -> tuple[Any
     if x.mask is not np.ma.nomask:
         parts["mask"] = x.mask
     if x._fill_value is not None:  # noqa: SLF001 - x.fill_value does not tell whether it was chosen
-        parts["fill_value"] = x.fill_value
+        parts["fill_value"] = np.array(x.fill_value, x.dtype)
     headers, frames = serialize_parts(parts, context)
     return {"parts": headers, "hard": bool(x.hardmask)}, frames
 
@@ -38,7 +38,7 @@ def deserialize_masked(header: dict[str, Any], frames: Sequence[Frame]) -> Any:
     mask = parts.get("mask", np.ma.nomask)
     x: Any = np.ma.MaskedArray(parts["data"], mask, copy=False, hard_mask=bool(header["hard"]))
     if "fill_value" in parts:
-        x.fill_value = parts["fill_value"]
+        x.fill_value = parts["fill_value"][()]
     return x
 
 

@@ -23,6 +23,7 @@ from shmstore.serialization.handlers.files import (
     unreadable,
 )
 from shmstore.serialization.registry import register_serialization
+from shmstore.serialization.wording import shown
 
 # What a variable converts when it is read: attribute and the method that sets it.
 _SETTINGS: Final = {
@@ -88,7 +89,7 @@ def deserialize_variable(header: Header, frames: Sequence[Frame]) -> Any:
     x = _member(header, frames, netCDF4.Variable)
     for name, value in header["settings"].items():
         if name not in _SETTINGS or not isinstance(value, bool):
-            raise CorruptHeaderError(f"a header has the setting {name!r:.100}", key="settings")
+            raise CorruptHeaderError(f"a header has the setting {shown(name)}", key="settings")
         getattr(x, _SETTINGS[name])(value)
     return x
 

@@ -28,6 +28,7 @@ from shmstore.serialization.handlers.indices import (
     take_indices,
 )
 from shmstore.serialization.registry import own_way, register_reducer, register_serialization
+from shmstore.serialization.wording import shown
 
 Header = dict[str, Any]
 
@@ -124,7 +125,7 @@ def _check_gcxs(x: Any, shape: tuple[int, ...], axes: Sequence[int]) -> None:
     """Raise unless the arrays make one of that shape with these axes compressed to rows."""
     if len({*axes} & {*range(len(shape))}) != len(axes):
         raise CorruptHeaderError(
-            f"the axes {axes!r:.100} of {len(shape)} are compressed", key="axes"
+            f"the axes {shown(axes)} of {len(shape)} are compressed", key="axes"
         )
     rows = product([shape[axis] for axis in axes])
     columns = product([size for axis, size in enumerate(shape) if axis not in axes])

@@ -31,6 +31,7 @@ from shmstore.errors import CorruptHeaderError, SerializationError
 from shmstore.serialization.frames import Frame, Planned, allocate, ensure_memoryview
 from shmstore.serialization.pickling import PROTOCOL, out_of_band
 from shmstore.serialization.registry import register_reducer, register_serialization
+from shmstore.serialization.wording import shown
 
 Header = dict[str, Any]
 
@@ -223,7 +224,7 @@ def _layout(header: Header, nbytes: int) -> tuple[torch.dtype, list[int], list[i
     dtype = _DTYPES.get(header["dtype"])
     if dtype is None:
         raise CorruptHeaderError(
-            f"this torch ({torch.__version__}) has no dtype {header['dtype']!r:.100}",
+            f"this torch ({torch.__version__}) has no dtype {shown(header['dtype'])}",
             key="dtype",
             found=header["dtype"],
         )
@@ -232,8 +233,8 @@ def _layout(header: Header, nbytes: int) -> tuple[torch.dtype, list[int], list[i
     fits = len(shape) == len(strides) and math.prod(shape) * dtype.itemsize < _INT64
     if not fits or _span(shape, strides) * dtype.itemsize != nbytes:
         raise CorruptHeaderError(
-            f"a tensor of shape {shape!r:.200}, strides {strides!r:.200} and dtype {dtype} has no "
-            f"{nbytes} bytes",
+            f"a tensor of shape {shown(shape, 200)}, strides {shown(strides, 200)} and dtype "
+            f"{dtype} has no {nbytes} bytes",
             key="shape",
             found=nbytes,
         )
@@ -243,7 +244,9 @@ def _layout(header: Header, nbytes: int) -> tuple[torch.dtype, list[int], list[i
 def _sizes(header: Header, key: str) -> list[int]:
     sizes = list(header[key])
     if not all(type(size) is int and 0 <= size < _INT64 for size in sizes):
-        raise CorruptHeaderError(f"a tensor has the {key} {sizes!r:.200}", key=key, found=sizes)
+        raise CorruptHeaderError(
+            f"a tensor has the {key} {shown(sizes, 200)}", key=key, found=sizes
+        )
     return sizes
 
 
@@ -253,7 +256,7 @@ def _bool(header: Header, key: str) -> bool:
 
 def _set_state(x: torch.Tensor, state: Any) -> None:
     if not isinstance(state, dict) or not _is_simple(state):
-        raise CorruptHeaderError(f"a tensor has the attributes {state!r:.200}", key="state")
+        raise CorruptHeaderError(f"a tensor has the attributes {shown(state, 200)}", key="state")
     vars(x).update(state)
 
 
