@@ -9,6 +9,8 @@ run to the next, and differences under 1.5 between separate runs are ties.
 
 ============== =================================================================================
 ``samples``    the objects that are put and got
+``kinds``      objects of each type that is handled, for the workload ``types``
+``volumes``    how many bytes an operation writes
 ``clock``      how an operation is timed
 ``peers/``     one adapter for each way to share objects, the floor among them
 ``reader``     the other process, and what it can be told to do
@@ -18,6 +20,7 @@ run to the next, and differences under 1.5 between separate runs are ties.
 ``machine``    what it ran on
 ``results``    what a figure is
 ``targets``    the ratios that shmstore is meant to reach
+``beside``     the figures of each type in one line with its floor
 ``report``     tables and JSON
 ============== =================================================================================
 """

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import clock, machine, peers, report, samples
+from benchmarks import clock, kinds, machine, peers, report, samples
 from benchmarks.arena import COPIES, Arena
 from benchmarks.reader import Reader
 from benchmarks.results import Result
@@ -18,14 +18,15 @@ def main() -> int:
     """Run what the command line asks for; return the exit status."""
     options = _options()
     plan = clock.QUICK if options.quick else clock.FULL
-    kinds, missing = peers.find()
+    found, missing = peers.find()
+    _, no_kinds = kinds.find()
     chosen, too_large = _fitting(samples.QUICK_SAMPLES if options.quick else samples.SAMPLES)
-    skipped = "; ".join(missing + too_large) or "nothing"
+    skipped = "; ".join(missing + no_kinds + too_large) or "nothing"
     context = {**machine.describe(), "plan": str(plan), "skipped": skipped}
     results: list[Result] = []
     try:
         with scratch_folder() as folder, Reader() as reader:
-            arena = Arena(folder, reader, plan, kinds, chosen)
+            arena = Arena(folder, reader, plan, found, chosen)
             for name in options.names or WORKLOADS:
                 results += WORKLOADS[name](arena)
     except KeyboardInterrupt:

@@ -8,8 +8,9 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
+from benchmarks import beside
 from benchmarks.peers import FLOOR
-from benchmarks.results import Result
+from benchmarks.results import Result, number
 from benchmarks.targets import Target, judge
 
 try:
@@ -25,6 +26,7 @@ HEADS = ("object", "peer", "median us", "p10", "p90", "x floor")
 TARGET_HEADS = ("target", "beside", "ratio", "at most", "met")
 TEXT_COLUMNS = 2
 BOLD = "shmstore"
+PIPED_WIDTH = 160
 
 Row = tuple[str, ...]
 
@@ -34,13 +36,17 @@ def show(context: dict[str, str], results: list[Result]) -> None:
     for name, value in context.items():
         _say(f"{name}: {value}")
     ratios = over_floor(results)
-    ordered = sorted(results, key=attrgetter("workload", "measure"))
+    voluminous = [each for each in results if each.volume is not None]
+    others = [each for each in results if each.volume is None]
+    ordered = sorted(others, key=attrgetter("workload", "measure"))
     for measure, group in groupby(ordered, key=attrgetter("measure")):
         sections = [
             [_row(each, ratios.get(each)) for each in rows]
             for _, rows in groupby(group, key=attrgetter("sample"))
         ]
         _show_table(measure, HEADS, sections)
+    for measure, heads, rows in beside.tables(voluminous):
+        _show_table(measure, heads, rows)
     verdicts = [_verdict(target, ratio) for target, ratio in judge(results)]
     if verdicts:
         _show_table("targets", TARGET_HEADS, [verdicts])
@@ -76,20 +82,14 @@ def progress(text: str) -> None:
 def _row(result: Result, ratio: float | None) -> Row:
     timing = result.timing
     times = (timing.median_ns, timing.p10_ns, timing.p90_ns)
-    over = "" if ratio is None else _number(ratio)
-    return (result.sample, result.peer, *(_number(each / 1000) for each in times), over)
+    over = "" if ratio is None else number(ratio)
+    return (result.sample, result.peer, *(number(each / 1000) for each in times), over)
 
 
 def _verdict(target: Target, ratio: float) -> Row:
     verdict = "yes" if ratio <= target.at_most else "no"
-    bound = _number(target.at_most)
-    return (target.subject, target.measuring_stick, _number(ratio), bound, verdict)
-
-
-def _number(value: float) -> str:
-    """Return it with three digits, and all those before the point."""
-    digits = 2 if value < 10 else 1 if value < 100 else 0
-    return f"{value:,.{digits}f}"
+    bound = number(target.at_most)
+    return (target.subject, target.measuring_stick, number(ratio), bound, verdict)
 
 
 def _show_table(title: str, heads: Row, sections: list[list[Row]]) -> None:
@@ -99,13 +99,15 @@ def _show_table(title: str, heads: Row, sections: list[list[Row]]) -> None:
 
 def _show_rich_table(title: str, heads: Row, sections: list[list[Row]]) -> None:
     table = Table(title=title, title_justify="left", box=SIMPLE, show_edge=False, pad_edge=False)
-    for number, head in enumerate(heads):
-        table.add_column(head, justify="left" if number < TEXT_COLUMNS else "right", no_wrap=True)
+    for column, head in enumerate(heads):
+        justify = "left" if column < TEXT_COLUMNS else "right"
+        table.add_column(head, justify=justify, no_wrap=True)
     for rows in sections:
         for row in rows:
             table.add_row(*row, style="bold" if row[1].startswith(BOLD) else None)
         table.add_section()
-    Console().print("", table)
+    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    console.print("", table)
 
 
 def _show_plain_table(title: str, heads: Row, sections: list[list[Row]]) -> None:
@@ -117,8 +119,8 @@ def _show_plain_table(title: str, heads: Row, sections: list[list[Row]]) -> None
 
 
 def _aligned(row: Row, widths: list[int]) -> Iterator[str]:
-    for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
-        yield cell.ljust(width) if number < TEXT_COLUMNS else cell.rjust(width)
+    for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
+        yield cell.ljust(width) if column < TEXT_COLUMNS else cell.rjust(width)
 
 
 def _say(line: str) -> None:

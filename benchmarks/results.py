@@ -1,8 +1,9 @@
-"""What is one figure?"""
+"""What is one figure, and how is it written?"""
 
 from dataclasses import dataclass
 
 from benchmarks.clock import Timing
+from benchmarks.volumes import Volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,8 @@ class Result:
         With which object, and whose.
     timing : Timing
         How long it took.
+    volume : Volume, optional
+        How many bytes it took.
     """
 
     workload: str
@@ -24,6 +27,7 @@ class Result:
     sample: str
     peer: str
     timing: Timing
+    volume: Volume | None = None
 
 
 def collect(workload: str, sample: str, timings: dict[tuple[str, str], Timing]) -> list[Result]:
@@ -32,3 +36,9 @@ def collect(workload: str, sample: str, timings: dict[tuple[str, str], Timing]) 
         Result(workload, measure, sample, peer, timing)
         for (measure, peer), timing in timings.items()
     ]
+
+
+def number(value: float) -> str:
+    """Return it with three digits, and all those before the point."""
+    digits = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:,.{digits}f}"

@@ -12,6 +12,7 @@ from benchmarks.results import Result
 PREFIX = "shmstore, "
 BY_REF, BY_KEY = f"{PREFIX}by ref", f"{PREFIX}by key"
 GET = "get, touch, drop"
+PUT_TYPE, GET_TYPE = "put of each type", "get and drop of each type"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,11 @@ TARGETS = (
     Target("put", "64 MiB array", BY_REF, MEMCPY, 1.05),
     Target("put", "512 MiB array", BY_REF, MEMCPY, 1.05),
     Target("put_many", "1000 small dicts", BY_REF, "LMDB writemap", 1.0),
+    Target(PUT_TYPE, "pandas, arrow strings, 64 MiB", BY_REF, FLOOR, 1.15),
+    Target(GET_TYPE, "pandas, arrow strings, 64 MiB", BY_REF, FLOOR, 1.3),
+    # The best of the peers, over the same floor.
+    Target(PUT_TYPE, "pandas, object strings, 64 MiB", BY_REF, FLOOR, 0.39),
+    Target(GET_TYPE, "pandas, object strings, 64 MiB", BY_REF, FLOOR, 1.0),
 )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from benchmarks.arena import Arena
 from benchmarks.results import Result
-from benchmarks.workloads import get, many, put
+from benchmarks.workloads import get, many, put, types
 
 Workload = Callable[[Arena], Iterator[Result]]
 
@@ -16,4 +16,5 @@ WORKLOADS: dict[str, Workload] = {
     "put": put.run,
     "put_many": many.run_put,
     "get_many": many.run_get,
+    "types": types.run,
 }
