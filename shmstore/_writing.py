@@ -55,10 +55,15 @@ def put(session: Session, package: Package, *, overwrite: bool) -> ObjectRef:
             copy(session, package, places[0])
             run(publish_all, session, [package], places, overwrite)
         return refer(session, package, places[0])
+    except PlanFailed as failed:
+        own = failed.error
     except BaseException as error:
         guard = None  # the traceback keeps this frame
         discard(session, [package], places, error)
         raise
+    guard = None
+    discard(session, [package], places)
+    raise own
 
 
 def put_many(session: Session, packages: Sequence[Package], *, overwrite: bool) -> list[ObjectRef]:
@@ -72,10 +77,15 @@ def put_many(session: Session, packages: Sequence[Package], *, overwrite: bool) 
                 copy(session, package, place)
             run(publish_all, session, packages, places, overwrite)
         return [refer(session, *both) for both in zip(packages, places, strict=True)]
+    except PlanFailed as failed:
+        own = failed.error
     except BaseException as error:
-        guard = None  # as in put
+        guard = None
         discard(session, packages, places, error)
         raise
+    guard = None
+    discard(session, packages, places)
+    raise own
 
 
 class Guard:
@@ -287,8 +297,19 @@ def copy(session: Session, package: Package, place: Place) -> None:
         # Whoever keeps a view of it, as a reader does, holds a pin.
         window = np.ndarray(frame.nbytes, np.uint8, segment.writeable, start + offset)
         session.pins.pin(window, place.slot)
-        frame.write_into(window.data)
+        try:
+            frame.write_into(window.data)
+        except BaseException as error:
+            raise PlanFailed(error) from error
     segment.write(ready, cold=cold)
+
+
+class PlanFailed(BaseException):
+    """What the plan of a frame raised: nothing that the store should explain."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 def _publish(session: Session, package: Package, place: Place) -> None:

@@ -83,7 +83,14 @@ def test_plan_for_read_only_bytes_gives_read_only_views(store: Store, nbytes: in
 @pytest.mark.row("F18")
 @pytest.mark.parametrize("nbytes", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize(
-    "error", [ValueError("odd"), MemoryError(), OSError(errno.EIO, "disk"), KeyboardInterrupt()]
+    "error",
+    [
+        ValueError("odd"),
+        MemoryError(),
+        OSError(errno.ENOSPC, "disk"),
+        StoreFullError("another store"),
+        KeyboardInterrupt(),
+    ],
 )
 def test_plan_that_fails_leaves_nothing_behind(
     store: Store, nbytes: int, error: BaseException
@@ -94,8 +101,10 @@ def test_plan_that_fails_leaves_nothing_behind(
         view[0] = 1
         raise error
 
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error)) as caught:
         store.put(Made(nbytes, fail), key="k")
+    assert caught.value is error
+    del caught
     assert "k" not in store
     assert store.stats().objects == 0
     error.__traceback__ = None  # whose frames see the window

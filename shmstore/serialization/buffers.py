@@ -167,7 +167,7 @@ def conform(frames: Sequence[Frame], flags: Sequence[bool | None] | None) -> lis
         Per frame True, False, or None for unknown; None: all are taken as they are.
     """
     if flags is None:
-        return list(frames)
+        return [ensure_memoryview(frame) for frame in frames]
     if not isinstance(flags, (list, tuple)) or len(flags) != len(frames):
         raise _wrong_flags(flags, frames)
     return [_conform(frame, flag) for frame, flag in zip(frames, flags, strict=True)]
