@@ -146,6 +146,22 @@ def test_type_registered_by_a_user_travels_by_its_handler() -> None:
     assert custom_deserialize.find(Image) is not None
 
 
+@pytest.mark.row("S23", "S26", "S44")
+def test_frames_of_a_handler_keep_their_flags() -> None:
+    """A read-only frame is read-only for readers, whatever brought it to them."""
+    register_serialization(
+        Image,
+        lambda image: ({}, [image.pixels, memoryview(b"fixed")]),
+        lambda _, frames: Image(frames),
+    )
+    header, frames = serialize(Image(bytearray(b"abc")))
+    assert header["writeable"] == (True, False)
+    for kind in (bytes, bytearray):
+        pixels, fixed = deserialize(header, [kind(frame) for frame in frames]).pixels
+        assert (bytes(pixels), bytes(fixed)) == (b"abc", b"fixed")
+        assert (pixels.readonly, fixed.readonly) == (False, True)
+
+
 @pytest.mark.row("S23", "S15")
 def test_handler_with_a_parameter_context_gets_it() -> None:
     """Also when its object is inside of another one."""
