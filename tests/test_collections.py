@@ -302,9 +302,6 @@ def test_container_pickled_whole_keeps_what_is_shared_and_what_contains_itself()
 
 
 @pytest.mark.row("S33", "F06")
-@pytest.mark.xfail(
-    reason="the leaf is blamed where the stack ends, with a path of a thousand steps"
-)
 def test_container_that_contains_itself_cannot_be_taken_apart_and_is_told_so() -> None:
     """Instead of running out of stack."""
     x: list[Any] = [np.arange(3)]

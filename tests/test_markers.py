@@ -107,7 +107,6 @@ def test_marker_of_the_same_object_is_equal_without_asking_it(marker: Any) -> No
         "in a dict",
     ],
 )
-@pytest.mark.xfail(reason="only the array at the top is reduced to a bool")
 def test_marker_of_arrays_that_are_hard_to_compare_is_equal_or_not(
     one: Any, other: Any, *, equal: bool
 ) -> None:
@@ -117,7 +116,6 @@ def test_marker_of_arrays_that_are_hard_to_compare_is_equal_or_not(
 
 
 @pytest.mark.row("S10", "F33")
-@pytest.mark.xfail(reason="`==` of tables gives a table, or raises")
 def test_marker_of_tables_is_equal_or_not() -> None:
     """Tables with other columns refuse to be compared."""
     pandas = pytest.importorskip("pandas")

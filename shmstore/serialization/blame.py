@@ -44,7 +44,7 @@ def locate(x: Any, error: Exception) -> tuple[str, Any, Exception]:
     deadline = time.monotonic() + _PATIENCE_S
     # What a handler says of its own object is better than what is found inside of it.
     while custom_serialize.find(type(x)) is None:
-        for step, part in _parts(x):
+        for step, part in parts_of(x):
             if id(part) in seen:
                 continue
             if time.monotonic() > deadline:
@@ -89,7 +89,7 @@ def _drop(_: Any) -> None:
     """Take a buffer, so that it is not written."""
 
 
-def _parts(x: Any) -> Iterator[tuple[str, Any]]:
+def parts_of(x: Any) -> Iterator[tuple[str, Any]]:
     """Yield the parts of an object with the step that leads to each."""
     if isinstance(x, dict):
         for key, value in list(x.items()):

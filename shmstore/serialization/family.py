@@ -16,7 +16,7 @@ from shmstore.errors import (
     ShmStoreError,
 )
 from shmstore.serialization import iterating, msgpacking, pickling, registry, trust
-from shmstore.serialization.blame import blame
+from shmstore.serialization.blame import blame, str_of
 from shmstore.serialization.dispatch import has_keyword, typename
 from shmstore.serialization.frames import (
     Frame,
@@ -142,7 +142,7 @@ def serialize(
         ]
     # Frames that came compressed will have other sizes when they are read.
     if not isinstance(x, Serialized) and not {"frame-nbytes", "compression"} & header.keys():
-        header["frame-nbytes"] = [nbytes(frame) for frame in frames]
+        header = {**header, "frame-nbytes": [nbytes(frame) for frame in frames]}
     return header, frames
 
 
@@ -179,6 +179,7 @@ def ask_families(
 ) -> tuple[Header, list[Frame]]:
     """Serialize an object as a whole by the first family that takes it."""
     watch = watcher.get()
+    reasons = []
     for name in names:
         dumps, _, wants_context = families[name]
         if dumps is None:
@@ -187,7 +188,8 @@ def ask_families(
             dumps = watch(name, dumps)
         try:
             header, frames = dumps(x, context=context) if wants_context else dumps(x)
-        except NotImplementedError:
+        except NotImplementedError as error:
+            reasons.append(f"{name}: {str_of(error)}")
             continue
         except (*_RESOURCE_ERRORS, SerializationError):
             raise
@@ -195,16 +197,10 @@ def ask_families(
             raise iterating.nested_too_deeply(x) from error
         except Exception as error:
             raise blame(x, name, error) from error
-        header["serializer"] = name
+        if header.get("serializer") != name:
+            header = {**header, "serializer": name}
         return header, frames
-    raise SerializationError(
-        f"could not serialize an object of type {typename(x)}: no family of "
-        f"{', '.join(names) or 'none'} takes it. Add 'pickle' to serializers, or register a "
-        "handler for the type.",
-        type=typename(x),
-        families=tuple(names),
-        path="obj",
-    )
+    raise _nobody_takes(x, names, reasons)
 
 
 def known(names: Sequence[str]) -> Sequence[str]:
@@ -216,6 +212,18 @@ def known(names: Sequence[str]) -> Sequence[str]:
         )
         raise ValueError(message)
     return names
+
+
+def _nobody_takes(x: Any, names: Sequence[str], reasons: Sequence[str]) -> SerializationError:
+    because = f" ({'; '.join(reasons)})" if reasons else ""
+    return SerializationError(
+        f"could not serialize an object of type {typename(x)}: no family of "
+        f"{', '.join(names) or 'none'} takes it{because}. Add 'pickle' to serializers, or register "
+        "a handler for the type.",
+        type=typename(x),
+        families=tuple(names),
+        path="obj",
+    )
 
 
 def _load_only(name: str, x: Any) -> SerializationError:

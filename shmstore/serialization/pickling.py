@@ -303,7 +303,7 @@ def pickle_dumps(
     """
     protocol = context.get("pickle-protocol") if context else None
     protocol = pickle.HIGHEST_PROTOCOL if protocol is None else protocol
-    header: Header = {"type": typename(type(x)), "writeable": ()}
+    header: Header = {"serializer": "pickle", "type": typename(type(x)), "writeable": ()}
     if is_plain(x):
         return header, [pickle.dumps(x, protocol)]
     buffers: list[pickle.PickleBuffer] = []

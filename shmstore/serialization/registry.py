@@ -210,9 +210,9 @@ def custom_dumps(x: Any, context: dict[str, Any] | None = None) -> tuple[Header,
     cls = type(x)
     handler = custom_serialize.find(cls)
     if handler is None:
-        raise NotImplementedError(typename(cls))
+        raise NotImplementedError(f"no handler for objects of type {typename(cls)}")
     sub_header, frames = call_handler(handler, x, context)
-    header: Header = {"type": typename(cls), "sub-header": sub_header}
+    header: Header = {"serializer": "custom", "type": typename(cls), "sub-header": sub_header}
     header["writeable"] = tuple([not is_readonly(frame) for frame in frames])
     if not custom_serialize.serves_exactly(cls):
         header["class"] = _pickled_class(cls)
