@@ -83,7 +83,8 @@ def check_extent(x: Array, nbytes: int) -> None:
     """Raise unless the distinct elements of an array need just so many bytes."""
     sizes = [n for n, stride in zip(x.shape, x.strides, strict=True) if stride != 0 or n == 0]
     needed = math.prod(sizes) * x.itemsize
-    if needed != nbytes:
+    too_many = math.prod(n or 1 for n in x.shape) * (x.itemsize or 1) >= 1 << 63
+    if needed != nbytes or too_many:
         raise CorruptHeaderError(
             f"an array of shape {x.shape} and dtype {x.dtype} needs {needed} bytes, its frame has "
             f"{nbytes}",
