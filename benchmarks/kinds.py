@@ -68,6 +68,11 @@ class Kind:
     make: Callable[[Any, int], object]
     sizes: tuple[int, ...] = ()
 
+    @property
+    def library(self) -> str:
+        """What has to be installed."""
+        return self.package.partition(".")[0]
+
     def of(self, nbytes: int) -> object:
         """Make one."""
         return self.make(import_module(self.package), nbytes)
@@ -79,8 +84,8 @@ class Kind:
 
 def find() -> tuple[list[Kind], list[str]]:
     """Return the kinds that can be made here, and what is missing for the others."""
-    found = [kind for kind in KINDS if find_spec(kind.package) is not None]
-    missing = {kind.package for kind in KINDS if kind not in found}
+    found = [kind for kind in KINDS if find_spec(kind.library) is not None]
+    missing = {kind.library for kind in KINDS if kind not in found}
     return found, [f"{package}: not installed" for package in sorted(missing)]
 
 
@@ -94,7 +99,7 @@ def _table(nbytes: int) -> np.ndarray:
 
 
 def _texts(nbytes: int) -> list[str]:
-    """Return distinct strings of one length."""
+    """Return distinct strings of one length, so many bytes of text in all."""
     return [f"{number:0{TEXT_NBYTES}d}" for number in range(nbytes // TEXT_NBYTES)]
 
 

@@ -56,7 +56,7 @@ def of_pickle(value: object) -> tuple[int, int] | None:
     buffers: list[pickle.PickleBuffer] = []
     try:
         stream = pickle.dumps(value, 5, buffer_callback=buffers.append)
-    except TypeError:
+    except (TypeError, pickle.PicklingError):
         return None
     return len(stream), sum(buffer.raw().nbytes for buffer in buffers)
 
@@ -103,8 +103,11 @@ def _held_by_python(run: Callable[[], object], undo: Callable[[Any], object]) ->
 
 
 def _held_by_process(run: Callable[[], object], undo: Callable[[Any], object]) -> int:
-    ctypes.CDLL(None).malloc_trim(0)
-    RESET.write_text(RESET_HIGH_WATER)
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        RESET.write_text(RESET_HIGH_WATER)
+    except (AttributeError, OSError):  # another C library, a kernel that does not let us
+        return _held_by_python(run, undo)
     before = _status_nbytes("VmRSS")
     result = run()
     peak = _status_nbytes("VmHWM")
