@@ -28,7 +28,7 @@ class FrameRow(NamedTuple):
     """Name of the codec and number of bytes before it; None: not compressed."""
 
 
-def pack(header: dict[str, Any], table: Sequence[FrameRow]) -> bytes:
+def pack(header: dict[str, Any], table: Sequence[FrameRow | list[Any]]) -> bytes:
     """Pack a header and its frame table.
 
     Raises
@@ -37,7 +37,8 @@ def pack(header: dict[str, Any], table: Sequence[FrameRow]) -> bytes:
         The header holds something that msgpack cannot pack.
     """
     try:
-        return msgpacking.packb([HEADER_VERSION, header, [list(row) for row in table]], scan=False)
+        rows = [row if type(row) is list else list(row) for row in table]
+        return msgpacking.packb([HEADER_VERSION, header, rows], scan=False)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise SerializationError(
             f"the header made by family {header.get('serializer')!r} cannot be packed: {error}",

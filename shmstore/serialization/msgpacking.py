@@ -56,11 +56,12 @@ def packb(value: Any, default: Hook | None = None, *, scan: bool = True) -> byte
     TypeError, ValueError, OverflowError
         Something in it cannot be packed, or it is nested too deeply.
     """
-    nested = _Nested(_unchanged if default is None else default)
-    hook = functools.partial(_encode, nested)
+    hook = _TOP if default is None else functools.partial(_encode, _Nested(default))
     if scan:
         value = _strict(value)
-    return bytes(msgpack.packb(value, default=hook, strict_types=True, use_bin_type=True, **_TEXT))
+    packer = msgpack.Packer(default=hook, strict_types=True, buf_size=_FIRST_NBYTES, **_TEXT)
+    packed: bytes = packer.pack(value)
+    return packed
 
 
 def unpackb(packed: Any, default: Hook | None = None) -> Any:
@@ -106,8 +107,8 @@ class _Nested:
     __slots__ = ("depth", "hook")
 
     def __init__(self, hook: Hook) -> None:
-        self.depth = 0 if not isinstance(hook, _Nested) else hook.depth + 1
-        self.hook = hook.hook if isinstance(hook, _Nested) else hook
+        self.depth: int = hook.depth + 1 if isinstance(hook, _Nested) else 0
+        self.hook: Hook = hook.hook if isinstance(hook, _Nested) else hook
         if self.depth > _DEEPEST:
             message = f"extensions are nested more than {_DEEPEST} deep"
             raise ValueError(message)
@@ -264,6 +265,11 @@ def _enum_named(module: Any, qualname: Any) -> type[enum.Enum]:
         )
     return found  # type: ignore[no-any-return]
 
+
+# What a packer asks for at first; by default it takes 256 KiB, and so it does for each header.
+_FIRST_NBYTES: Final = 4096
+
+_TOP: Final = functools.partial(_encode, _Nested(_unchanged))
 
 _ENCODERS: Final[dict[type, tuple[int, Hook]]] = {
     tuple: (EXT_TUPLE, _encode_elements),

@@ -8,8 +8,10 @@ too. What consists of a few builtin values (`is_plain`) needs not even that.
 
 from __future__ import annotations
 
+import copyreg
 import io
 import pickle
+import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Final
@@ -32,6 +34,7 @@ from shmstore.serialization.registry import (
     call_handler,
     custom_deserialize,
     custom_serialize,
+    is_nearer,
     rebuild,
     reducers,
     unhandled_types,
@@ -198,13 +201,16 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None,
         context: dict[str, Any] | None = None,
     ) -> None:
+        self.dispatch_table = _reductions()  # read by the next call
         super().__init__(file, protocol=protocol, buffer_callback=buffer_callback)
+        self.stood_in = False
+        self._by_value = bool(cloudpickle.list_registry_pickle_by_value())
         self._protocol = protocol
         self._beside = buffer_callback is not None
         self._context = context
         self._unhandled = unhandled_types()
 
-    def reducer_override(self, obj: Any) -> Any:
+    def reducer_override(self, obj: Any) -> Any:  # noqa: PLR0911 - one for each way
         """Return how to pickle an object, or NotImplemented for its own way.
 
         Flat: called for every object but those of the most common builtin types.
@@ -213,9 +219,11 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if kind in self._unhandled:
             return NotImplemented
         if kind is types.FunctionType or issubclass(kind, type):
+            if not self._by_value and _is_where_it_says(obj):
+                return NotImplemented
             return super().reducer_override(obj)
         reduce = reducers.find(kind)
-        if reduce is not None:
+        if reduce is not None and not is_nearer(custom_serialize, reducers, kind):
             reduction = reduce(obj)
             return reduction if reduction is NotImplemented else self._place_buffers(reduction)
         handler = custom_serialize.find(kind)
@@ -229,11 +237,15 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def _reduce_by_handler(self, handler: Any, obj: Any) -> Any:
         try:
             sub_header, frames = call_handler(handler, obj, self._context)
-        except NotImplementedError:
-            return NotImplemented
+        except NotImplementedError as error:
+            return self._decline(error)
         return self._place_buffers(
             (_rebuild, (type(obj), sub_header, *[OutOfBand(frame) for frame in frames]))
         )
+
+    def _decline(self, _: NotImplementedError) -> Any:
+        """Let an object's own way work, because its handler declined."""
+        return NotImplemented
 
     def _place_buffers(self, reduction: Any) -> Any:
         function, arguments, *rest = reduction
@@ -249,10 +261,40 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             view = ensure_memoryview(frame)
             return bytes(view) if view.readonly else bytearray(view)
         if self._beside and type(frame) in (Planned, Pieces):
+            self.stood_in = True
             stand_in = _ReadonlyStandIn() if is_readonly(frame) else _StandIn()
             stand_in.frame = frame
             return pickle.PickleBuffer(stand_in)
         return pickle.PickleBuffer(ensure_memoryview(frame))
+
+
+def _is_where_it_says(obj: Any) -> bool:
+    """Return whether a class or function of a module is found by its name there.
+
+    It is what cloudpickle asks, without what it asks of objects that are not.
+    """
+    module = getattr(obj, "__module__", None)
+    if type(module) is not str or module in ("__main__", "__mp_main__"):
+        return False
+    home = getattr(sys.modules.get(module), "__dict__", {})
+    return home.get(getattr(obj, "__qualname__", None)) is obj
+
+
+class _Reductions:
+    """The reductions that cloudpickle and `copyreg` know, in one dict.
+
+    Cloudpickle has them in a ChainMap, which the C pickler asks about every object.
+    """
+
+    seen: ClassVar[dict[Any, Any]] = {}
+    table: ClassVar[dict[Any, Any]] = dict(cloudpickle.Pickler.dispatch_table)
+
+
+def _reductions() -> dict[Any, Any]:
+    if copyreg.dispatch_table != _Reductions.seen:
+        _Reductions.seen = copyreg.dispatch_table.copy()
+        _Reductions.table = dict(cloudpickle.Pickler.dispatch_table)
+    return _Reductions.table
 
 
 class _StandIn(bytearray):
@@ -309,12 +351,16 @@ def pickle_dumps(
     buffers: list[pickle.PickleBuffer] = []
     sink = _Sink()
     callback = buffers.append if protocol >= PROTOCOL else None
-    pickler(sink, protocol, callback, context).dump(x)
+    made = pickler(sink, protocol, callback, context)
+    made.dump(x)
     frames = [sink.frame()]
-    for buffer in buffers:
-        frame = _frame_of(buffer)
-        frames.append(_raw(buffer) if frame is None else frame)
-    header["writeable"] = tuple([not is_readonly(frame) for frame in frames[1:]])
+    if made.stood_in:
+        frames += [_frame_of(buffer) or _raw(buffer) for buffer in buffers]
+        header["writeable"] = tuple([not is_readonly(frame) for frame in frames[1:]])
+    else:
+        views = [_raw(buffer) for buffer in buffers]
+        frames += views
+        header["writeable"] = tuple([not view.readonly for view in views])
     return header, frames
 
 

@@ -167,6 +167,11 @@ def register_reducer(cls: type, reduce: Handler, *, subclasses: bool = False) ->
     reducers.register(cls, reduce, subclasses=subclasses)
 
 
+def is_nearer(one: Dispatch, other: Dispatch, cls: type) -> bool:
+    """Return whether `one` serves a type itself, and `other` at most as a subclass."""
+    return one.serves_exactly(cls) and not other.serves_exactly(cls)
+
+
 def own_way(_: Any) -> Any:
     """Leave the pickling of an object to itself; a reducer for types that need none of ours."""
     return NotImplemented

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from pickle import PickleBuffer
 from typing import Any, Final
 
 import numpy as np
@@ -140,9 +141,10 @@ def _memory(x: Array) -> memoryview:
     if not x.nbytes:
         empty = memoryview(bytearray())
         return empty if _is_writeable(x) else empty.toreadonly()
-    if not x.flags.c_contiguous:
-        x = x.T
-    return x.reshape(-1).view(np.uint8).data
+    try:
+        return PickleBuffer(x).raw()  # type: ignore[arg-type,unused-ignore] # numpy's own types
+    except ValueError:  # the elements have no format as a buffer
+        return (x if x.flags.c_contiguous else x.T).reshape(-1).view(np.uint8).data
 
 
 def pack_dtype(dtype: np.dtype[Any]) -> Any:
