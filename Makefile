@@ -1,4 +1,4 @@
-# make demo, make test, make lint and make bench each set up what they need in $(VENV).
+# make demo, make test, make lint, make bench and make fuzz each set up what they need in $(VENV).
 # Another interpreter goes into a folder of its own: make test PYTHON=python3.12 VENV=.venv-3.12
 
 PYTHON ?= python3
@@ -6,12 +6,13 @@ VENV ?= .venv
 PYTEST_ARGS ?= --numprocesses=auto --maxprocesses=4
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_ARGS ?= --count 100000
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .NOTPARALLEL:
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench fuzz clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.stamp-cli
@@ -27,6 +28,10 @@ lint: $(VENV)/.stamp-lint
 
 bench: $(VENV)/.stamp-bench
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+# Forged headers and damaged bytes, 100,000 of each kind; make fuzz FUZZ_ARGS='--count 100 --seed 7'.
+fuzz: $(VENV)/.stamp-test
+	$(BIN)/python tests/fuzzing.py $(FUZZ_ARGS)
 
 # A stamp says that its part was installed after the last change of pyproject.toml.
 $(VENV)/.stamp-venv:
