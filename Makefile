@@ -33,6 +33,10 @@ bench: $(VENV)/.stamp-bench
 fuzz: $(VENV)/.stamp-test
 	$(BIN)/python tests/fuzzing.py $(FUZZ_ARGS)
 
+# The table of docs/serialization.md, from tests/rows.toml and the markers of the tests.
+docs-rows:
+	$(PYTHON) tests/row_table.py
+
 # A stamp says that its part was installed after the last change of pyproject.toml.
 $(VENV)/.stamp-venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
