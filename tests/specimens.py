@@ -130,13 +130,16 @@ SPECIMENS: dict[str, Specimen] = {
 }
 
 
+def library(name: str) -> Any:
+    """Import a library, or skip the test where it is missing."""
+    known = name in sys.modules
+    module = pytest.importorskip(name)
+    if not known:
+        gc.freeze()  # the collections between tests need not look at what the import has made
+    return module
+
+
 def make(name: str) -> Any:
     """Return the object of a name, or skip the test where its library is missing."""
     specimen = SPECIMENS[name]
-    if specimen.library is None:
-        return specimen.make()
-    known = specimen.library in sys.modules
-    library = pytest.importorskip(specimen.library)
-    if not known:
-        gc.freeze()  # the collections between tests need not look at what the import has made
-    return specimen.make(library)
+    return specimen.make() if specimen.library is None else specimen.make(library(specimen.library))

@@ -266,7 +266,7 @@ def test_view_of_any_shape_and_strides_comes_back_equal_or_is_refused(data: st.D
     try:
         header, frames = serialize(view, on_error="raise")
     except SerializationError:
-        assert view.format.removeprefix("@") not in "bBhHiIlLqQfd"
+        assert not view.nbytes or view.format.removeprefix("@") not in "bBhHiIlLqQfd"
         return
     assert_same_view(deserialize(header, [bytes(memoryview(frame)) for frame in frames]), view)
 

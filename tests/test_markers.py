@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from family_helpers import travel
+from specimens import library
 
 from shmstore import Store
 from shmstore.serialization import (
@@ -118,7 +119,7 @@ def test_marker_of_arrays_that_are_hard_to_compare_is_equal_or_not(
 @pytest.mark.row("S10", "F33")
 def test_marker_of_tables_is_equal_or_not() -> None:
     """Tables with other columns refuse to be compared."""
-    pandas = pytest.importorskip("pandas")
+    pandas = library("pandas")
     one, same, other = (pandas.DataFrame({name: [1, 2]}) for name in "aab")
     assert Serialize(one) == Serialize(same)
     assert Serialize(one) != Serialize(other)
