@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -83,14 +82,15 @@ def plain_header(header: dict[str, Any]) -> dict[str, Any]:
 
 def same(one: Any, other: Any) -> bool:
     """Return whether two values agree in all their types, too."""
-    if type(one) is not type(other):
-        return False
-    if type(one) in (list, tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    if type(one) is dict:
-        return same(list(one), list(other)) and same(list(one.values()), list(other.values()))
-    if type(one) in (set, frozenset):
-        return same(sorted(one, key=repr), sorted(other, key=repr))
-    if type(one) is float:
-        return math.isnan(one) == math.isnan(other) and (one == other or math.isnan(one))
-    return bool(one == other)
+    return canonical(one) == canonical(other)
+
+
+def canonical(x: Any) -> tuple[str, Any]:
+    """Return type and content of a value; elements of sets in one order, NaN equal to NaN."""
+    if type(x) in (list, tuple):
+        return type(x).__name__, [canonical(element) for element in x]
+    if type(x) is dict:
+        return "dict", [(canonical(key), canonical(value)) for key, value in x.items()]
+    if type(x) in (set, frozenset):
+        return type(x).__name__, sorted(repr(canonical(element)) for element in x)
+    return type(x).__name__, repr(x)

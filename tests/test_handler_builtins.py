@@ -148,7 +148,11 @@ def test_array_whose_header_is_forged_is_refused(changes: Any) -> None:
 def assert_same_view(back: memoryview, x: memoryview) -> None:
     """Compare everything that a view tells."""
     assert type(back) is memoryview
-    assert (back.format.removeprefix("@"), back.shape) == (x.format.removeprefix("@"), x.shape)
+    assert back.shape == x.shape
+    if x.format.startswith("T{"):  # NumPy spells it by where its memory happens to lie
+        assert np.asarray(back).dtype == np.asarray(x).dtype
+    else:
+        assert back.format.removeprefix("@") == x.format.removeprefix("@")
     assert (back.itemsize, back.nbytes) == (x.itemsize, x.nbytes)
     assert back.tobytes() == x.tobytes()
     assert back.readonly == x.readonly

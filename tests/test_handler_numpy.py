@@ -211,12 +211,11 @@ def test_array_whose_dtype_has_metadata_keeps_it() -> None:
         np.array([None, {"a": 1}, "text"], dtype=object),
         np.array([(1, [2])], dtype=[("a", "i4"), ("b", "O")]),
         np.arange(4).reshape(2, 2).view(np.matrix),
-        np.array(["a", "b"]).view(np.char.chararray),
         np.zeros((2, 2)).view(Tagged),
         np.rec.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]),
         np.array(["short", "a longer text than fits into the element"], "T"),
     ],
-    ids=["objects", "field of objects", "matrix", "chararray", "subclass", "recarray", "text"],
+    ids=["objects", "field of objects", "matrix", "subclass", "recarray", "text"],
 )
 def test_array_that_is_more_than_its_memory_goes_by_pickle(x: Array) -> None:
     """Objects of Python, and subclasses with their class and what belongs to it."""
