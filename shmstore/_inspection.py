@@ -58,7 +58,7 @@ def describe(plan: Plan, pinned_by: dict[int, set[int]]) -> ObjectInfo:
     return ObjectInfo(
         key=plan.header.get("key"),
         type=plan.header.get("type", "unknown"),
-        serializer=plan.header["serializer"],
+        serializer=plan.header.get("serializer", "several"),
         nbytes=record.data_nbytes,
         stored_nbytes=record.extent_nbytes,
         frames=len(plan.table) or 1,

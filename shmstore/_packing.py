@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pickle import PickleBuffer
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -18,12 +17,13 @@ from shmstore._catalog.slots import Content
 from shmstore._memory import layout as L
 from shmstore.serialization import (
     DEFAULT_SERIALIZERS,
+    Serialized,
     custom_serialize,
     headers,
     typename,
 )
 from shmstore.serialization.compression import maybe_compress
-from shmstore.serialization.family import encode, known
+from shmstore.serialization.family import check_serialized, encode, known
 from shmstore.serialization.frames import (
     Frame,
     Planned,
@@ -33,7 +33,7 @@ from shmstore.serialization.frames import (
     parts_of,
 )
 from shmstore.serialization.handlers.builtins import serialize_bytes
-from shmstore.serialization.handlers.numpy import array_header, serialize_array
+from shmstore.serialization.handlers.numpy import array_header, memory_of, serialize_array
 from shmstore.serialization.pickling import dumps_plain, is_plain
 from shmstore.serialization.splitting import restore
 
@@ -123,7 +123,7 @@ def _pack_array(
     dtype = x.dtype
     if not x.flags.c_contiguous or not x.nbytes or dtype.kind not in _PLAIN_KINDS:
         return None
-    view = PickleBuffer(x).raw()  # type: ignore[arg-type,unused-ignore] # numpy's own types
+    view = memory_of(x)
     size = view.nbytes
     writeable = not (view.readonly or readonly)
     if key is None and dtype.metadata is None:
@@ -169,6 +169,8 @@ def _encoded(
     context = {"compression": compression} if compression else None
     # What a transport or a handler cut and compressed is undone: the store does it by itself.
     header, frames = restore(*encode(obj, names, context))
+    if isinstance(obj, Serialized):
+        check_serialized(header, frames)
     if "frame-nbytes" in header:
         header = {key: value for key, value in header.items() if key != "frame-nbytes"}
     return header, frames

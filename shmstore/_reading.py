@@ -162,7 +162,10 @@ class InlinePlan(Plan):
         stream = session.memory[self.start : self.end]
         if words[self.at] != self.word:
             return GONE
-        return loads(stream)
+        try:
+            return loads(stream)
+        except Exception:  # noqa: BLE001 - raised again by what knows how to say it
+            return deserialize(self.header, [stream])
 
     def secure_once(self) -> Any:
         """Copy the bytes out and look at the slot again."""

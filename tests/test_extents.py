@@ -10,8 +10,8 @@ from explanations import (
     Slotted,
 )
 
-from shmstore.serialization.extents import extents
-from shmstore.serialization.naming import find_paths
+from shmstore.serialization.explaining.extents import extents
+from shmstore.serialization.explaining.naming import find_paths
 
 
 @pytest.mark.parametrize("protocol", [4, 5])

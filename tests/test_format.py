@@ -119,7 +119,7 @@ def test_slot_of_a_small_object_is_these_bytes(store: Store) -> None:
     """A small named object lies in the slot: words, header, pickle."""
     store.put({"a": 1}, key="k")
     stream = pickle.dumps({"a": 1}, 5)
-    header = msgpack.packb([1, {"type": "dict", "key": "k"}, []])
+    header = msgpack.packb([2, {"type": "dict", "key": "k"}, []])
     content = _index(store, SLOTS_AT, 320)
     words = _words(content[:128])
     created_ns, words[12] = words[12], 0
@@ -146,7 +146,7 @@ def test_slot_and_extent_of_an_array_are_these_bytes(store: Store) -> None:
     assert words[6:12] == [0, 12, 0, 0, 0, 0]
     assert words[13:16][::2] == [os.getpid(), 0]
     assert header == [
-        1,
+        2,
         {
             "serializer": "custom",
             "type": "numpy.ndarray",
@@ -170,7 +170,7 @@ def test_header_too_long_for_the_slot_lies_behind_the_frames(store: Store) -> No
     with (store.path / "segment-00000").open("rb") as file:
         file.seek(header_offset)
         version, header, table = msgpack.unpackb(file.read(header_nbytes))
-    assert (version, header["key"], table) == (1, key, [[0, 100, True, None]])
+    assert (version, header["key"], table) == (2, key, [[0, 100, True, None]])
 
 
 def test_words_of_the_superblock_follow_the_objects(store: Store) -> None:
@@ -209,7 +209,7 @@ def _make_by_hand(folder: Path) -> None:
     array, word = np.arange(7, dtype="<u2"), pickle.dumps("hello", 5)
     packed = msgpack.packb(
         [
-            1,
+            2,
             {
                 "serializer": "custom",
                 "type": "numpy.ndarray",
@@ -219,7 +219,7 @@ def _make_by_hand(folder: Path) -> None:
             [[0, 14, False, None]],
         ]
     )
-    plain = msgpack.packb([1, {"type": "str", "key": "word"}, []])
+    plain = msgpack.packb([2, {"type": "str", "key": "word"}, []])
     marks = {0: int.from_bytes(b"shmstore", "little"), 1: 1, 2: 0x0102030405060708, 3: 7, 4: 9}
     constants = marks | {5: CAPACITY, 6: MAX_OBJECTS, 7: MAX_CLIENTS, 8: 1 | 2, 9: 1, 10: 1}
     crc = zlib.crc32(_bytes(constants, 88))

@@ -102,7 +102,7 @@ def test_header_of_another_version_is_refused_with_both_numbers(version: Any) ->
     [
         None,
         [],
-        [1],
+        [2],
         [2, {}],
         [2, {}, [], []],
         [2, [], []],

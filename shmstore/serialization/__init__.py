@@ -20,14 +20,13 @@ from shmstore.serialization.bytestrings import (
     serialize_bytes,
 )
 from shmstore.serialization.dispatch import Dispatch, has_keyword, typename
+from shmstore.serialization.explaining import Explanation, Part, explain
 from shmstore.serialization.family import (
     DEFAULT_SERIALIZERS,
     deserialize,
-    deserialize_parts,
     families,
     register_serialization_family,
     serialize,
-    serialize_parts,
 )
 from shmstore.serialization.generic import register_generic
 from shmstore.serialization.markers import (
@@ -41,6 +40,7 @@ from shmstore.serialization.markers import (
 from shmstore.serialization.messages import dumps, loads
 from shmstore.serialization.msgpacking import msgpack_decode_default, msgpack_encode_default
 from shmstore.serialization.nesting import nested_deserialize
+from shmstore.serialization.parts import deserialize_parts, serialize_parts
 from shmstore.serialization.registry import (
     custom_deserialize,
     custom_serialize,
@@ -61,6 +61,8 @@ for _cls in (bytes, np.ndarray):
 __all__ = [
     "DEFAULT_SERIALIZERS",
     "Dispatch",
+    "Explanation",
+    "Part",
     "Pickled",
     "Serialize",
     "Serialized",
@@ -73,6 +75,7 @@ __all__ = [
     "deserialize_bytes",
     "deserialize_parts",
     "dumps",
+    "explain",
     "families",
     "has_custom_handler",
     "has_keyword",

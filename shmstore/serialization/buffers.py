@@ -156,6 +156,11 @@ def hoist_flags(
     return rest, found
 
 
+def is_flat(frame: Frame) -> bool:
+    """Return whether a frame is what `ensure_memoryview` returns."""
+    return type(frame) is memoryview and frame.format == "B" and frame.ndim == 1
+
+
 def conform(frames: Sequence[Frame], flags: Sequence[bool | None] | None) -> list[Frame]:
     """Return frames that may be written where the flags say so, and only there.
 
@@ -167,7 +172,7 @@ def conform(frames: Sequence[Frame], flags: Sequence[bool | None] | None) -> lis
         Per frame True, False, or None for unknown; None: all are taken as they are.
     """
     if flags is None:
-        return [ensure_memoryview(frame) for frame in frames]
+        return [frame if is_flat(frame) else ensure_memoryview(frame) for frame in frames]
     if not isinstance(flags, (list, tuple)) or len(flags) != len(frames):
         raise _wrong_flags(flags, frames)
     return [_conform(frame, flag) for frame, flag in zip(frames, flags, strict=True)]

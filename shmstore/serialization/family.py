@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
@@ -23,7 +23,6 @@ from shmstore.serialization.frames import (
     Pieces,
     Planned,
     ensure_memoryview,
-    hoist_flags,
     nbytes,
 )
 from shmstore.serialization.markers import Serialize, Serialized
@@ -197,8 +196,8 @@ def ask_families(
             raise iterating.nested_too_deeply(x) from error
         except Exception as error:
             raise blame(x, name, error) from error
-        if header.get("serializer") != name:
-            header = {**header, "serializer": name}
+        if header.get("serializer") != name or "type" not in header:
+            header = {"type": typename(x), **header, "serializer": name}
         return header, frames
     raise _nobody_takes(x, names, reasons)
 
@@ -263,21 +262,22 @@ def deserialize(
         What was serialized is an error; this is it.
     """
     if deserializers is None:
-        return _deserialize(header, frames)
+        return decode(header, frames)
     if isinstance(deserializers, str):
         message = f"deserializers={deserializers!r}: expected a collection of names, not one str"
         raise TypeError(message)
     with trust.reading(trust.policy.get()._replace(accepted=deserializers)):
-        return _deserialize(header, frames)
+        return decode(header, frames)
 
 
-def _deserialize(header: Header, frames: Sequence[Frame]) -> Any:
+def decode(header: Header, frames: Sequence[Frame]) -> Any:
+    """As `deserialize`, with the families that are accepted in this context."""
     if not isinstance(header, dict):
         raise CorruptHeaderError(f"a header is a dict, this is {type(header).__name__}", key=None)
     try:
         _check_sizes(header, frames)
         if header.get("is-collection"):
-            return iterating.put_together(header, frames, _deserialize)
+            return iterating.put_together(header, frames, decode)
         return _ask_family(header, frames)
     except (*_RESOURCE_ERRORS, ShmStoreError):
         raise
@@ -308,6 +308,22 @@ def _ask_family(header: Header, frames: Sequence[Frame]) -> Any:
     return family.loads(header, frames)
 
 
+def check_serialized(header: Header, frames: Sequence[Frame]) -> None:
+    """Raise CorruptHeaderError for what cannot have come out of `serialize`."""
+    if not isinstance(header, dict):
+        raise CorruptHeaderError(f"a header is a dict, this is {type(header).__name__}", key=None)
+    names = ["type"] if header.get("is-collection") else ["type", "serializer"]
+    for name in names:
+        if not isinstance(header.get(name), str):
+            raise CorruptHeaderError(
+                f"{name!r} of a header is {shown(header.get(name))}, no text", key=name
+            )
+    try:
+        _check_sizes(header, frames)
+    except TypeError as error:
+        raise CorruptHeaderError(f"the frames are no buffers: {error}", key="frames") from error
+
+
 def _check_sizes(header: Header, frames: Sequence[Frame]) -> None:
     """Raise if frames were cut or extended; a frame may come in several pieces."""
     sizes = header.get("frame-nbytes")
@@ -324,54 +340,6 @@ def _check_sizes(header: Header, frames: Sequence[Frame]) -> None:
         found=found,
         expected=sizes,
     )
-
-
-# --- objects inside of objects -------------------------------------------------------------------
-
-
-def serialize_parts(
-    parts: Mapping[str, Any],
-    context: dict[str, Any] | None = None,
-    serializers: Sequence[str] = DEFAULT_SERIALIZERS,
-) -> tuple[dict[str, Any], list[Frame]]:
-    """Serialize the parts of an object for its handler, each by itself.
-
-    Returns
-    -------
-    header : dict
-        By name the part's header and its slice of the frames.
-    frames : list
-        Of all parts, in order.
-    """
-    headers: dict[str, Any] = {}
-    frames: list[Frame] = []
-    for name, part in parts.items():
-        try:
-            header, more = encode(part, serializers, context)
-        except SerializationError as error:
-            raise iterating.located(error, f".{name}") from error
-        header, _ = hoist_flags(header, more)  # the flags of all frames stand beside the parts
-        stop = len(frames) + len(more)
-        headers[name] = {"header": header, "start": len(frames), "stop": stop}
-        frames += more
-    return headers, frames
-
-
-def deserialize_parts(headers: Mapping[str, Any], frames: Sequence[Frame]) -> dict[str, Any]:
-    """Rebuild the parts that `serialize_parts` serialized."""
-    parts = {}
-    for name, part in headers.items():
-        start, stop = part["start"], part["stop"]
-        if not (type(start) is type(stop) is int and 0 <= start <= stop <= len(frames)):
-            raise CorruptHeaderError(
-                f"part {shown(name)} has the frames {shown(start, 50)} to {shown(stop, 50)} of "
-                f"{len(frames)}",
-                key="stop",
-                found=len(frames),
-                expected=stop,
-            )
-        parts[name] = _deserialize(part["header"], frames[start:stop])
-    return parts
 
 
 # --- errors as payload ---------------------------------------------------------------------------
@@ -425,6 +393,8 @@ def _pack_marked(default: Any, x: Any) -> Any:
 def _unpack_marked(default: Any, data: bytes) -> Serialized:
     """Return what was serialized, not decoded: its reader may not be allowed to unpickle."""
     header, frames = msgpacking.unpackb(data, default)
+    if not isinstance(header, dict) or not isinstance(frames, list):
+        raise CorruptHeaderError("a packed object has no header or no frames", key="frames")
     return Serialized(header, frames)
 
 

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from shmstore.errors import CorruptHeaderError
 from shmstore.serialization.dispatch import Dispatch, typename
-from shmstore.serialization.family import deserialize_parts, serialize_parts
 from shmstore.serialization.frames import Frame
 from shmstore.serialization.markers import Serialize
+from shmstore.serialization.parts import deserialize_parts, serialize_parts
 from shmstore.serialization.registry import (
     Header,
     custom_deserialize,

@@ -11,8 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from shmstore.errors import CorruptStoreError, FormatVersionError, SerializationError
+from shmstore.errors import (
+    CorruptStoreError,
+    FormatVersionError,
+    ModuleRefusedError,
+    SerializationError,
+)
 from shmstore.serialization import msgpacking
+from shmstore.serialization.wording import shown
 
 # Lies in shared memory. It is permanent.
 HEADER_VERSION = 2
@@ -61,29 +67,49 @@ def unpack(packed: bytes, room: int) -> tuple[dict[str, Any], list[FrameRow]]:
     FormatVersionError, CorruptStoreError
         Another version; not such a header, or a frame that lies outside.
     """
+    # A short array that begins with a small number, whatever another version has behind it.
+    if len(packed) > 1 and packed[0] & 0xF0 == 0x90 and packed[1] < 0x80:
+        _check_version(packed[1])
     try:
         version, header, rows = msgpacking.unpackb(packed)
         table = [FrameRow(*row) for row in rows]
+    except (MemoryError, OSError, ModuleRefusedError):
+        raise
     except Exception as error:
         raise CorruptStoreError(
             f"a packed header of {len(packed)} bytes is damaged: {error}"
         ) from error
-    if version != HEADER_VERSION:
-        raise FormatVersionError(
-            f"a header has version {version!r}, this process reads {HEADER_VERSION}",
-            found=version,
-            expected=HEADER_VERSION,
-        )
+    _check_version(version)
     if not isinstance(header, dict):
         raise CorruptStoreError(f"a packed header holds {type(header).__name__} instead of a map")
     for number, row in enumerate(table):
         if not _fits(row, room):
             raise CorruptStoreError(
-                f"frame {number} at {row[:2]!r} leaves its extent of {room} bytes"
+                f"frame {number} is told by {shown(row)}: it leaves its extent of {room} bytes, or "
+                "is none"
             )
     return header, table
 
 
-def _fits(row: FrameRow, room: int) -> bool:
+def _check_version(version: Any) -> None:
+    if version != HEADER_VERSION:
+        raise FormatVersionError(
+            f"a header has version {shown(version)}, this process reads {HEADER_VERSION}",
+            found=version,
+            expected=HEADER_VERSION,
+        )
+
+
+def _fits(row: Any, room: int) -> bool:
     numbers = type(row.offset) is int and type(row.nbytes) is int
-    return numbers and row.offset >= 0 and row.nbytes >= 0 and row.offset + row.nbytes <= room
+    inside = numbers and row.offset >= 0 and row.nbytes >= 0 and row.offset + row.nbytes <= room
+    return inside and type(row.writeable) is bool and _is_codec(row.codec)
+
+
+def _is_codec(codec: Any) -> bool:
+    if codec is None:
+        return True
+    if type(codec) is not list or len(codec) != 2:
+        return False
+    name, raw = codec
+    return type(name) is str and type(raw) is int and raw >= 0

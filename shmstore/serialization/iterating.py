@@ -142,8 +142,17 @@ def put_together(
         elements.append(deserialize_one(sub_header, frames[start : start + length]))
         start += length
     if kind is dict:
-        return dict(zip([_item(h, "key", object) for h in headers], elements, strict=True))
-    return kind(elements)
+        x: Any = dict(zip([_item(h, "key", object) for h in headers], elements, strict=True))
+    else:
+        x = kind(elements)
+    if len(x) != len(headers):
+        raise CorruptHeaderError(
+            f"a {kind.__name__} of {len(headers)} elements has only {len(x)} different ones",
+            key="sub-headers",
+            found=len(x),
+            expected=len(headers),
+        )
+    return x
 
 
 def _item(header: Any, key: str, kind: type) -> Any:

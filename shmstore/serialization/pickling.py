@@ -34,7 +34,6 @@ from shmstore.serialization.registry import (
     call_handler,
     custom_deserialize,
     custom_serialize,
-    is_nearer,
     rebuild,
     reducers,
     unhandled_types,
@@ -223,14 +222,15 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                 return NotImplemented
             return super().reducer_override(obj)
         reduce = reducers.find(kind)
-        if reduce is not None and not is_nearer(custom_serialize, reducers, kind):
-            reduction = reduce(obj)
+        reduction = None if reduce is None else reduce(obj)
+        if reduction is not None:
             return reduction if reduction is NotImplemented else self._place_buffers(reduction)
         handler = custom_serialize.find(kind)
         if handler is not None:
             return self._reduce_by_handler(handler, obj)
         if kind in self.dispatch_table or not interfaces.may_export(obj):
-            self._unhandled.add(kind)
+            if reduce is None:
+                self._unhandled.add(kind)
             return NotImplemented
         return interfaces.reduce(obj, self._protocol)
 

@@ -160,16 +160,11 @@ def register_reducer(cls: type, reduce: Handler, *, subclasses: bool = False) ->
     cls
         The type itself; with `subclasses` also the types derived from it.
     reduce
-        ``reduce(x)`` returns what ``x.__reduce_ex__(5)`` might, or NotImplemented to let the
-        object's own way work. Buffers among the arguments, wrapped by `pickling.out_of_band`, lie
-        beside the pickle.
+        ``reduce(x)`` returns what ``x.__reduce_ex__(5)`` might, NotImplemented to let the object's
+        own way work, or None to leave it to the handler, if there is one. Buffers among the
+        arguments, wrapped by `pickling.out_of_band`, lie beside the pickle.
     """
     reducers.register(cls, reduce, subclasses=subclasses)
-
-
-def is_nearer(one: Dispatch, other: Dispatch, cls: type) -> bool:
-    """Return whether `one` serves a type itself, and `other` at most as a subclass."""
-    return one.serves_exactly(cls) and not other.serves_exactly(cls)
 
 
 def own_way(_: Any) -> Any:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from shmstore.serialization.family import deserialize_parts, serialize_parts
 from shmstore.serialization.frames import Frame
+from shmstore.serialization.parts import deserialize_parts, serialize_parts
 from shmstore.serialization.registry import own_way, register_reducer, register_serialization
 
 

@@ -22,6 +22,7 @@ from shmstore.serialization.frames import Frame, Planned
 from shmstore.serialization.handlers import text
 from shmstore.serialization.pickling import out_of_band
 from shmstore.serialization.registry import register_reducer, register_serialization
+from shmstore.serialization.wording import shown
 
 Array = npt.NDArray[Any]
 # NPY_ARRAY_WRITEABLE in the C API of NumPy.
@@ -51,11 +52,11 @@ def serialize_array(x: Array) -> tuple[dict[str, Any], list[Frame]]:
     dtype = pack_dtype(x.dtype)
     header = {"dtype": dtype, "shape": list(x.shape)}
     if x.flags.c_contiguous:
-        return header, [_memory(x)]
+        return header, [memory_of(x)]
     distinct, strides = _compact(x)
     header["strides"] = list(strides)
     if distinct.flags.c_contiguous or distinct.flags.f_contiguous:
-        return header, [_memory(distinct)]
+        return header, [memory_of(distinct)]
     return header, [_planned(distinct, writeable=_is_writeable(x))]
 
 
@@ -84,8 +85,7 @@ def check_extent(x: Array, nbytes: int) -> None:
     """Raise unless the distinct elements of an array need just so many bytes."""
     sizes = [n for n, stride in zip(x.shape, x.strides, strict=True) if stride != 0 or n == 0]
     needed = math.prod(sizes) * x.itemsize
-    too_many = math.prod(n or 1 for n in x.shape) * (x.itemsize or 1) >= 1 << 63
-    if needed != nbytes or too_many:
+    if needed != nbytes:
         raise CorruptHeaderError(
             f"an array of shape {x.shape} and dtype {x.dtype} needs {needed} bytes, its frame has "
             f"{nbytes}",
@@ -96,13 +96,31 @@ def check_extent(x: Array, nbytes: int) -> None:
 
 
 def array_layout(header: dict[str, Any]) -> Layout:
-    """Return shape, dtype and strides (None: C order) from the header of an array."""
-    strides = header.get("strides")
-    return (
-        tuple(header["shape"]),
-        unpack_dtype(header["dtype"]),
-        None if strides is None else tuple(strides),
-    )
+    """Return shape, dtype and strides (None: C order) from the header of an array.
+
+    Raises
+    ------
+    CorruptHeaderError
+        A size or stride is none, or so large that numbers of 64 bits would wrap around.
+    """
+    shape, strides = tuple(header["shape"]), header.get("strides")
+    dtype = unpack_dtype(header["dtype"])
+    sizes = shape if strides is None else (*shape, *strides)
+    if not all(type(n) is int and n >= 0 for n in sizes) or (
+        strides and len(strides) != len(shape)
+    ):
+        raise CorruptHeaderError(
+            f"an array has the shape {shown(shape)} and the strides {shown(strides)}", key="shape"
+        )
+    reach = math.prod(n or 1 for n in shape) * (dtype.itemsize or 1)
+    if strides:
+        reach = max(reach, sum(n * stride for n, stride in zip(shape, strides, strict=True)))
+    if reach >= 1 << 62:
+        raise CorruptHeaderError(
+            f"an array of shape {shown(shape)} and strides {shown(strides)} is out of all bounds",
+            key="strides",
+        )
+    return shape, dtype, None if strides is None else tuple(strides)
 
 
 def array_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Any]:
@@ -118,7 +136,11 @@ def _compact(x: Array) -> tuple[Array, tuple[int, ...]]:
     if not (distinct.flags.c_contiguous or distinct.flags.f_contiguous):
         sizes = [math.prod(distinct.shape[axis + 1 :]) for axis in range(distinct.ndim)]
         compact = tuple(size * x.itemsize for size in sizes)
-    strides = tuple(0 if old == 0 else new for old, new in zip(x.strides, compact, strict=True))
+    # An axis of one element may have any stride, also one that would lead out of the frame.
+    strides = tuple(
+        0 if old == 0 else (new if n > 1 else x.itemsize)
+        for old, new, n in zip(x.strides, compact, distinct.shape, strict=True)
+    )
     return distinct, strides
 
 
@@ -136,7 +158,7 @@ def _is_writeable(x: Array) -> bool:
     return bool(x.flags.num & _WRITEABLE)
 
 
-def _memory(x: Array) -> memoryview:
+def memory_of(x: Array) -> memoryview:
     """Return the memory of a contiguous array as flat bytes, read-only if the array is."""
     if not x.nbytes:
         empty = memoryview(bytearray())
@@ -232,7 +254,7 @@ def _reduce_subclass(x: Array) -> Any:
     """
     cls = type(x)
     if any(getattr(cls, name) is not getattr(np.ndarray, name) for name in _OWN_WAY):
-        return NotImplemented
+        return None
     return _view_as, (np.ndarray.view(x, np.ndarray), cls, getattr(x, "__dict__", None))
 
 

@@ -21,7 +21,6 @@ import numpy as np
 import scipy.sparse
 
 from shmstore.errors import CorruptHeaderError
-from shmstore.serialization.family import deserialize_parts, serialize_parts
 from shmstore.serialization.frames import Frame
 from shmstore.serialization.handlers.indices import (
     check_compressed,
@@ -32,6 +31,7 @@ from shmstore.serialization.handlers.indices import (
     take,
     take_indices,
 )
+from shmstore.serialization.parts import deserialize_parts, serialize_parts
 from shmstore.serialization.registry import own_way, register_reducer, register_serialization
 
 Header = dict[str, Any]

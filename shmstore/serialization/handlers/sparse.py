@@ -14,7 +14,6 @@ import numpy as np
 import sparse
 
 from shmstore.errors import CorruptHeaderError
-from shmstore.serialization.family import deserialize_parts, serialize_parts
 from shmstore.serialization.frames import Frame
 from shmstore.serialization.handlers.indices import (
     Array,
@@ -27,6 +26,7 @@ from shmstore.serialization.handlers.indices import (
     take,
     take_indices,
 )
+from shmstore.serialization.parts import deserialize_parts, serialize_parts
 from shmstore.serialization.registry import own_way, register_reducer, register_serialization
 from shmstore.serialization.wording import shown
 

@@ -13,17 +13,18 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from shmstore.errors import SerializationError
-from shmstore.serialization import headers, pickling, reasons
-from shmstore.serialization.accounting import Ledger, Row
+from shmstore.serialization import headers, pickling
 from shmstore.serialization.compression import maybe_compress
 from shmstore.serialization.dispatch import typename
+from shmstore.serialization.explaining import reasons
+from shmstore.serialization.explaining.accounting import Ledger, Row
+from shmstore.serialization.explaining.tracing import Leaf, watch
 from shmstore.serialization.family import DEFAULT_SERIALIZERS, encode, known
 from shmstore.serialization.frames import Frame, ensure_memoryview, nbytes
 from shmstore.serialization.handlers.builtins import serialize_bytes
 from shmstore.serialization.markers import Serialized
 from shmstore.serialization.registry import Header, custom_serialize
 from shmstore.serialization.splitting import restore
-from shmstore.serialization.tracing import Leaf, watch
 
 # Paths are looked for as long as the serialization took, or this long.
 _PATIENCE_S: Final = 0.05

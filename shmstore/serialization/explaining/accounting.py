@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from shmstore.serialization import reasons
 from shmstore.serialization.dispatch import typename
-from shmstore.serialization.extents import Extent, extents
+from shmstore.serialization.explaining import reasons
+from shmstore.serialization.explaining.extents import Extent, extents
+from shmstore.serialization.explaining.naming import find_paths
+from shmstore.serialization.explaining.tracing import Leaf, Note, Record
 from shmstore.serialization.frames import Frame, nbytes
 from shmstore.serialization.markers import Serialize, Serialized
-from shmstore.serialization.naming import find_paths
 from shmstore.serialization.pickling import is_plain
 from shmstore.serialization.registry import Header
-from shmstore.serialization.tracing import Leaf, Note, Record
 from shmstore.serialization.wording import shown
 
 # Text and bytes inside of others are told apart from this size on, the largest of them.

@@ -11,9 +11,15 @@ from typing import Any, Final
 import numpy as np
 
 from shmstore.serialization.dispatch import typename
+from shmstore.serialization.explaining.tracing import (
+    EXPORTED,
+    HANDLER,
+    LARGE_NBYTES,
+    REDUCER,
+    VALUE,
+)
 from shmstore.serialization.frames import Frame, Planned, nbytes
 from shmstore.serialization.handlers.text import MIN_SIZE
-from shmstore.serialization.tracing import EXPORTED, HANDLER, LARGE_NBYTES, REDUCER, VALUE
 
 REST: Final = "the rest of the stream: structure and small values"
 PLAIN: Final = "small builtin values: one short pickle"
