@@ -19,8 +19,7 @@ from shmstore.serialization import (
     serialize,
     typename,
 )
-
-SAFE = ("custom", "msgpack")
+from shmstore.serialization.dispatch import Loader
 
 
 class Base:
@@ -105,6 +104,25 @@ def test_lazy_handlers_are_loaded_when_their_library_appears() -> None:
         appear(dispatch)
         assert dispatch.dispatch(decimal.Decimal) is str
         assert loaded == [1]
+
+
+@pytest.mark.row("S21")
+def test_loader_that_several_dispatches_share_is_called_once() -> None:
+    """Not by itself while it runs, and not again after it has succeeded."""
+    calls = []
+    dispatches = [Dispatch(name) for name in "abc"]
+
+    def load() -> None:
+        calls.append(1)
+        for dispatch in dispatches:
+            assert dispatch.find(decimal.Decimal) is None
+            dispatch.register(decimal.Decimal, str)
+
+    loader = Loader(load)
+    for dispatch in dispatches:
+        dispatch.register_lazy("decimal", loader)
+    assert [dispatch.find(decimal.Decimal) for dispatch in dispatches] == [str, str, str]
+    assert calls == [1]
 
 
 @pytest.mark.row("S21")

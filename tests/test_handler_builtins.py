@@ -44,6 +44,8 @@ def test_bytes_in_process_are_the_very_object(kind: Any) -> None:
     assert frames[0] is x
     assert deserialize(header, frames) is x
     assert deserialize(header, [memoryview(x)], SAFE) is x
+    assert deserialize({**header, "writeable": (None,)}, frames) is x
+    assert deserialize({"serializer": "custom", "type": kind.__name__, "sub-header": {}}, [x]) is x
 
 
 @pytest.mark.row("S84", "S85")

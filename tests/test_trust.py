@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 import pickle
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -223,8 +225,10 @@ def test_enum_that_is_none_is_refused(description: Any, allowed: set[str]) -> No
 def test_module_that_is_not_allowed_or_not_there_is_one_error(
     name: Any, allowed: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is wrong with the name; an empty string in the list grants nothing."""
-    allowed.add("")
+    """Whatever is wrong with the name; neither "" nor odd letters in the list grant anything."""
+    for odd in ("", "shm\u0455tore", "\uff53hmstore"):
+        allowed.add(odd)
+        monkeypatch.setitem(sys.modules, odd, types.ModuleType("odd"))
     with pytest.raises(ModuleRefusedError) as caught:
         import_allowed_module(name)
     assert isinstance(caught.value, DeserializationError)
