@@ -12,7 +12,8 @@ from shmstore._catalog import states
 from shmstore._catalog.slots import Record
 from shmstore._info import ClientInfo, ObjectInfo, StoreStats
 from shmstore._memory import layout as L
-from shmstore._reading import Plan, make_plan, plan_of_digest
+from shmstore._plans import Plan
+from shmstore._reading import make_plan, plan_of_digest
 from shmstore._session import Session
 from shmstore._sharing.clients import Client, process_name
 

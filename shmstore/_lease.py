@@ -19,7 +19,7 @@ from shmstore.serialization.frames import ensure_memoryview
 if TYPE_CHECKING:
     import mmap
 
-    from shmstore._reading import Plan
+    from shmstore._plans import Plan
 
 # Below this size private views are copies: a mapping of their own costs more.
 _PRIVATE_COPY_NBYTES: Final = 128 << 10

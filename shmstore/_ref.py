@@ -6,7 +6,7 @@ from collections.abc import Callable, Container
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from shmstore import _deleting, _inspection, _lifecycle, _reading
+from shmstore import _deleting, _inspection, _lifecycle, _plans, _reading
 from shmstore._arguments import check_mode
 from shmstore._catalog import states
 from shmstore.errors import ObjectNotFoundError, StoreNotFoundError
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from shmstore._info import ObjectInfo
     from shmstore._session import Session
 
-_GONE = _reading.GONE
+_GONE = _plans.GONE
 
 
 class ObjectRef:
@@ -47,7 +47,7 @@ class ObjectRef:
         self._generation = generation
         self._nbytes = nbytes
         self._key = key
-        self._plan: _reading.Plan | None = None
+        self._plan: _plans.Plan | None = None
 
     @property
     def key(self) -> str | None:
@@ -142,7 +142,7 @@ class ObjectRef:
         return f"<ObjectRef {name}/{self._slot}.{self._generation}{key} {self.nbytes:,} bytes>"
 
 
-def secure(session: Session, ref: ObjectRef) -> tuple[_reading.Plan, Any]:
+def secure(session: Session, ref: ObjectRef) -> tuple[_plans.Plan, Any]:
     """Return the plan of a reference, and what it secured; ObjectNotFoundError: deleted."""
     plan = plan_of(session, ref)
     held = plan.secure()
@@ -151,7 +151,7 @@ def secure(session: Session, ref: ObjectRef) -> tuple[_reading.Plan, Any]:
     return plan, held
 
 
-def plan_of(session: Session, ref: ObjectRef) -> _reading.Plan:
+def plan_of(session: Session, ref: ObjectRef) -> _plans.Plan:
     """Return the plan of a reference, and let it remember that; ObjectNotFoundError: deleted."""
     plan = ref._plan
     if plan is None or plan.session is not session:

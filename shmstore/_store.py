@@ -13,8 +13,8 @@
     delete: the slot is DOOMED, new readers miss it at once     (lock)
     reclaim: whoever needs room frees doomed slots without pins (lock, barrier)
 
-`_packing`, `_writing` and `_reading` hold the steps, `_session` what a process has of a store,
-`_lifecycle` how stores begin and end.
+`_packing`, `_writing`, `_reading` and `_plans` hold the steps, `_session` what a process has of a
+store, `_lifecycle` how stores begin and end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, overload
 
 import numpy.typing as npt
 
-from shmstore import _check, _deleting, _inspection, _packing, _reading, _ref, _writing
+from shmstore import _check, _deleting, _inspection, _packing, _plans, _reading, _ref, _writing
 from shmstore._arguments import check_key, check_mode
 from shmstore._building import Allocation
 from shmstore._catalog import states
@@ -39,7 +39,7 @@ from shmstore._undecoded import Undecoded
 from shmstore.errors import ObjectNotFoundError
 
 _RAISE: Any = object()
-_GONE = _reading.GONE
+_GONE = _plans.GONE
 
 
 class Store(Handle, NamedObjects, Undecoded):
@@ -278,7 +278,7 @@ class Store(Handle, NamedObjects, Undecoded):
         target: ObjectRef | str,
         required: bool,  # noqa: FBT001 - whether no object is an error
         mode: str,
-    ) -> tuple[_reading.Plan, Any] | None:
+    ) -> tuple[_plans.Plan, Any] | None:
         session = self._live()
         check_mode(mode)
         if isinstance(target, ObjectRef):

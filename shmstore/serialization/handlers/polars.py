@@ -5,6 +5,9 @@ without a copy; without it, and for integers of 128 bits that Arrow lacks, polar
 the stream itself, with a copy on both sides. Pickle, polars' own way, copies twice on both.
 
 Columns of Python objects are refused. Of a LazyFrame the plan is pickled.
+
+polars follows every offset and index of a stream unseen. For readers that accept no pickles Arrow
+looks at all of them first; what only polars can read, such readers refuse.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ from typing import Any, Final
 
 import polars as pl
 
-from shmstore.errors import CorruptHeaderError
+from shmstore.errors import CorruptHeaderError, DeserializationError
 from shmstore.serialization.frames import Frame, ensure_memoryview
+from shmstore.serialization.handlers.indices import is_trusted
+from shmstore.serialization.handlers.streams import check_stream
 from shmstore.serialization.registry import register_serialization
 
 Header = dict[str, Any]
@@ -33,6 +38,10 @@ except ImportError:  # pyarrow is not there: one copy more, on both sides
 _NEWEST: Final = pl.CompatLevel.newest()
 
 _ONLY_POLARS: Final = (pl.Int128, pl.UInt128)
+
+# How polars marks a column in Arrow that holds addresses of Python objects.
+_NAME_KEY: Final = b"ARROW:extension:name"
+_OBJECTS: Final = b"POLARS_EXTENSION_TYPE"
 
 # What polars raises for streams that make no sense; a panic is no Exception.
 _DAMAGED: Final = (
@@ -87,8 +96,10 @@ def deserialize_frame(header: Header, frames: Sequence[Frame]) -> pl.DataFrame:
         if x.columns != header["columns"]:
             x.columns = header["columns"]
         for number, descending in header["sorted"]:
-            x.replace_column(number, x.to_series(number).set_sorted(descending=descending))
-    except CorruptHeaderError:
+            column = x.to_series(number)
+            if is_trusted() or _is_sorted(column, descending):
+                x.replace_column(number, column.set_sorted(descending=descending))
+    except DeserializationError:
         raise
     except _DAMAGED as error:
         raise _corrupt("frames", f"what polars refuses ({error})", "a stream") from error
@@ -103,18 +114,49 @@ def deserialize_series(header: Header, frames: Sequence[Frame]) -> pl.Series:
     return x.to_series()
 
 
+def _is_sorted(column: pl.Series, descending: Any) -> bool:
+    """Return whether a column is in order, wherever it has what is null."""
+    return any(column.is_sorted(descending=descending, nulls_last=last) for last in (False, True))
+
+
 def _read(header: Header, frames: Sequence[Frame]) -> pl.DataFrame:
     if arrow is None or header["only-polars"]:
-        if len(frames) != 1:
-            raise _corrupt("frames", len(frames), 1)
-        return pl.read_ipc_stream(io.BytesIO(ensure_memoryview(frames[0])))
+        return _read_by_polars(frames)
     table = arrow.deserialize_table({}, frames)
-    for column in table.columns:
-        if arrow.has_dictionary(column.type):  # polars looks its codes up at once
-            column.validate(full=True)
+    if is_trusted():
+        for column in table.columns:
+            if arrow.has_dictionary(column.type):  # polars looks its codes up at once
+                column.validate(full=True)
+    else:
+        _check_for_polars(table)
     x = pl.from_arrow(table, rechunk=False)
     assert isinstance(x, pl.DataFrame)
     return x
+
+
+def _read_by_polars(frames: Sequence[Frame]) -> pl.DataFrame:
+    """Return a DataFrame that polars itself read, which looks at nothing before it follows it."""
+    if not is_trusted():
+        raise DeserializationError(
+            "a polars DataFrame that pyarrow cannot read (integers of 128 bits), or a process "
+            "without pyarrow: what polars reads by itself can crash it, so it is read only where "
+            "'pickle' is among the accepted deserializers. Install pyarrow, or cast the column.",
+            type="polars.DataFrame",
+        )
+    if len(frames) != 1:
+        raise _corrupt("frames", len(frames), 1)
+    view = ensure_memoryview(frames[0])
+    check_stream(view, thorough=False)
+    return pl.read_ipc_stream(io.BytesIO(view))
+
+
+def _check_for_polars(table: Any) -> None:
+    """Raise if polars, though not Arrow, could be led astray by a table."""
+    for column in table.columns:
+        for chunk in column.chunks:
+            arrow.check_hidden(chunk)
+    if arrow.has_note(table.schema, _NAME_KEY, _OBJECTS):
+        raise _corrupt("frames", "addresses of Python objects", "data")
 
 
 def _corrupt(key: str, found: Any, expected: Any) -> CorruptHeaderError:

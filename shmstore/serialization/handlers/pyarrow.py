@@ -5,8 +5,9 @@ slice shows and no more, and is read without a copy. Pickle would share whole pa
 contains an extension type that is written in Python declines: its class travels by pickle, which
 knows where to import it.
 
-Bounds are checked whenever data is read (`validate`), contents are not: who does not trust the
-writer calls ``validate(full=True)`` before looking at text or nested values.
+Compressed streams are refused and bounds are checked whenever data is read (`validate`). Contents,
+every offset, index and text, are checked only for readers that accept no pickles
+(``validate(full=True)``): whoever accepts them trusts the writer with more than that.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import pyarrow as pa
 
 from shmstore.errors import CorruptHeaderError
 from shmstore.serialization.frames import Frame, Planned, ensure_memoryview
+from shmstore.serialization.handlers.indices import is_trusted
+from shmstore.serialization.handlers.streams import check_stream
 from shmstore.serialization.pickling import out_of_band
 from shmstore.serialization.registry import own_way, register_reducer, register_serialization
 
@@ -27,9 +30,6 @@ _DAMAGED: Final = (
     *(pa.ArrowException, OSError, ValueError, TypeError, LookupError),
     *(StopIteration, NotImplementedError),
 )
-
-# What an IPC stream ends with.
-_END: Final = b"\xff\xff\xff\xff\0\0\0\0"
 
 # Ids of types whose elements lie anywhere in shared buffers, and for each a type that is compact.
 _VIEWS: Final = {
@@ -209,20 +209,66 @@ def has_dictionary(outer: pa.DataType) -> bool:
 
 
 def _deserialize(frames: Sequence[Frame], read: Callable[[Any], Any]) -> Any:
-    """Return what `read` makes of the stream in the frame, after a look at its bounds."""
-    stream = _immutable(frames)
-    source = pa.BufferReader(stream)
+    """Return what `read` makes of the stream in the frame, after a look at it."""
+    thorough = not is_trusted()
+    view = _only_view(frames)
+    check_stream(view, thorough=thorough)
     try:
-        with pa.ipc.open_stream(source) as reader:
-            x = read(reader)
-        x.validate()
+        x = read(pa.RecordBatchStreamReader(pa.py_buffer(view)))
+        x.validate(full=thorough)
     except (CorruptHeaderError, MemoryError):
         raise
     except _DAMAGED as error:
         raise _corrupt("frames", f"a stream that is damaged: {error}", "a stream") from error
-    if source.tell() != stream.size or stream[-len(_END) :].to_pybytes() != _END:
-        raise _corrupt("frames", f"a stream that ends at byte {source.tell()}", stream.size)
     return x
+
+
+def has_note(fields: Iterable[pa.Field], key: bytes, value: bytes) -> bool:
+    """Return whether one of some fields, or of those inside of them, has a note in its metadata."""
+    return any(
+        (field.metadata or {}).get(key) == value or has_note(_fields_in(field.type), key, value)
+        for field in fields
+    )
+
+
+def _fields_in(outer: pa.DataType) -> list[pa.Field]:
+    """Return the fields of a type, of the values of a dictionary too."""
+    if isinstance(outer, pa.DictionaryType):
+        outer = outer.value_type
+    elif isinstance(outer, pa.BaseExtensionType):
+        outer = outer.storage_type
+    return [outer.field(number) for number in range(outer.num_fields)]
+
+
+def check_hidden(x: pa.Array) -> None:
+    """Raise if what is null in an array, or in one inside of it, lies outside of its buffers.
+
+    Arrow does not look at it, nor does `validate`; polars takes it for sound.
+    """
+    if isinstance(x, pa.ExtensionArray):
+        x = x.storage
+    kind = x.type
+    if kind.id in _VIEWS:
+        _, views, *texts = x.buffers()
+        _check_views(np.frombuffer(views, np.int32).reshape(-1, 4)[x.offset :][: len(x)], texts)
+    elif isinstance(kind, pa.DictionaryType):
+        check_hidden(x.dictionary)
+    elif isinstance(x, pa.StructArray):
+        for number in range(kind.num_fields):
+            check_hidden(x.field(number))
+    elif hasattr(x, "values"):
+        check_hidden(x.values)
+
+
+def _check_views(views: np.ndarray[Any, Any], texts: Sequence[pa.Buffer]) -> None:
+    """Raise unless views, four numbers each, lead to texts."""
+    if (views[:, 0] < 0).any():
+        raise _corrupt("frames", "text of negative length", "a length")
+    nbytes, _, number, start = views[views[:, 0] > _SHORT_NBYTES].T
+    sizes = np.array([text.size for text in texts], np.int64)
+    known = (number >= 0) & (number < len(sizes)) & (start >= 0)
+    if not known.all() or (sizes[number] - start < nbytes).any():
+        raise _corrupt("frames", "text outside of its buffers", "text")
 
 
 def _read_batch(reader: Any) -> pa.RecordBatch:
@@ -244,13 +290,14 @@ def serialize_buffer(x: pa.Buffer) -> Parts:
 
 def deserialize_buffer(_: dict[str, Any], frames: Sequence[Frame]) -> pa.Buffer:
     """Return a buffer over the frame."""
-    return _immutable(frames)
+    return pa.py_buffer(_only_view(frames))
 
 
-def _immutable(frames: Sequence[Frame]) -> pa.Buffer:
+def _only_view(frames: Sequence[Frame]) -> memoryview:
+    """Return the one frame, read-only."""
     if len(frames) != 1:
         raise _corrupt("frames", len(frames), 1)
-    return pa.py_buffer(ensure_memoryview(frames[0]).toreadonly())
+    return ensure_memoryview(frames[0]).toreadonly()
 
 
 def _corrupt(key: str, found: Any, expected: Any) -> CorruptHeaderError:
