@@ -72,10 +72,14 @@ def arrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
 
 
 def through(x: Any) -> Any:
-    """Return what comes back without any pickle."""
+    """Return what comes back, without any pickle where pyarrow looks at it first."""
+    from shmstore.serialization.handlers import polars as handler
+
     header, frames = serialize(x, on_error="raise")
     assert header["serializer"] == "custom"
-    return deserialize(header, [ensure_memoryview(f) for f in frames], WITHOUT_PICKLE)
+    checked = handler.arrow is not None and not header["sub-header"]["only-polars"]
+    accepted = WITHOUT_PICKLE if checked else None
+    return deserialize(header, [ensure_memoryview(f) for f in frames], accepted)
 
 
 def assert_same(got: Any, x: Any) -> None:
@@ -132,6 +136,8 @@ def test_what_one_side_wrote_with_pyarrow_the_other_reads_without(
         assert_same(deserialize(*with_arrow), x)
         without_arrow = serialize(x, on_error="raise")
     assert_same(deserialize(*without_arrow), x)
+    if not without_arrow[0]["sub-header"]["only-polars"]:
+        assert_same(deserialize(*without_arrow, WITHOUT_PICKLE), x)
 
 
 @pytest.mark.parametrize(
@@ -289,6 +295,124 @@ def test_forged_frames_and_headers_are_found(arrow: bool) -> None:  # noqa: FBT0
                 deserialize({**header, "sub-header": {**header["sub-header"], key: value}}, [frame])
     with pytest.raises(CorruptHeaderError):
         deserialize({**header, "type": "polars.series.series.Series"}, [frame])
+
+
+def forged(pa: Any, x: Any) -> tuple[Any, list[bytes]]:
+    """Return header and stream of a frame, where the stream is that of any Arrow data."""
+    batch = x if isinstance(x, pa.RecordBatch) else pa.record_batch([x], names=["a"])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    header, _ = serialize(pl.DataFrame({"a": [1]}), on_error="raise")
+    del header["frame-nbytes"]
+    return header, [sink.getvalue().to_pybytes()]
+
+
+@pytest.mark.row("F21", "F43")
+def test_reader_that_accepts_no_pickles_refuses_what_only_polars_reads(
+    arrow: bool,  # noqa: FBT001 - a fixture
+) -> None:
+    """Nobody has looked at what polars follows then, and a header may ask for that."""
+    sent = [pl.DataFrame({"a": pl.Series([1], dtype=pl.Int128)})]
+    if not arrow:
+        sent.append(pl.DataFrame({"a": [1]}))
+    for x in sent:
+        header, frames = serialize(x, on_error="raise")
+        with pytest.raises(DeserializationError, match="only where 'pickle'"):
+            deserialize(header, frames, WITHOUT_PICKLE)
+        assert deserialize(header, frames).equals(x)
+    header, frames = serialize(pl.DataFrame({"a": [1]}), on_error="raise")
+    header["sub-header"]["only-polars"] = True
+    with pytest.raises(DeserializationError, match="only where 'pickle'"):
+        deserialize(header, frames, WITHOUT_PICKLE)
+
+
+@pytest.mark.row("F21", "F43")
+def test_forged_contents_are_refused_without_pickle() -> None:
+    """Offsets, views, indices and text that polars would follow or panic at."""
+    pa = pytest.importorskip("pyarrow")
+    offsets = pa.py_buffer(np.array([0, 1 << 40, 3], np.int64))
+    views = np.array([[20, 0, 0, 0], [20, 0, 7, 1 << 30]], np.int32)
+    text = pa.py_buffer(bytes(20))
+    for x in (
+        pa.Array.from_buffers(pa.large_string(), 2, [None, offsets, text]),
+        pa.LargeListArray.from_buffers(
+            pa.large_list(pa.int8()), 2, [None, offsets], children=[pa.array([1, 2, 3], pa.int8())]
+        ),
+        pa.Array.from_buffers(pa.string_view(), 2, [None, pa.py_buffer(views), text]),
+        pa.DictionaryArray.from_arrays([0, 1 << 30], ["a", "b"], safe=False),
+        pa.array([b"\xff\xff"]).view(pa.string()),
+    ):
+        header, frames = forged(pa, x)
+        with pytest.raises(CorruptHeaderError):
+            deserialize(header, frames, WITHOUT_PICKLE)
+
+
+@pytest.mark.row("F21", "F43")
+@pytest.mark.parametrize("wrap", ["itself", "list", "struct", "dictionary"])
+def test_text_that_is_null_must_lie_inside_of_its_buffers_too(wrap: str) -> None:
+    """Arrow looks at nothing that is null; polars takes all text for sound."""
+    pa = pytest.importorskip("pyarrow")
+    good = [20, 0, 0, 0]
+    for bad, sound in (([20, 0, 7, 0], 0), ([20, 0, 0, 1], 0), ([-1, 0, 0, 0], 0), (good, 1)):
+        views = pa.py_buffer(np.array([good, bad], np.int32))
+        buffers = [pa.py_buffer(b"\x01"), views, pa.py_buffer(bytes(20))]
+        x = pa.Array.from_buffers(pa.string_view(), 2, buffers)
+        x.validate(full=True)
+        if wrap == "list":
+            x = pa.LargeListArray.from_arrays(pa.array([0, 2], pa.int64()), x)
+        elif wrap == "struct":
+            x = pa.StructArray.from_arrays([x], names=["x"])
+        elif wrap == "dictionary":
+            x = pa.DictionaryArray.from_arrays([0, 1], x)
+        header, frames = forged(pa, x)
+        if sound:
+            assert deserialize(header, frames, WITHOUT_PICKLE).height == len(x)
+            continue
+        with pytest.raises(CorruptHeaderError, match="text"):
+            deserialize(header, frames, WITHOUT_PICKLE)
+
+
+@pytest.mark.row("F21", "F43")
+def test_column_that_claims_to_hold_addresses_is_refused() -> None:
+    """So polars marks Python objects; some versions follow them."""
+    pa = pytest.importorskip("pyarrow")
+    note = {"ARROW:extension:name": "POLARS_EXTENSION_TYPE", "ARROW:extension:metadata": "1;2"}
+    inner = pa.field("a", pa.binary(16), metadata=note)
+    struct = pa.struct([inner])
+    for field in (inner, pa.field("a", struct), pa.field("a", pa.large_list(struct))):
+        batch = pa.record_batch([pa.nulls(1, field.type)], schema=pa.schema([field]))
+        with pytest.raises(CorruptHeaderError, match="addresses"):
+            deserialize(*forged(pa, batch), WITHOUT_PICKLE)
+
+
+@pytest.mark.row("F21", "F43")
+def test_order_that_a_header_claims_is_not_taken_on_trust() -> None:
+    """What is in order keeps its flag; what is not has none, and its maximum is its maximum."""
+    for values, descending, kept in (
+        ([1, 3, 2], False, False),
+        ([1, 3, 2], True, False),
+        ([1, 2, None], False, True),
+        ([None, 1, 2], False, True),
+        ([None, 2, 1], False, False),
+        ([None, 2, 1], True, True),
+    ):
+        header, frames = serialize(pl.DataFrame({"a": values}), on_error="raise")
+        header["sub-header"]["sorted"] = [[0, descending]]
+        got = deserialize(header, frames, WITHOUT_PICKLE)["a"]
+        assert got.flags["SORTED_DESC" if descending else "SORTED_ASC"] == kept
+        assert got.max() == max(value for value in values if value)
+
+
+@pytest.mark.row("F21")
+def test_compressed_stream_is_refused(arrow: bool) -> None:  # noqa: FBT001 - a fixture
+    """By whichever reader."""
+    x = pl.DataFrame({"a": [0] * 10_000})
+    header, _ = serialize(x, on_error="raise")
+    del header["frame-nbytes"]
+    stream = x.write_ipc_stream(None, compression="zstd").getvalue()
+    with pytest.raises(CorruptHeaderError, match="compressed"):
+        deserialize(header, [stream])
 
 
 @pytest.mark.row("F21")
