@@ -14,7 +14,7 @@ import numpy as np
 
 from shmstore.serialization import headers
 from shmstore.serialization.compression import decompress_frame
-from shmstore.serialization.frames import ensure_memoryview
+from shmstore.serialization.frames import allocate, ensure_memoryview
 
 if TYPE_CHECKING:
     import mmap
@@ -56,12 +56,11 @@ class Lease:
         return self._plan.extent_nbytes < _PRIVATE_COPY_NBYTES
 
     def _copy(self, row: headers.FrameRow, *, writeable: bool) -> memoryview:
-        copy = np.empty(row.nbytes, np.uint8)
+        copy = allocate(row.nbytes)
         if row.nbytes:
             source = self._anchor("readonly")[row.offset : row.offset + row.nbytes]
-            np.copyto(copy, np.frombuffer(source, np.uint8))
-        copy.flags.writeable = writeable
-        return copy.data
+            np.copyto(np.frombuffer(copy, np.uint8), np.frombuffer(source, np.uint8))
+        return copy if writeable else copy.toreadonly()
 
     def _anchor(self, mode: str) -> memoryview:
         """Return the whole extent through the mapping of a mode, under a pin of its own."""

@@ -220,7 +220,6 @@ def test_class_of_more_than_attributes_is_refused(cls: type) -> None:
 
 
 @pytest.mark.row("S82", "F05")
-@pytest.mark.xfail(reason="it is written without its content, and cannot be read")
 def test_subclass_of_more_than_attributes_keeps_its_content() -> None:
     """The base class could not know."""
 
@@ -260,7 +259,7 @@ def test_class_can_be_registered_in_dispatches_of_others() -> None:
     [
         *itertools.product(["direct", "list", "dict", "other"], [True]),
         *itertools.product(["direct", "dict", "other"], [False]),
-        pytest.param("list", False, marks=[pytest.mark.xfail(reason="it is another object")]),
+        ("list", False),
     ],
 )
 def test_object_that_refers_to_itself_comes_back_so(way: str, *, nested: bool) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from shmstore.errors import SerializationError
 from shmstore.serialization.dispatch import typename
 from shmstore.serialization.pickling import Pickler
-from shmstore.serialization.registry import custom_serialize
+from shmstore.serialization.registry import custom_serialize, reducers
 
 _PATIENCE_S: Final = 2.0
 _MOST_TEXT: Final = 1000
@@ -43,7 +43,7 @@ def locate(x: Any, error: Exception) -> tuple[str, Any, Exception]:
     seen = {id(x)}
     deadline = time.monotonic() + _PATIENCE_S
     # What a handler says of its own object is better than what is found inside of it.
-    while custom_serialize.find(type(x)) is None:
+    while custom_serialize.find(type(x)) is None or reducers.find(type(x)) is not None:
         for step, part in parts_of(x):
             if id(part) in seen:
                 continue

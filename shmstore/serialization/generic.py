@@ -86,6 +86,8 @@ def serialize_attributes(
     x: Any, names: Sequence[str], context: dict[str, Any] | None
 ) -> tuple[Header, list[Frame]]:
     """Return plain attributes in the header, and the others as parts."""
+    if not _is_bare(type(x)):
+        raise NotImplementedError("the object holds more than attributes")
     if id(x) in _busy.get():
         raise _RefersToItself(id(x))
     attributes = attributes_of(x)
@@ -156,6 +158,19 @@ def _bare(cls: type) -> Any:
     return object.__new__(cls)
 
 
+def _is_bare(cls: type) -> bool:
+    """Return whether objects of a class are nothing but attributes; a subclass may hold more."""
+    try:
+        _bare(cls)
+    except TypeError:
+        return False
+    return True
+
+
 def reduce_by_attributes(x: Any) -> Any:
     """Pickle an object by its attributes: pickle keeps what is shared, and cycles."""
+    if not _is_bare(type(x)):
+        return NotImplemented
+    if id(x) in _busy.get():
+        raise _RefersToItself(id(x))
     return _bare, (type(x),), attributes_of(x), None, None, set_attributes
