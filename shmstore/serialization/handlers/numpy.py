@@ -213,14 +213,31 @@ def unpack_dtype(packed: Any) -> np.dtype[Any]:
 
 def _build_dtype(packed: Any) -> Any:
     if isinstance(packed, str):
-        return np.dtype(packed)
+        # Commas and shapes make a structure of a text; `pack_dtype` writes no such.
+        dtype: Any = None if {",", "(", "{"} & set(packed) else np.dtype(packed)
+        return _within_bounds(dtype, [], 0)
     if isinstance(packed, list):
-        base, shape = packed
-        return np.dtype((_build_dtype(base), tuple(shape)))
+        base, shape = _build_dtype(packed[0]), tuple(packed[1])
+        dtype = np.dtype((base, shape))
+        return _within_bounds(dtype, [(0, math.prod(shape) * base.itemsize)], dtype.itemsize)
     spec: Any = dict(packed)
     aligned = bool(spec.pop("aligned"))
     spec["formats"] = [_build_dtype(field) for field in spec["formats"]]
-    return np.dtype(spec, align=aligned)
+    dtype = np.dtype(spec, align=aligned)
+    fields = [
+        (at, field.itemsize) for at, field in zip(spec["offsets"], spec["formats"], strict=True)
+    ]
+    return _within_bounds(dtype, fields, dtype.itemsize)
+
+
+def _within_bounds(dtype: Any, fields: list[tuple[int, int]], nbytes: int) -> Any:
+    """Return a dtype whose fields lie inside of it; NumPy reckons in C ints, which wrap around."""
+    inside = all(0 <= at and size >= 0 and at + size <= nbytes for at, size in fields)
+    if dtype is None or dtype.itemsize < 0 or not inside:
+        raise CorruptHeaderError(
+            "the header of an array names a dtype that makes no sense", key="dtype"
+        )
+    return dtype
 
 
 def itemsize(dtype: np.dtype[Any]) -> int:
