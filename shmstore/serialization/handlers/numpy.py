@@ -232,7 +232,7 @@ def _build_dtype(packed: Any) -> Any:
 
 def _within_bounds(dtype: Any, fields: list[tuple[int, int]], nbytes: int) -> Any:
     """Return a dtype whose fields lie inside of it; NumPy reckons in C ints, which wrap around."""
-    inside = all(0 <= at and size >= 0 and at + size <= nbytes for at, size in fields)
+    inside = all(at >= 0 and size >= 0 and at + size <= nbytes for at, size in fields)
     if dtype is None or dtype.itemsize < 0 or not inside:
         raise CorruptHeaderError(
             "the header of an array names a dtype that makes no sense", key="dtype"
