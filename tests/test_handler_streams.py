@@ -116,6 +116,20 @@ def test_compressed_dictionary_of_batches_that_are_not_is_refused(reader: Any) -
 
 @pytest.mark.row("F21")
 @pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.large_string()])
+def test_batch_that_is_said_to_be_compressed_is_refused(kind: Any, reader: Any) -> None:
+    """Whatever else its table tells, and however it is laid out."""
+    stream = stream_of(pa.table({"v": pa.array(["x" * 20], kind)}))
+    batch = messages(stream)[1].header
+    vtable = batch - struct.unpack_from("<i", stream, batch)[0]
+    put(stream, vtable, "<H", max(12, *struct.unpack_from("<H", stream, vtable)))
+    put(stream, vtable + 10, "<H", 4)
+    with pytest.raises(CorruptHeaderError, match="compressed"):
+        read(stream, reader)
+
+
+@pytest.mark.row("F21")
+@pytest.mark.parametrize("reader", READERS)
 def test_dictionary_in_pieces_is_refused(reader: Any) -> None:
     """All pieces would be joined anew for each batch."""
     values = [[str(i) for i in range(count)] for count in (2, 4, 6)]
