@@ -17,6 +17,7 @@ NUMBERS = (
     2,
     7,
     64,
+    (1 << 31) - 2,
     1 << 31,
     1 << 40,
     1 << 60,
@@ -26,6 +27,7 @@ NUMBERS = (
     -(1 << 63),
 )
 TEXTS = ("", "x", "\ud800", "O", "T", "V0", "U0", "f8", ">c16", "(2,3)i4", "i4,O", "M8[ns]", "P")
+TEXTS += ("S2147483647,S2147483647,S6", "S2147483647,i4")
 TEXTS += ("a." * 30, "x" * 9000, "custom", "pickle", "msgpack", "error", "list", "dict", "set", "C")
 VALUES = (None, True, 1.5, float("nan"), b"", b"\0\0\0\0\0\0\0\0", (), [], {}, [[]], {1: 2}, {"a"})
 VALUES += (1 << 20_000, 2j, bytearray(b"x"), frozenset(), [0] * 3000, ["x"], [0], {"header": {}})

@@ -117,20 +117,21 @@ class Targets:
             header.pop("writeable", None)
         table, placed, end = [], [], 0
         for frame in frames:
-            codec = noise.choice((None,) * 8 + (["zlib", 5], ["lz4", 1 << 40], 5, "zlib", [[], 1]))
-            size = len(frame) + noise.choice((0,) * 12 + (1, -1, 1 << 40))
-            offset = end + noise.choice((0,) * 12 + (1, -1, 64, 1 << 63))
-            table.append([offset, size, noise.choice((True, False, True, None, "x")), codec])
+            codec = noise.choice((None,) * 40 + (["zlib", 5], ["lz4", 1 << 40], 5, "zlib", [[], 1]))
+            size = len(frame) + noise.choice((0,) * 40 + (1, -1, 1 << 40))
+            offset = end + noise.choice((0,) * 40 + (1, -1, 64, 1 << 63))
+            table.append([offset, size, noise.choice((True, False) * 20 + (None, "x")), codec])
             placed.append((end, memoryview(frame)))
             end += -(-len(frame) // 64) * 64
         end = max(end, 64)
         table = noise.choice((table,) * 12 + (table[:-1], [*table, [0, 8, True, None]], [5], None))
         try:
-            packed = packb([noise.choice((2,) * 20 + (1, 3, "x")), header, table])
-        except (TypeError, ValueError, OverflowError):
+            packed = packb(
+                [noise.choice((headers.HEADER_VERSION,) * 60 + (1, 99, "x")), header, table]
+            )
+        except (TypeError, ValueError, OverflowError, RecursionError):
             return False
-        packed = packed.replace(b"\2", bytes([headers.HEADER_VERSION]), 1)
-        if noise.random() < 0.5:
+        if noise.random() < 0.4:
             packed = bytes(noise.choice(WAYS)(bytearray(packed), b"other", noise))
         if self.verbose:
             print(ascii(header)[:3000], table, [len(frame) for frame in frames], packed, sep="\n")

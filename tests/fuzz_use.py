@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import math
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,8 @@ def _use_one(x: Any, *, thorough: bool) -> None:
 
 
 def _use_memory(x: Any) -> None:
-    size = x.size if isinstance(x, np.ndarray) else memoryview(x).nbytes
-    if size > MOST:
+    view = x if isinstance(x, np.ndarray) else memoryview(x)
+    if view.nbytes > MOST or math.prod(n or 1 for n in view.shape) > MOST:
         return
     _ = x.tolist() if hasattr(x, "tolist") else bytes(x)
     if isinstance(x, np.ndarray):
