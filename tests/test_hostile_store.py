@@ -43,7 +43,7 @@ from shmstore.serialization import (
 from shmstore.serialization.frames import Planned, ensure_memoryview
 from shmstore.serialization.headers import HEADER_VERSION
 
-# Findings whose repair is on its way; strict where all cases fail.
+# Some cases are being repaired; where all of them fail the mark is strict.
 OPEN = pytest.mark.xfail(reason="being repaired", strict=False)
 
 
