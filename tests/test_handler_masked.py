@@ -11,8 +11,9 @@ from numpy.ma import mrecords
 from roundtrips import SAFE, forge, round_trip
 
 from shmstore import Store
-from shmstore.errors import DeserializationError
+from shmstore.errors import CorruptHeaderError, DeserializationError
 from shmstore.serialization import deserialize, register_serialization, serialize
+from shmstore.serialization.parts import serialize_parts
 
 MODES = ("shared", "readonly", "private", "copy")
 
@@ -171,3 +172,41 @@ def test_masked_array_whose_parts_do_not_fit_each_other_is_refused() -> None:
     ):
         with pytest.raises(DeserializationError):
             deserialize(forge(header, parts=forged), frames)
+
+
+MANY = np.broadcast_to(np.int64(1), 1 << 40)
+TWO = np.arange(2)
+BOMBS: dict[str, dict[str, Any]] = {
+    "one mask for many": {"data": MANY, "mask": np.array([True])},
+    "a mask of numbers": {"data": MANY, "mask": MANY},
+    "fill values": {"data": TWO, "fill_value": MANY},
+    "a fill value of another type": {"data": TWO, "fill_value": np.array(1.5)},
+    "a mask of another shape": {"data": TWO, "mask": np.array([[True, False]])},
+    "a mask of fields": {"data": TWO, "mask": np.zeros(2, [("a", bool)])},
+    "a mask that is a list": {"data": TWO, "mask": [True, False]},
+    "data that are bytes": {"data": b"ab"},
+}
+
+
+@pytest.mark.row("S98", "F21", "F43")
+@pytest.mark.parametrize("accepted", [None, SAFE])
+@pytest.mark.parametrize("name", BOMBS)
+def test_masked_array_whose_parts_numpy_would_stretch_is_refused(name: str, accepted: Any) -> None:
+    """To terabytes, or to what nobody put."""
+    header, _ = serialize(MASKED["plain"])
+    parts, frames = serialize_parts(BOMBS[name], serializers=("custom", "msgpack"))
+    del header["frame-nbytes"], header["writeable"]
+    with pytest.raises(CorruptHeaderError, match="of a masked array"):
+        deserialize(forge(header, parts=parts), frames, accepted)
+
+
+@pytest.mark.row("S98")
+def test_masked_array_that_repeats_itself_comes_back() -> None:
+    """Its mask and its data are small, and stay so."""
+    data, mask = np.broadcast_to(1.5, 1 << 30), np.broadcast_to(np.bool_(1), 1 << 30)
+    x = np.ma.MaskedArray(data, mask, copy=False, shrink=False)
+    header, frames = serialize(x, on_error="raise")
+    assert sum(len(frame) for frame in frames) < 100
+    back = deserialize(header, frames, SAFE)
+    assert back.shape == x.shape
+    assert back[7] is np.ma.masked
