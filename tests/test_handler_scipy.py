@@ -12,6 +12,7 @@ from stores import RunPython, lock_free_only, used
 from shmstore import Store
 from shmstore.errors import DeserializationError, FamilyRefusedError
 from shmstore.serialization import deserialize, serialize
+from shmstore.serialization.parts import serialize_parts
 
 sp = pytest.importorskip("scipy.sparse")
 
@@ -318,6 +319,60 @@ def test_reader_that_accepts_no_pickles_refuses_a_shape_that_leaves_indices_outs
     np.frombuffer(frames[0], np.int32)[0] = -100
     with pytest.raises(DeserializationError, match="indices"):
         deserialize(header, frames, deserializers=SAFE)
+
+
+MANY = 1 << 40
+ZEROS = np.broadcast_to(np.int32(0), MANY)
+ONE = np.zeros(1, np.int32)
+
+# Format, shape, and arrays of which one shows a few bytes as 2**40 numbers.
+BOMBS: dict[str, tuple[str, list[int], dict[str, Any]]] = {
+    "rows": ("csr", [MANY - 1, 1], {"indptr": ZEROS, "indices": ONE, "data": ONE}),
+    "columns": ("csc", [1, MANY - 1], {"indptr": ZEROS, "indices": ONE, "data": ONE}),
+    "indices": ("csr", [1, 1], {"indptr": np.array([0, 1]), "indices": ZEROS, "data": ZEROS}),
+    "blocks": (
+        "bsr",
+        [MANY - 1, 1],
+        {"indptr": ZEROS, "indices": ONE, "data": ONE.reshape(1, 1, 1)},
+    ),
+    "lists": ("lil", [MANY - 1, 1], {"indptr": ZEROS, "indices": ONE, "data": ONE}),
+    "long lists": ("lil", [1, 1], {"indptr": np.array([0, 1]), "indices": ZEROS, "data": ZEROS}),
+    "coordinates": ("coo", [1, 1], {"0": ZEROS, "1": ZEROS, "data": ZEROS}),
+    "keys": ("dok", [1, 1], {"0": ZEROS, "1": ZEROS, "data": ZEROS}),
+    "diagonals": ("dia", [1, 1], {"offsets": ZEROS, "data": ZEROS.reshape(-1, 1)}),
+    "large elements": (
+        "dok",
+        [9, 9],
+        {"0": np.arange(9), "1": np.arange(9), "data": np.broadcast_to(np.zeros(1, "S99"), 9)},
+    ),
+}
+
+
+@pytest.mark.row("F21", "F43")
+@pytest.mark.parametrize("accepted", [None, SAFE])
+@pytest.mark.parametrize("name", BOMBS)
+def test_arrays_that_show_few_bytes_as_many_are_refused(name: str, accepted: Any) -> None:
+    """All work is done on all of them, for years, in terabytes."""
+    kind, shape, arrays = BOMBS[name]
+    header, _ = frames_of(getattr(sp, f"{kind}_array")((1, 1)))
+    parts, frames = serialize_parts(arrays)
+    del header["frame-nbytes"], header["writeable"]
+    with pytest.raises(DeserializationError, match="repeated"):
+        deserialize(forge(header, shape=shape, parts=parts), frames, accepted)
+
+
+def test_matrix_whose_arrays_repeat_themselves_comes_back() -> None:
+    """Indices that are written out once; data as they are, one element of many."""
+    n = 1000
+    ones, zeros = np.broadcast_to(1.0, n), np.broadcast_to(np.int32(0), n)
+    x = sp.coo_array((ones, (zeros, np.arange(n, dtype=np.int32))), (1, n))
+    y = sp.csr_array((ones, zeros, np.array([0, n], np.int32)), (1, n))
+    for sent in (x, y):
+        sizes = [frame.nbytes for frame in frames_of(sent)[1]]
+        assert sizes.count(8) <= 2
+        for accepted in (None, SAFE):
+            back = round_trip(sent, deserializers=accepted)
+            assert np.array_equal(back.toarray(), sent.toarray())
 
 
 # --- through a store -----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from stores import RunPython, lock_free_only
 from shmstore import Store
 from shmstore.errors import DeserializationError
 from shmstore.serialization import deserialize, serialize
+from shmstore.serialization.parts import serialize_parts
 
 sparse = pytest.importorskip("sparse")
 
@@ -150,6 +151,51 @@ def test_reader_that_accepts_no_pickles_looks_at_each_index(name: str, value: in
     np.frombuffer(frame, np.int64)[2] = value
     with pytest.raises(DeserializationError, match="indices"):
         deserialize(header, frames, deserializers=SAFE)
+
+
+MANY = 1 << 40
+ZEROS = np.broadcast_to(np.int64(0), MANY)
+BOMBS: dict[str, tuple[str, list[int], dict[str, Any]]] = {
+    name: (
+        cls,
+        shape,
+        {"coords": np.broadcast_to(np.int64(0), (len(shape), MANY)), "data": ZEROS},
+    )
+    for name, (cls, shape) in {
+        "coordinates": ("COO", [1, 1]),
+        "keys": ("DOK", [1, 1]),
+        "no coordinates": ("COO", []),
+        "keys of nothing": ("DOK", []),
+    }.items()
+} | {
+    "rows": ("GCXS", [MANY - 1, 1], {"indptr": ZEROS, "indices": ZEROS[:1], "data": ZEROS[:1]}),
+    "indices": ("GCXS", [1, 1], {"indptr": np.array([0, 1]), "indices": ZEROS, "data": ZEROS}),
+}
+
+
+@pytest.mark.row("F21", "F43")
+@pytest.mark.parametrize("accepted", [None, SAFE])
+@pytest.mark.parametrize("name", BOMBS)
+def test_arrays_that_show_few_bytes_as_many_are_refused(name: str, accepted: Any) -> None:
+    """All work is done on all of them, for years, in terabytes."""
+    cls, shape, arrays = BOMBS[name]
+    header, _ = frames_of(make(cls, dtype="i8"))
+    changes: dict[str, Any] = {"axes": [0]} if cls == "GCXS" else {}
+    changes["parts"], frames = serialize_parts(arrays)
+    del header["frame-nbytes"], header["writeable"]
+    with pytest.raises(DeserializationError, match=r"repeated|has length"):
+        deserialize(forge(header, shape=shape, **changes), frames, accepted)
+
+
+@pytest.mark.parametrize("accepted", [None, SAFE])
+def test_array_whose_elements_are_one_comes_back(accepted: Any) -> None:
+    """The package itself shows one number as many; coordinates may be so too."""
+    coords = np.stack([np.zeros(9, int), np.arange(9)])
+    for x in (
+        sparse.COO(coords, 7, (1, 9)),
+        sparse.COO(np.broadcast_to(coords[1], (2, 9)), np.arange(9), (9, 9)),
+    ):
+        assert same(x, round_trip(x, deserializers=accepted))
 
 
 # --- through a store -----------------------------------------------------------------------------

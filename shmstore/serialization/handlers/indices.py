@@ -5,6 +5,10 @@ the ends of index pointers are always checked, which costs nothing. What every s
 checked only for readers that accept no pickles: whoever accepts them trusts the writer with more
 than that, and would pay with a pass over memory that it may never need.
 
+All work on indices is bounded by their frames: an array of them that repeats some (a stride of 0)
+could be of any length, so it is written out when it is packed and refused when it is read. Data may
+repeat: nothing is made of it but as many numbers as there are indices.
+
 A writer that still has the memory can change indices after the check. Who does not trust the
 writers of a store gets copies (mode "copy").
 """
@@ -26,6 +30,9 @@ Array = npt.NDArray[Any]
 
 _INT64: Final = 1 << 63
 
+# No number has more bytes.
+_MOST_NBYTES: Final = 32
+
 
 def is_trusted() -> bool:
     """Return whether whoever reads lets the writer run code anyway."""
@@ -41,6 +48,16 @@ def sizes(header: Mapping[str, Any], key: str = "shape") -> tuple[int, ...]:
     return shape
 
 
+def spread(array: Array) -> Array:
+    """Return indices, in memory of their own if some are repeated by a stride of 0."""
+    return np.ascontiguousarray(array) if _repeats(array) else array
+
+
+def _repeats(array: Array) -> bool:
+    steps = zip(array.shape, array.strides, strict=True)
+    return bool(array.size) and any(n > 1 and not step for n, step in steps)
+
+
 def take(parts: Mapping[str, Any], name: str, ndim: int = 1) -> Array:
     """Return an array of some dimensions from what was deserialized."""
     array = parts.get(name)
@@ -48,6 +65,8 @@ def take(parts: Mapping[str, Any], name: str, ndim: int = 1) -> Array:
         raise CorruptHeaderError(
             f"{name!r} of a sparse array is not an array of {ndim} dimensions", key=name
         )
+    if array.itemsize > _MOST_NBYTES and _repeats(array):
+        raise _repeated(name)
     return array
 
 
@@ -56,7 +75,15 @@ def take_indices(parts: Mapping[str, Any], name: str, ndim: int = 1) -> Array:
     array = take(parts, name, ndim)
     if array.dtype.kind not in "iu" or not array.dtype.isnative:
         raise CorruptHeaderError(f"{name!r} of a sparse array has dtype {array.dtype}", key=name)
+    if _repeats(array):
+        raise _repeated(name)
     return array
+
+
+def _repeated(name: str) -> CorruptHeaderError:
+    return CorruptHeaderError(
+        f"{name!r} of a sparse array has few elements that are repeated", key=name
+    )
 
 
 def check_length(name: str, found: int, expected: int) -> None:

@@ -28,6 +28,7 @@ from shmstore.serialization.handlers.indices import (
     check_within,
     is_trusted,
     sizes,
+    spread,
     take,
     take_indices,
 )
@@ -114,7 +115,7 @@ _PROPERTIES: Final = {"sorted": "has_sorted_indices", "canonical": "has_canonica
 
 
 def _pack_compressed(x: Any) -> Parts:
-    return {"indptr": x.indptr, "indices": x.indices, "data": x.data}
+    return {"indptr": spread(x.indptr), "indices": spread(x.indices), "data": x.data}
 
 
 def _unpack_rows(x: Any, shape: Shape, parts: Parts) -> None:
@@ -142,7 +143,7 @@ def _set_compressed(x: Any, parts: Parts, ndim: int, shape: Sequence[int]) -> No
 
 
 def _pack_coordinates(x: Any) -> Parts:
-    return {**{str(axis): one for axis, one in enumerate(x.coords)}, "data": x.data}
+    return {**{str(axis): spread(one) for axis, one in enumerate(x.coords)}, "data": x.data}
 
 
 def _unpack_coordinates(x: Any, shape: Shape, parts: Parts) -> None:
@@ -176,7 +177,7 @@ def _unpack_dict(x: Any, shape: Shape, parts: Parts) -> None:
 
 
 def _pack_diagonals(x: Any) -> Parts:
-    return {"offsets": x.offsets, "data": x.data}
+    return {"offsets": spread(x.offsets), "data": x.data}
 
 
 def _unpack_diagonals(x: Any, shape: Shape, parts: Parts) -> None:

@@ -23,6 +23,7 @@ from shmstore.serialization.handlers.indices import (
     is_trusted,
     product,
     sizes,
+    spread,
     take,
     take_indices,
 )
@@ -50,7 +51,7 @@ def serialize_coo(x: Any, context: dict[str, Any] | None = None) -> tuple[Header
     header = _pack_fill(x, x.data.dtype)
     if x._cache is not None:  # noqa: SLF001 - no other way to ask
         header["cache"] = True
-    header["parts"], frames = serialize_parts({"coords": x.coords, "data": x.data}, context)
+    header["parts"], frames = serialize_parts({"coords": spread(x.coords), "data": x.data}, context)
     return header, frames
 
 
@@ -75,6 +76,8 @@ def _coordinates(header: Header, frames: Sequence[Frame]) -> tuple[tuple[int, ..
     coords, data = take_indices(parts, "coords", 2), take(parts, "data")
     check_length("coords", len(coords), len(shape))
     check_length("data", len(data), coords.shape[1])
+    if not shape:  # there is but one element, and coordinates take no memory
+        check_length("data", len(data), min(len(data), 1))
     if not is_trusted():
         for size, indices in zip(shape, coords, strict=True):
             check_within(indices, size)
@@ -103,7 +106,7 @@ def serialize_gcxs(x: Any, context: dict[str, Any] | None = None) -> tuple[Heade
     header = _pack_fill(x, x.data.dtype)
     axes = x.compressed_axes
     header["axes"] = None if axes is None else [int(axis) for axis in axes]
-    parts = {"indptr": x.indptr, "indices": x.indices, "data": x.data}
+    parts = {"indptr": spread(x.indptr), "indices": spread(x.indices), "data": x.data}
     header["parts"], frames = serialize_parts(parts, context)
     return header, frames
 
