@@ -23,7 +23,7 @@ from shmstore.serialization import (
     typename,
 )
 from shmstore.serialization.compression import maybe_compress
-from shmstore.serialization.family import check_serialized, encode, known
+from shmstore.serialization.family import check_serialized, check_sizes, encode, known
 from shmstore.serialization.frames import (
     Frame,
     Planned,
@@ -168,9 +168,14 @@ def _encoded(
     """Return header and frames of an object; the frame table takes the place of some keys."""
     context = {"compression": compression} if compression else None
     # What a transport or a handler cut and compressed is undone: the store does it by itself.
-    header, frames = restore(*encode(obj, names, context))
+    header: dict[str, Any]
+    frames: Sequence[Frame]
+    header, frames = encode(obj, names, context)
     if isinstance(obj, Serialized):
         check_serialized(header, frames)
+    header, frames = restore(header, frames)
+    if isinstance(obj, Serialized):
+        check_sizes(header, frames)
     if "frame-nbytes" in header:
         header = {key: value for key, value in header.items() if key != "frame-nbytes"}
     return header, frames

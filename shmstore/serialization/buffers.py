@@ -145,6 +145,8 @@ def hoist_flags(
         pickled or "serializer" not in header or header["serializer"] == "custom"
     ):
         return header, [not is_readonly(frame) for frame in frames]
+    if not isinstance(flags, (list, tuple)):
+        raise _wrong_flags(flags, frames)
     found: list[Any] = [False, *flags] if pickled else list(flags)
     if len(found) != len(frames):
         raise _wrong_flags(flags, frames)

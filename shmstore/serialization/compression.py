@@ -239,7 +239,7 @@ def _named(codec: Any) -> Codec:
 def _damaged(codec: Codec, view: memoryview, raw: Any, reason: Any) -> CorruptHeaderError:
     return CorruptHeaderError(
         f"a frame of {view.nbytes} bytes, compressed by {codec.name!r}, cannot give "
-        f"{'its' if raw is None else repr(raw)} raw bytes: {reason}",
+        f"{'its' if raw is None else shown(raw)} raw bytes: {reason}",
         key=COMPRESSION,
         found=view.nbytes,
         expected=raw,

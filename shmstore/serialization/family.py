@@ -275,7 +275,7 @@ def decode(header: Header, frames: Sequence[Frame]) -> Any:
     if not isinstance(header, dict):
         raise CorruptHeaderError(f"a header is a dict, this is {type(header).__name__}", key=None)
     try:
-        _check_sizes(header, frames)
+        check_sizes(header, frames)
         if header.get("is-collection"):
             return iterating.put_together(header, frames, decode)
         return _ask_family(header, frames)
@@ -312,6 +312,8 @@ def check_serialized(header: Header, frames: Sequence[Frame]) -> None:
     """Raise CorruptHeaderError for what cannot have come out of `serialize`."""
     if not isinstance(header, dict):
         raise CorruptHeaderError(f"a header is a dict, this is {type(header).__name__}", key=None)
+    if not isinstance(frames, (list, tuple)):
+        raise CorruptHeaderError(f"frames are a list, this is {type(frames).__name__}", key=None)
     names = ["type"] if header.get("is-collection") else ["type", "serializer"]
     for name in names:
         if not isinstance(header.get(name), str):
@@ -319,12 +321,13 @@ def check_serialized(header: Header, frames: Sequence[Frame]) -> None:
                 f"{name!r} of a header is {shown(header.get(name))}, no text", key=name
             )
     try:
-        _check_sizes(header, frames)
-    except TypeError as error:
-        raise CorruptHeaderError(f"the frames are no buffers: {error}", key="frames") from error
+        for frame in frames:
+            nbytes(frame)
+    except (TypeError, ValueError) as error:
+        raise CorruptHeaderError(f"a frame is no buffer: {error}", key="frames") from error
 
 
-def _check_sizes(header: Header, frames: Sequence[Frame]) -> None:
+def check_sizes(header: Header, frames: Sequence[Frame]) -> None:
     """Raise if frames were cut or extended; a frame may come in several pieces."""
     sizes = header.get("frame-nbytes")
     if sizes is None:
@@ -393,7 +396,8 @@ def _pack_marked(default: Any, x: Any) -> Any:
 def _unpack_marked(default: Any, data: bytes) -> Serialized:
     """Return what was serialized, not decoded: its reader may not be allowed to unpickle."""
     header, frames = msgpacking.unpackb(data, default)
-    if not isinstance(header, dict) or not isinstance(frames, list):
+    bytes_only = isinstance(frames, list) and all(type(frame) is bytes for frame in frames)
+    if not isinstance(header, dict) or not bytes_only:
         raise CorruptHeaderError("a packed object has no header or no frames", key="frames")
     return Serialized(header, frames)
 

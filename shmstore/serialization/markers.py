@@ -67,8 +67,9 @@ class _Done:
         self.frames = frames
 
     def __repr__(self) -> str:
-        name = self.header.get("type")
-        return f"<{type(self).__name__}: {name or 'object'} in {len(self.frames)} frames>"
+        name = self.header.get("type") if type(self.header) is dict else None
+        count = len(self.frames) if isinstance(self.frames, (list, tuple)) else "no"
+        return f"<{type(self).__name__}: {name or 'object'} in {count} frames>"
 
 
 class Serialized(_Done):  # noqa: PLW1641 - the header can change
