@@ -94,6 +94,7 @@ def test_fuzzer_notices(
         "        if noise.random() < 0.5:",
         "            return True",
         f"        {body}",
+        "        return False",
     ]
     (tmp_path / "fuzz_targets.py").write_text("\n".join(lines))
     (tmp_path / "fuzzing.py").write_text(Path(fuzzing.__file__).read_text())

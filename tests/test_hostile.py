@@ -27,8 +27,6 @@ from shmstore.serialization import (
 from shmstore.serialization.compression import decompress, decompress_frame
 from shmstore.serialization.frames import ensure_memoryview
 
-# Some cases are being repaired; where all of them fail the mark is strict.
-OPEN = pytest.mark.xfail(reason="being repaired", strict=False)
 
 HUGE = 1 << 200_000
 DEEP: list[Any] = []
@@ -165,7 +163,6 @@ def test_arrow_data_that_points_elsewhere_is_refused_without_pickles(
 # --- time and memory ------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(reason="being repaired")
 @pytest.mark.parametrize("accepted", [None, SAFE], ids=["trusting", "safe"])
 @pytest.mark.parametrize(
     ("library", "name", "parts"),
@@ -194,7 +191,6 @@ def test_indices_that_are_all_the_same_element_are_refused(
         deserialize(header, frames, accepted)
 
 
-@pytest.mark.xfail(reason="being repaired")
 @pytest.mark.parametrize("part", ["data", "mask", "fill_value"])
 def test_parts_of_masked_arrays_belong_together(part: str) -> None:
     """NumPy would make one that fits of what does not, whatever its size."""
@@ -206,7 +202,6 @@ def test_parts_of_masked_arrays_belong_together(part: str) -> None:
         deserialize(header, frames, SAFE)
 
 
-@pytest.mark.xfail(reason="being repaired")
 def test_data_of_a_masked_array_is_an_array() -> None:
     """Not anything that NumPy can make an array of."""
     header, frames = encoded(np.ma.MaskedArray(np.arange(3.0)))
@@ -310,7 +305,6 @@ except ModuleRefusedError:
 # --- one class of errors --------------------------------------------------------------------------
 
 
-@OPEN
 @pytest.mark.parametrize(
     "value", [HUGE, -HUGE, DEEP, "\ud800"], ids=["huge", "-huge", "deep", "lone"]
 )
@@ -350,7 +344,6 @@ def test_containers_do_not_lose_elements() -> None:
             deserialize(header, [b"a", b"a"], SAFE)
 
 
-@pytest.mark.xfail(reason="being repaired")
 def test_serialized_inside_of_msgpack_is_header_and_frames() -> None:
     """Of no other types."""
     for pair in ([5, 6], [{}, 5], [{}, [5]], [{}], 5):

@@ -43,9 +43,6 @@ from shmstore.serialization import (
 from shmstore.serialization.frames import Planned, ensure_memoryview
 from shmstore.serialization.headers import HEADER_VERSION
 
-# Some cases are being repaired; where all of them fail the mark is strict.
-OPEN = pytest.mark.xfail(reason="being repaired", strict=False)
-
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
@@ -142,7 +139,6 @@ def test_put_holds_frames_against_their_header(store: Store) -> None:
     assert store.stats().objects == 0
 
 
-@OPEN
 @pytest.mark.parametrize(
     "x",
     [
