@@ -27,7 +27,6 @@ from shmstore.serialization import (
 from shmstore.serialization.compression import decompress, decompress_frame
 from shmstore.serialization.frames import ensure_memoryview
 
-
 HUGE = 1 << 200_000
 DEEP: list[Any] = []
 for _ in range(1015):
