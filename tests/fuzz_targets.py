@@ -9,7 +9,7 @@ from typing import Any
 
 import fuzz_corpus
 from fuzz_corpus import Encoded
-from fuzz_mutants import Noise, forge
+from fuzz_mutants import Noise, forge, places
 from fuzz_use import use
 from mutations import WAYS
 
@@ -69,7 +69,7 @@ class Targets:
         (name, seed), (_, other) = noise.choice(self.seeds), noise.choice(self.seeds)
         header, frames = forge(seed, other, noise)
         if self.verbose:
-            print(name, ascii(header)[:3000], [len(frame) for frame in frames], sep="\n")
+            print(name, _shown(header), [len(frame) for frame in frames], sep="\n")
         return header, frames
 
     def _decode(self, header: Any, frames: Any, accepted: Any) -> Any:
@@ -90,7 +90,7 @@ class Targets:
         except READING:
             return True
         except SerializationError:
-            if "error" in repr(header):
+            if any(part[key] == "error" for part, key in places([header])):
                 return True
             raise
         _check_type(header, x)
@@ -134,7 +134,7 @@ class Targets:
         if noise.random() < 0.4:
             packed = bytes(noise.choice(WAYS)(bytearray(packed), b"other", noise))
         if self.verbose:
-            print(ascii(header)[:3000], table, [len(frame) for frame in frames], packed, sep="\n")
+            print(_shown(header), table, [len(frame) for frame in frames], packed, sep="\n")
         package = lay_out(packed, placed, end, None)
         ref = _writing.put(self.store._session, package, overwrite=True)
         try:
@@ -204,6 +204,13 @@ class Targets:
             return True
         use(x, thorough=True)
         return False
+
+
+def _shown(header: Any) -> str:
+    try:
+        return ascii(header)[:3000]
+    except (ValueError, RecursionError) as error:
+        return f"a header that cannot be shown: {error}"
 
 
 def _check_type(header: Any, x: Any) -> None:
