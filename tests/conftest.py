@@ -12,6 +12,7 @@ import gc
 import multiprocessing
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,10 +28,16 @@ from shmstore import Store
 SHARED_MEMORY = Path("/dev/shm")
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Keep what the imports have made out of the many collections that the fixtures ask for."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Keep what imports have made out of the many collections that fixtures and tests ask for."""
+    if len(sys.modules) > len(SEEN):
+        SEEN.update(sys.modules)
+        gc.collect()
+        gc.freeze()
+
+
+SEEN: set[str] = set()
 
 
 # A test that has failed keeps what it was about alive in its traceback: whether it left something
