@@ -214,6 +214,16 @@ def test_frames_are_not_changed_and_can_be_decoded_twice() -> None:
     assert (header, [bytes(frame) for frame in frames]) == before
 
 
+@pytest.mark.parametrize("value", ["longer than it was", "-"])
+def test_array_that_changes_before_it_is_written_is_noticed(value: str) -> None:
+    """Its text must fill the frame that was promised, not more and not less."""
+    x = array_of(map(distinct, range(SIZE)))
+    _, [planned] = text.encode(x)
+    x[SIZE // 2] = value
+    with pytest.raises(RuntimeError, match="changed"):
+        ensure_memoryview(planned)
+
+
 def test_text_takes_less_room_than_its_pickle() -> None:
     """A separator is shorter than what pickle puts around each text."""
     for elements in ELEMENTS.values():
@@ -252,6 +262,7 @@ def test_text_of_any_length_in_chunks_of_any_size_comes_back(
             "MIN_SIZE": 1,
             "_MIN_RUN": 2,
             "_CHUNK": chunk,
+            "_CHUNK_TEXTS": chunk,
             "_CHUNK_NBYTES": chunk,
             "_FEW": 3,
         }.items():

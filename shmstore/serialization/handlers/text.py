@@ -38,8 +38,9 @@ MIN_SIZE: Final = 16384
 # Shorter rows or columns than this are not told apart.
 _MIN_RUN: Final = 1024
 
-# How many elements, and how many bytes of text, are handled at once.
+# How many elements are numbered, and how many texts and bytes of text are turned, at once.
 _CHUNK: Final = 16 << 10
+_CHUNK_TEXTS: Final = 2048
 _CHUNK_NBYTES: Final = 256 << 10
 
 # How many elements tell whether values repeat, and how many whether they are text at all.
@@ -211,17 +212,10 @@ def _code_type(count: int) -> type[np.unsignedinteger[Any]]:
 
 def _encode_run(run: Run, writeable: bool) -> tuple[list[Any], list[Planned]]:  # noqa: FBT001 - one use
     """Return the header and the frames of a run."""
-    separator, pieces, gaps = _join(run.values)
-    end = separator.encode()
-    nbytes = sum(map(len, pieces)) + (len(pieces) - 1) * len(end)
+    separator, nbytes, gaps = _measure(run.values)
 
     def write_text(target: memoryview) -> None:
-        start = 0
-        for piece in pieces:
-            stop = start + len(piece)
-            target[start:stop] = piece
-            start = stop + len(end)
-            target[stop:start] = end[: nbytes - stop]
+        _write(run.values, separator, gaps, target)
 
     planned = [Planned(nbytes, write_text, writeable=writeable)]
     planned += [_plan(part, writeable) for part in (gaps, run.codes) if part is not None]
@@ -238,24 +232,47 @@ def _plan(part: Array, writeable: bool) -> Planned:  # noqa: FBT001 - one use
     return Planned(view.nbytes, write_into, writeable=writeable)
 
 
-def _join(values: Array) -> tuple[str, list[bytes], Array | None]:
-    """Return a separator that occurs in no value, the joined chunks in UTF-8, and the gaps."""
+def _measure(values: Array) -> tuple[str, int, Array | None]:
+    """Return a separator that occurs in no value, the bytes of the joined text, and the gaps.
+
+    The text is joined here and once more where it goes (`_write`): to join twice in the cache is
+    cheaper than to keep all of it in fresh memory.
+    """
     for separator in _SEPARATORS:
+        end = separator.encode()
+        nbytes = -len(end)
         gaps = None
-        pieces = []
-        for start in range(0, len(values), _CHUNK):
-            chunk = values[start : start + _CHUNK]
+        for start in range(0, len(values), _CHUNK_TEXTS):
+            chunk = values[start : start + _CHUNK_TEXTS]
             texts = chunk.tolist()
-            if _check_kinds(texts) != _ONLY_TEXT:
-                gaps = np.zeros(len(values), np.uint8) if gaps is None else gaps
-                _fill(texts, _addresses(chunk), gaps[start : start + _CHUNK])
-            joined = separator.join(texts)
-            if joined.count(separator) >= len(texts):
+            if gaps is None and operator.countOf(map(type, texts), str) != len(texts):
+                gaps = np.zeros(len(values), np.uint8)
+            if gaps is not None:
+                texts = _fill(chunk, gaps[start : start + _CHUNK_TEXTS])
+            piece = _to_utf8("".join(texts))
+            if end in piece:
                 break
-            pieces.append(_to_utf8(joined))
+            nbytes += len(piece) + len(texts) * len(end)
         else:
-            return separator, pieces, gaps
+            return separator, nbytes, gaps
     raise NotImplementedError("no character is left to separate the texts")
+
+
+def _write(values: Array, separator: str, gaps: Array | None, target: memoryview) -> None:
+    """Write the values, joined, where their text goes."""
+    stop = 0
+    for first in range(0, len(values), _CHUNK_TEXTS):
+        chunk = values[first : first + _CHUNK_TEXTS]
+        if gaps is not None:
+            chunk = _without(chunk, gaps[first : first + _CHUNK_TEXTS])
+        texts = chunk.tolist()
+        piece = (separator * (first > 0) + separator.join(texts)).encode()
+        start, stop = stop, stop + len(piece)
+        if stop > target.nbytes:
+            break
+        target[start:stop] = piece
+    if stop != target.nbytes:
+        raise RuntimeError("an array of text was changed while it was stored")
 
 
 def _to_utf8(text: str) -> bytes:
@@ -265,20 +282,28 @@ def _to_utf8(text: str) -> bytes:
         raise NotImplementedError("lone surrogates") from error
 
 
-def _fill(texts: list[Any], addresses: Words, gaps: Array) -> None:
-    """Note which values are None or NaN, and put empty text in their place."""
+def _fill(chunk: Array, gaps: Array) -> list[str]:
+    """Note which values are None or NaN, and return them with empty text in their place."""
+    addresses = _addresses(chunk)
     gaps[(addresses == id(None)) | (addresses == 0)] = _NONE
     gaps[addresses == id(np.nan)] = _NAN
-    for place in np.flatnonzero(gaps).tolist():
-        texts[place] = ""
+    texts: list[Any] = _without(chunk, gaps).tolist()
     if operator.countOf(map(type, texts), str) == len(texts):
-        return
+        return texts
     for place, value in enumerate(texts):
-        if type(value) is float:
-            if value == value:  # noqa: PLR0124 - only NaN differs from itself
-                raise NotImplementedError("numbers among text")
+        if type(value) is not str:
+            if type(value) is not float or value == value:  # noqa: PLR0124 - only NaN differs from itself
+                raise NotImplementedError(f"{type(value).__name__} among text")
             gaps[place] = _NAN
             texts[place] = ""
+    return texts
+
+
+def _without(chunk: Array, gaps: Array) -> Array:
+    """Return values with empty text in the place of gaps."""
+    filled = chunk.copy()
+    filled[gaps != _TEXT] = ""
+    return filled
 
 
 # --- and back -----------------------------------------------------------------------------------
