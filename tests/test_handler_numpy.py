@@ -264,6 +264,19 @@ def test_array_whose_header_does_not_fit_its_frame_is_refused(
         deserialize({"serializer": "custom", "type": "numpy.ndarray", "sub-header": header}, frames)
 
 
+@pytest.mark.row("S96", "F21")
+def test_texts_of_dtypes_are_remembered_only_if_short_and_sound() -> None:
+    """No header fills the memory of a reader, or changes what another one means."""
+    cache = numpy_handler._plain_dtype_of
+    assert numpy_handler.unpack_dtype("<f8") == np.dtype("<f8")
+    before = cache.cache_info().currsize
+    assert numpy_handler.unpack_dtype("|S" + "0" * 100 + "7") == np.dtype("S7")
+    for text in ("i4,i4", "(2,)i4", "nonsense"):
+        with pytest.raises((DeserializationError, TypeError)):
+            numpy_handler.unpack_dtype(text)
+    assert cache.cache_info().currsize == before
+
+
 @pytest.mark.row("S91", "F35", "F43")
 def test_array_headers_contain_no_pickle() -> None:
     """Who accepts only "custom" wants no code to run: not for any dtype either."""

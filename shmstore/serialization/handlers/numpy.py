@@ -31,6 +31,9 @@ _WRITEABLE: Final = 0x400
 # Where a field of a structured dtype has its title, if it has one.
 _TITLE: Final = 2
 
+# Texts of plain dtypes are no longer than this, but for those of long strings.
+_SHORT: Final = 16
+
 Layout = tuple[tuple[int, ...], np.dtype[Any], tuple[int, ...] | None]
 
 
@@ -83,6 +86,8 @@ def _may_be_text(x: Array) -> bool:
 
 def check_extent(x: Array, nbytes: int) -> None:
     """Raise unless the distinct elements of an array need just so many bytes."""
+    if x.nbytes == nbytes and x.flags.c_contiguous:
+        return
     sizes = [n for n, stride in zip(x.shape, x.strides, strict=True) if stride != 0 or n == 0]
     needed = math.prod(sizes) * x.itemsize
     if needed != nbytes:
@@ -180,12 +185,12 @@ def pack_dtype(dtype: np.dtype[Any]) -> Any:
         raise NotImplementedError(str(dtype))
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
-        return [pack_dtype(base), shape]
+        return [pack_dtype(base), list(shape)]
     if dtype.names is None:
         return _plain_dtype(dtype)
     fields = [dtype.fields[name] for name in dtype.names] if dtype.fields else []
     return {
-        "names": dtype.names,
+        "names": list(dtype.names),
         "formats": [pack_dtype(field[0]) for field in fields],
         "offsets": [field[1] for field in fields],
         "titles": [field[2] if len(field) > _TITLE else None for field in fields],
@@ -213,9 +218,7 @@ def unpack_dtype(packed: Any) -> np.dtype[Any]:
 
 def _build_dtype(packed: Any) -> Any:
     if isinstance(packed, str):
-        # Commas and shapes make a structure of a text; `pack_dtype` writes no such.
-        dtype: Any = None if {",", "(", "{"} & set(packed) else np.dtype(packed)
-        return _within_bounds(dtype, [], 0)
+        return _plain_dtype_of(packed) if len(packed) <= _SHORT else _from_text(packed)
     if isinstance(packed, list):
         base, shape = _build_dtype(packed[0]), tuple(packed[1])
         dtype = np.dtype((base, shape))
@@ -228,6 +231,16 @@ def _build_dtype(packed: Any) -> Any:
         (at, field.itemsize) for at, field in zip(spec["offsets"], spec["formats"], strict=True)
     ]
     return _within_bounds(dtype, fields, dtype.itemsize)
+
+
+def _from_text(packed: str) -> Any:
+    # Commas and shapes make a structure of a text; `pack_dtype` writes no such.
+    dtype = None if {",", "(", "{"} & set(packed) else np.dtype(packed)
+    return _within_bounds(dtype, [], 0)
+
+
+# Only what is short is remembered: anybody may have written it. No such dtype can be changed.
+_plain_dtype_of = functools.lru_cache(maxsize=256)(_from_text)
 
 
 def _within_bounds(dtype: Any, fields: list[tuple[int, int]], nbytes: int) -> Any:

@@ -112,7 +112,7 @@ def encode(x: Array) -> tuple[dict[str, Any], list[Frame]]:
         run, planned = _encode_run(_analyse(np.ascontiguousarray(row)), bool(x.flags.writeable))
         runs.append(run)
         frames += planned
-    return {"shape": x.shape, "order": order, "along": along, "runs": runs}, frames
+    return {"shape": list(x.shape), "order": order, "along": along, "runs": runs}, frames
 
 
 def _rows_of(x: Array, order: Any) -> tuple[list[Array], int | None]:
