@@ -27,6 +27,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Encoded]:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.row("F21")
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_forged_does_more_than_raise(kind: str) -> None:

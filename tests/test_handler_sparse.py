@@ -214,9 +214,10 @@ print(single.get(mode=mode).data.flags.writeable)
 @lock_free_only
 @pytest.mark.parametrize("mode", MODES)
 def test_arrays_work_in_another_process_in_each_mode(
-    store: Store, run_python: RunPython, mode: str
+    store: Store, run_python: RunPython, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     """By themselves and inside of other objects."""
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")  # compiling takes longer than all of the work
     single = store.put(make("COO", (40, 50), fill=7))
     arrays = [make(name, (40, 50), fill=7) for name in ("COO", "GCXS")]
     before = copy.deepcopy(arrays)

@@ -24,7 +24,9 @@ _MOST_TEXT: Final = 1000
 def blame(x: Any, family: str, error: Exception) -> SerializationError:
     """Return the error that names the type of `x`, and the path to the part that is to blame."""
     path, part = "obj", x
-    if family == "pickle":
+    # Of what is nested too deeply no part is to blame more than another.
+    too_deep = isinstance(error, RecursionError) or isinstance(error.__cause__, RecursionError)
+    if family == "pickle" and not too_deep:
         path, part, error = locate(x, error)
     where = f"; the offending part is {path}, a {typename(part)}" if part is not x else ""
     return SerializationError(
