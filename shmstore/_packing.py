@@ -108,7 +108,7 @@ def pack(
         else:
             size = nbytes(frame)
             placed += _place(frame, offset, size)
-        table.append([offset, size, flag and not readonly, codec])
+        table.append([offset, size, bool(flag) and not readonly, codec])
         offset = L.align(offset + size)
     return lay_out(headers.pack(header, table), placed, offset, key)
 
@@ -167,12 +167,12 @@ def _encoded(
 ) -> tuple[dict[str, Any], Sequence[Frame]]:
     """Return header and frames of an object; the frame table takes the place of some keys."""
     context = {"compression": compression} if compression else None
-    # What a transport or a handler cut and compressed is undone: the store does it by itself.
     header: dict[str, Any]
     frames: Sequence[Frame]
     header, frames = encode(obj, names, context)
     if isinstance(obj, Serialized):
         check_serialized(header, frames)
+    # What a transport or a handler cut and compressed is undone: the store does it by itself.
     header, frames = restore(header, frames)
     if isinstance(obj, Serialized):
         check_sizes(header, frames)

@@ -64,7 +64,8 @@ def register_serialization_family(
         What users name it by in ``serializers=`` and ``deserializers=``.
     dumps
         ``dumps(x[, context]) -> (header, frames)``; raises NotImplementedError to decline. None:
-        the family can only load.
+        the family can only load. ``"serializer"``, ``"type"``, ``"key"`` and ``"frame-nbytes"`` in
+        the header are taken.
     loads
         ``loads(header, frames) -> object``.
     """

@@ -58,19 +58,19 @@ def register() -> None:
 
 def serialize_frame(x: pl.DataFrame) -> Parts:
     """Return the stream of a frame; the header tells its columns and which are in order."""
-    for name, dtype in x.schema.items():
-        if dtype == pl.Object:
-            message = (
-                f"the column {name!r} holds Python objects, which polars cannot serialize. Cast it "
-                "to another dtype, or put a dict of lists."
-            )
-            raise TypeError(message)
+    dtypes = x.dtypes
+    if pl.Object in dtypes:
+        message = (
+            f"the column {x.columns[dtypes.index(pl.Object)]!r} holds Python objects, which polars "
+            "cannot serialize. Cast it to another dtype, or put a dict of lists."
+        )
+        raise TypeError(message)
     ordered = [
         [number, flags["SORTED_DESC"]]
         for number, flags in enumerate(x.flags.values())
         if flags["SORTED_ASC"] or flags["SORTED_DESC"]
     ]
-    only_polars = any(map(_is_only_polars, x.dtypes))
+    only_polars = any(map(_is_only_polars, dtypes))
     header: Header = {"columns": x.columns, "sorted": ordered, "only-polars": only_polars}
     if arrow is not None and not only_polars:
         return header, arrow.serialize_table(x.to_arrow(compat_level=_NEWEST))[1]
@@ -124,9 +124,9 @@ def _read(header: Header, frames: Sequence[Frame]) -> pl.DataFrame:
         return _read_by_polars(frames)
     table = arrow.deserialize_table({}, frames)
     if is_trusted():
-        for column in table.columns:
-            if arrow.has_dictionary(column.type):  # polars looks its codes up at once
-                column.validate(full=True)
+        for number, kind in enumerate(table.schema.types):
+            if arrow.has_dictionary(kind):  # polars looks its codes up at once
+                table.column(number).validate(full=True)
     else:
         _check_for_polars(table)
     x = pl.from_arrow(table, rechunk=False)

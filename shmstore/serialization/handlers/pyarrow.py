@@ -64,10 +64,10 @@ def register() -> None:
 
 def serialize_table(x: pa.Table) -> Parts:
     """Return the stream of a table."""
-    for number, column in enumerate(x.columns):
-        if column.type.id in _VIEWS and any(map(_is_loose, column.chunks)):
-            chunks = [_compact(chunk) for chunk in column.chunks]
-            x = x.set_column(number, x.field(number), pa.chunked_array(chunks, column.type))
+    for number, kind in enumerate(x.schema.types):
+        if kind.id in _VIEWS and any(map(_is_loose, x.column(number).chunks)):
+            chunks = [_compact(chunk) for chunk in x.column(number).chunks]
+            x = x.set_column(number, x.field(number), pa.chunked_array(chunks, kind))
     return _serialize(x.schema, lambda writer: writer.write_table(x))
 
 
@@ -140,7 +140,11 @@ def reduce_buffer(x: pa.Buffer) -> Any:
 
 def _is_part(x: pa.Array) -> bool:
     """Return whether an array holds much that it does not show."""
-    if x.get_total_buffer_size() > x.nbytes + x.nbytes // 4 + _LITTLE_NBYTES:
+    held = x.get_total_buffer_size()
+    if held <= _LITTLE_NBYTES:
+        return False
+    nbytes = x.nbytes
+    if held > nbytes + nbytes // 4 + _LITTLE_NBYTES:
         return True
     return x.type.id in _VIEWS and _is_loose(x)
 
@@ -196,7 +200,8 @@ def _all_types(types: Iterable[pa.DataType]) -> Iterator[pa.DataType]:
     """Return types and the types inside of them, whatever nests them."""
     for outer in types:
         yield outer
-        yield from _all_types(outer.field(i).type for i in range(outer.num_fields))
+        if outer.num_fields:
+            yield from _all_types(outer.field(i).type for i in range(outer.num_fields))
         if isinstance(outer, pa.DictionaryType):
             yield from _all_types([outer.value_type])
         elif isinstance(outer, pa.BaseExtensionType):
