@@ -337,3 +337,12 @@ def test_assignment_is_seen_by_another_process(big: Store, run_python: RunPython
     ref = big.put(pd.DataFrame({"a": np.arange(N), "b": WORDS}))
     run_python("x = ref.get(); x.loc[7, 'a'] = -7", ref=ref)
     assert ref.get().loc[7, "a"] == -7
+
+
+@pytest.mark.row("S106")
+def test_columns_of_text_share_their_buffers_instead_of_being_written_anew() -> None:
+    """Arrow arrays inside of a frame keep the way in which Arrow pickles them."""
+    x = pd.DataFrame({"a": range(100)}, index=[f"row {number}" for number in range(100)])
+    _, frames = serialize(x, on_error="raise")
+    assert len(frames) > 2
+    assert [f for f in frames[1:] if bytes(memoryview(f).cast("B")[:4]) == b"\xff" * 4] == []

@@ -127,7 +127,8 @@ def _zstd() -> Codec:
     import zstandard  # noqa: PLC0415 - an optional package, when it is asked for
 
     def compress(payload: Frame) -> bytes:
-        return zstandard.ZstdCompressor(write_checksum=True).compress(payload)
+        packed: bytes = zstandard.ZstdCompressor(write_checksum=True).compress(payload)
+        return packed
 
     def stored_size(payload: memoryview) -> int | None:
         size = zstandard.frame_content_size(payload)
