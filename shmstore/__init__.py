@@ -15,6 +15,7 @@ from shmstore import _process
 from shmstore._building import Allocation
 from shmstore._info import ClientInfo, Finding, ObjectInfo, Recovered, StoreStats
 from shmstore._options import Options
+from shmstore._pruning import prune
 from shmstore._ref import ObjectRef
 from shmstore._store import Store
 from shmstore.errors import (
@@ -75,4 +76,5 @@ __all__ = [
     "StoreStats",
     "UnsafePathError",
     "__version__",
+    "prune",
 ]

@@ -63,10 +63,10 @@ def create(name: str | None, options: Options, *, opened: bool = False) -> Sessi
     root = options.root_path
     with registry:
         sweep()
-        with _root_locked(root, options.lock_timeout) as root_fd:
+        with root_locked(root, options.lock_timeout) as root_fd:
             try:
                 folder.remove_leftovers(root_fd)
-                _make_way(root_fd, name, root / name, options.lock_timeout)
+                make_way(root_fd, name, root / name, options.lock_timeout)
                 session = _build(root_fd, root / name, options)
             except BaseException:
                 folder.remove_root(root)
@@ -187,7 +187,7 @@ def _affordable(folder_fd: int, path: Path, options: Options) -> int:
     return capacity
 
 
-def _make_way(root_fd: int, name: str, path: Path, lock_timeout: float) -> None:
+def make_way(root_fd: int, name: str, path: Path, lock_timeout: float) -> None:
     """Remove a dead store of this name, or raise because it lives. Requires: the root lock."""
     try:
         folder_fd = folder.open_store(root_fd, name, path)
@@ -335,7 +335,7 @@ def remove_folder(session: Session, *, if_dead: bool = False) -> bool:
     """
     root, timeout_s = session.path.parent, session.lock.timeout_s
     fate = _Fate(gone=not if_dead, taken=True)
-    with contextlib.suppress(StoreNotFoundError), _root_locked(root, timeout_s) as root_fd:
+    with contextlib.suppress(StoreNotFoundError), root_locked(root, timeout_s) as root_fd:
         if folder.is_linked(session.folder_fd, session.path):
             if if_dead:
                 fate = _end_if_dead(session.folder_fd, session.path, timeout_s)
@@ -356,7 +356,7 @@ def forget(session: Session, *, keep_seat: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def _root_locked(root: Path, timeout_s: float) -> Iterator[int]:
+def root_locked(root: Path, timeout_s: float) -> Iterator[int]:
     """Hold the root lock; yield the descriptor of the root folder, which is made if need be."""
     while True:
         with _closing(folder.open_root(root, create=True)) as root_fd:

@@ -1,0 +1,77 @@
+"""How do the stores go that their processes had no time to remove?"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from shmstore import _lifecycle
+from shmstore._memory import folder
+from shmstore._options import Options
+from shmstore.errors import (
+    FormatVersionError,
+    LockTimeoutError,
+    NotAStoreError,
+    StoreExistsError,
+    UnsafePathError,
+)
+
+# A store whose lock is not free for so long has a client that lives.
+_GLANCE_S: Final = 1.0
+
+# What is said of a store that stays.
+_STAYING: Final = (
+    FormatVersionError,
+    LockTimeoutError,
+    NotAStoreError,
+    StoreExistsError,
+    UnsafePathError,
+)
+
+
+def prune(root: str | os.PathLike[str] | None = None, *, lock_timeout: float = 30.0) -> list[str]:
+    """Remove the stores whose processes have all died.
+
+    A store goes with its owner or its last client. One whose processes were all killed stays until
+    its name is used again, or until this is called. Stores that persist stay, and so does whatever
+    is no store of this version and this user.
+
+    Parameters
+    ----------
+    root, lock_timeout
+        See `Options`.
+
+    Returns
+    -------
+    list of str
+        The names of the stores that were removed.
+
+    Raises
+    ------
+    LockTimeoutError
+        Somebody holds the root without going on.
+
+    Examples
+    --------
+    >>> import shmstore
+    >>> with shmstore.Store.create(capacity="1MiB") as store:
+    ...     store.name in shmstore.prune()
+    False
+    """
+    options = Options(root=root, lock_timeout=lock_timeout)
+    path = options.root_path
+    removed: list[str] = []
+    if not path.is_dir():
+        return removed
+    with _lifecycle.registry:
+        _lifecycle.sweep()
+        with _lifecycle.root_locked(path, options.lock_timeout) as root_fd:
+            folder.remove_leftovers(root_fd)
+            for name in sorted(os.listdir(root_fd)):
+                try:
+                    _lifecycle.make_way(root_fd, name, path / name, _GLANCE_S)
+                except _STAYING:
+                    continue
+                removed.append(name)
+            folder.remove_root(path)
+    return removed
