@@ -52,5 +52,11 @@ def _modules() -> list[str]:
 
 @pytest.mark.parametrize("name", _modules())
 def test_examples_in_docstrings_give_what_they_say(name: str) -> None:
-    """Docstrings are run as doctests."""
-    assert doctest.testmod(importlib.import_module(name)).failed == 0
+    """Docstrings are run as doctests; those of a handler need its library."""
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if ".handlers." not in name:
+            raise
+        pytest.skip(f"{error.name} is not installed")
+    assert doctest.testmod(module).failed == 0

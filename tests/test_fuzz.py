@@ -101,8 +101,9 @@ def test_fuzzer_notices(
     (tmp_path / "fuzzing.py").write_text(Path(fuzzing.__file__).read_text())
     monkeypatch.setattr(fuzzing, "__file__", str(tmp_path / "fuzzing.py"))
     monkeypatch.setattr(fuzzing, "HANG_S", 1)
+    before = "colorsys" in sys.modules
     report = fuzzing.run({"odd": 6}, seed=1)
     assert report.failures
     assert {what in failure.what for failure in report.failures} == {True}, report.failures
     assert report.tried == {"odd": 6}
-    assert sys.modules.get("colorsys") is None
+    assert ("colorsys" in sys.modules) is before
