@@ -161,6 +161,7 @@ def _child(folder: Path, kind: str, seed: int, first: int, count: int) -> None:
     with (folder / "place").open("r+b") as file:
         place = mmap.mmap(file.fileno(), _PLACE.size)
     refused = 0
+    _try(_fail, random.Random("text"))  # Python imports some modules late
     known = set(sys.modules)
     for case in range(first, count):
         _PLACE.pack_into(place, 0, case, refused)
@@ -191,6 +192,10 @@ def _try(
             f"{type(error).__name__}: {error!s:.300}".encode(errors="replace").decode(),
             where,
         ), False
+
+
+def _fail(_: random.Random) -> bool:
+    raise ValueError
 
 
 def _load_intact_only(streams: frozenset[bytes]) -> None:
