@@ -74,22 +74,14 @@ def pack(
         True: all frames are recorded as read-only. None or False: as they are.
     """
     kind = type(obj)
-    if (
-        serializers is None
-        and compression is None
-        and is_plain(obj)
-        and custom_serialize.find(kind) in _PLAIN_HANDLERS
-    ):
-        return _pack_plain(typename(kind), dumps_plain(obj), key)  # the common case
-    if (
-        kind is np.ndarray
-        and serializers is None
-        and compression is None
-        and custom_serialize.find(kind) is serialize_array
-    ):
-        package = _pack_array(obj, key, readonly=readonly)
-        if package is not None:
-            return package
+    if serializers is None and compression is None:  # the common cases
+        handler = custom_serialize.find(kind)
+        if handler in _PLAIN_HANDLERS and is_plain(obj):
+            return _pack_plain(typename(kind), dumps_plain(obj), key)
+        if kind is np.ndarray and handler is serialize_array:
+            package = _pack_array(obj, key, readonly=readonly)
+            if package is not None:
+                return package
     names = DEFAULT_SERIALIZERS if serializers is None else known(serializers)
     header, frames = _encoded(obj, names, compression)
     if len(frames) == 1 and header.get("serializer") == "pickle" and compression is None:
