@@ -69,7 +69,7 @@ class Kind:
     sizes: tuple[int, ...] = ()
 
     @property
-    def library(self) -> str:
+    def toplevel(self) -> str:
         """What has to be installed."""
         return self.package.partition(".")[0]
 
@@ -84,8 +84,8 @@ class Kind:
 
 def find() -> tuple[list[Kind], list[str]]:
     """Return the kinds that can be made here, and what is missing for the others."""
-    found = [kind for kind in KINDS if find_spec(kind.library) is not None]
-    missing = {kind.library for kind in KINDS if kind not in found}
+    found = [kind for kind in KINDS if find_spec(kind.toplevel) is not None]
+    missing = {kind.toplevel for kind in KINDS if kind not in found}
     return found, [f"{package}: not installed" for package in sorted(missing)]
 
 

@@ -60,6 +60,16 @@ def own_handlers() -> Iterator[None]:
             dispatch._cache = {}
 
 
+def decline(_: Any) -> Any:
+    """Leave every object to the next family."""
+    raise NotImplementedError
+
+
+def fail(_: Any) -> Any:
+    """Fail on every object."""
+    raise ZeroDivisionError("the reason")
+
+
 def travel(x: Any, serializers: Any = None, deserializers: Any = None, **options: Any) -> Any:
     """Serialize, take header and frames through bytes, and deserialize."""
     header, frames = serialize(x, serializers, "raise", **options)

@@ -18,7 +18,7 @@ class Specimen(NamedTuple):
     """How to make an object, and the library that this needs."""
 
     make: Callable[..., Any]
-    library: str | None = None
+    package: str | None = None
 
 
 class Bag:
@@ -142,4 +142,4 @@ def library(name: str) -> Any:
 def make(name: str) -> Any:
     """Return the object of a name, or skip the test where its library is missing."""
     specimen = SPECIMENS[name]
-    return specimen.make() if specimen.library is None else specimen.make(library(specimen.library))
+    return specimen.make() if specimen.package is None else specimen.make(library(specimen.package))

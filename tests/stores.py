@@ -179,4 +179,20 @@ def command_for(code: str, values: dict[str, Any]) -> list[str]:
     ]
 
 
+# For `StartPython`: a process that has a store of its own, and one that joins it.
+HOLD_A_STORE = """
+import shmstore
+store = shmstore.Store.create(name, persist=persist)
+store["word"] = "kept"
+print(store.path, flush=True)
+input()
+"""
+
+JOIN_A_STORE = """
+import shmstore
+store = shmstore.Store.attach(name)
+print(store["word"], flush=True)
+input()
+"""
+
 StartPython = Callable[..., Child]

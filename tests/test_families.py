@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from family_helpers import AddFamily, own_families, travel
+from family_helpers import AddFamily, fail, own_families, travel
 
 from shmstore.errors import (
     CorruptHeaderError,
@@ -31,16 +31,6 @@ def family() -> Iterator[AddFamily]:
     """Give `register_serialization_family`; what it adds is taken out at the end."""
     with own_families() as register:
         yield register
-
-
-def decline(_: Any) -> Any:
-    """Leave every object to the next family."""
-    raise NotImplementedError
-
-
-def fail(_: Any) -> Any:
-    """Fail on every object."""
-    raise ZeroDivisionError("the reason")
 
 
 class Unhashable:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from family_helpers import AddFamily, own_families
+from family_helpers import AddFamily, decline, fail, own_families
 
 from shmstore.errors import SerializationError
 from shmstore.serialization import Serialize, deserialize, serialize
@@ -19,16 +19,6 @@ def family() -> Iterator[AddFamily]:
     """Give `register_serialization_family`; what it adds is taken out at the end."""
     with own_families() as register:
         yield register
-
-
-def decline(_: Any) -> Any:
-    """Leave every object to the next family."""
-    raise NotImplementedError
-
-
-def fail(_: Any) -> Any:
-    """Fail on every object."""
-    raise ZeroDivisionError("the reason")
 
 
 @pytest.mark.row("S37")

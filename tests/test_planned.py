@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import rooms
+from family_helpers import own_handlers
 
 from shmstore import Store, StoreFullError
-from shmstore.serialization import custom_deserialize, custom_serialize, register_serialization
+from shmstore.serialization import register_serialization
 from shmstore.serialization.frames import Planned, ensure_memoryview
 
 SIZES = {"small": 1000, "large": 300_000}
@@ -30,17 +31,13 @@ class Made:
 @pytest.fixture(autouse=True)
 def handled() -> Iterator[None]:
     """Handle `Made` by a plan; what comes back is the frame."""
-    before = [
-        (d, dict(d._handlers), dict(d._by_name)) for d in (custom_serialize, custom_deserialize)
-    ]
-    register_serialization(
-        Made,
-        lambda x: ({}, [Planned(x.nbytes, x.write_into, writeable=x.writeable)]),
-        lambda _, frames: np.frombuffer(frames[0], np.uint8),
-    )
-    yield
-    for dispatch, handlers, names in before:
-        dispatch._handlers, dispatch._by_name, dispatch._cache = handlers, names, {}
+    with own_handlers():
+        register_serialization(
+            Made,
+            lambda x: ({}, [Planned(x.nbytes, x.write_into, writeable=x.writeable)]),
+            lambda _, frames: np.frombuffer(frames[0], np.uint8),
+        )
+        yield
 
 
 def fill(view: memoryview) -> None:

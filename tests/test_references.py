@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stores import MakeStore, RunPython, StartPython, used
+from stores import HOLD_A_STORE, MakeStore, RunPython, StartPython, used
 
 from shmstore import (
     ObjectNotFoundError,
@@ -15,21 +15,6 @@ from shmstore import (
     Store,
     StoreNotFoundError,
 )
-
-HOLD_A_STORE = """
-import shmstore
-store = shmstore.Store.create(name, persist=persist)
-store["word"] = "kept"
-print(store.path, flush=True)
-input()
-"""
-
-JOIN_A_STORE = """
-import shmstore
-store = shmstore.Store.attach(name)
-print(store["word"], flush=True)
-input()
-"""
 
 
 def test_reference_pickles_to_about_a_hundred_bytes(make_store: MakeStore) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stores import MIB, MakeStore, StartPython
+from stores import HOLD_A_STORE, JOIN_A_STORE, MIB, MakeStore, StartPython
 
 from shmstore import (
     NotAStoreError,
@@ -23,22 +23,6 @@ from shmstore import (
     StoreFullError,
     StoreNotFoundError,
 )
-
-HOLD_A_STORE = """
-import shmstore
-store = shmstore.Store.create(name, persist=persist)
-store["word"] = "kept"
-print(store.path, flush=True)
-input()
-"""
-
-JOIN_A_STORE = """
-import shmstore
-store = shmstore.Store.attach(name)
-print(store["word"], flush=True)
-input()
-"""
-
 
 # --- create ---------------------------------------------------------------------------------------
 
