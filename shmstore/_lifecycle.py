@@ -63,7 +63,7 @@ def create(name: str | None, options: Options, *, opened: bool = False) -> Sessi
     root = options.root_path
     with registry:
         sweep()
-        with root_locked(root, options.lock_timeout) as root_fd:
+        with root_locked(root, options.lock_timeout, create=True) as root_fd:
             try:
                 folder.remove_leftovers(root_fd)
                 make_way(root_fd, name, root / name, options.lock_timeout)
@@ -335,7 +335,8 @@ def remove_folder(session: Session, *, if_dead: bool = False) -> bool:
     """
     root, timeout_s = session.path.parent, session.lock.timeout_s
     fate = _Fate(gone=not if_dead, taken=True)
-    with contextlib.suppress(StoreNotFoundError), root_locked(root, timeout_s) as root_fd:
+    locked = root_locked(root, timeout_s, create=False)
+    with contextlib.suppress(StoreNotFoundError), locked as root_fd:
         if folder.is_linked(session.folder_fd, session.path):
             if if_dead:
                 fate = _end_if_dead(session.folder_fd, session.path, timeout_s)
@@ -356,10 +357,14 @@ def forget(session: Session, *, keep_seat: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def root_locked(root: Path, timeout_s: float) -> Iterator[int]:
-    """Hold the root lock; yield the descriptor of the root folder, which is made if need be."""
+def root_locked(root: Path, timeout_s: float, *, create: bool) -> Iterator[int]:
+    """Hold the root lock; yield the descriptor of the root folder.
+
+    Without `create` a root that is not there is a StoreNotFoundError: who comes to remove
+    something must not leave a folder.
+    """
     while True:
-        with _closing(folder.open_root(root, create=True)) as root_fd:
+        with _closing(folder.open_root(root, create=create)) as root_fd:
             if not hold(root_fd, timeout_s):
                 raise _lock_is_busy(root, timeout_s)
             if folder.is_linked(root_fd, root):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Final
 
@@ -13,6 +14,7 @@ from shmstore.errors import (
     LockTimeoutError,
     NotAStoreError,
     StoreExistsError,
+    StoreNotFoundError,
     UnsafePathError,
 )
 
@@ -61,11 +63,9 @@ def prune(root: str | os.PathLike[str] | None = None, *, lock_timeout: float = 3
     options = Options(root=root, lock_timeout=lock_timeout)
     path = options.root_path
     removed: list[str] = []
-    if not path.is_dir():
-        return removed
-    with _lifecycle.registry:
+    with _lifecycle.registry, contextlib.suppress(StoreNotFoundError):
         _lifecycle.sweep()
-        with _lifecycle.root_locked(path, options.lock_timeout) as root_fd:
+        with _lifecycle.root_locked(path, options.lock_timeout, create=False) as root_fd:
             folder.remove_leftovers(root_fd)
             for name in sorted(os.listdir(root_fd)):
                 try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -104,6 +105,15 @@ def test_root_that_is_not_there_has_nothing_to_prune(tmp_path: Path) -> None:
     """And is not made."""
     assert shmstore.prune(tmp_path / "nowhere") == []
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_root_that_was_removed_is_not_made_again_by_who_leaves(root: Path) -> None:
+    """Closing a store whose folder is gone leaves nothing behind."""
+    folder = root / "own"
+    store = Store.create("s", capacity="1MiB", root=folder)
+    shutil.rmtree(folder)
+    store.close()
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("root", [3, b"bytes"])
