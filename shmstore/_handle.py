@@ -47,7 +47,8 @@ class Handle:
             shared-memory file system and the RAM can give.
         **options
             See `Options`: ``persist, prefault, max_objects, max_clients, root, lock_timeout,
-            locked_reads, allowed_modules``.
+            locked_reads, on_full, spill_dir, ttl, checksum, zero_on_free, group, mode, trace_pins,
+            allowed_modules``.
 
         Raises
         ------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import decimal
+import grp
 import os
 import re
 from collections.abc import Collection
@@ -30,6 +31,9 @@ _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 DEFAULT_SHARE_OF_FREE: Final = 0.8
 DEFAULT_SHARE_OF_RAM: Final = 0.5
 SMALLEST_DEFAULT: Final = 1 << 20
+
+ON_FULL: Final = ("raise", "evict", "spill")
+LONGEST_TTL_S: Final = 100 * 365 * 24 * 3600
 
 
 def parse_size(size: int | str) -> int:
@@ -79,6 +83,26 @@ class Options:
     locked_reads
         Let every get take the store lock. Slower; for systems where membarrier(2) is missing or
         forbidden. None: only where this process cannot do without.
+    on_full
+        What a put does that finds no room: "raise" `StoreFullError`; "evict": delete the least
+        recently used objects that nobody looks at; "spill": move these to `spill_dir`, from where
+        get brings them back.
+    spill_dir
+        The folder for the files of objects that were spilled. None: one of this user under the
+        folder for temporary files.
+    ttl
+        Seconds that objects stay which are put without a `ttl` of their own; None: until they are
+        deleted.
+    checksum
+        Keep a checksum of the frames that readers cannot write, looked at when a process first gets
+        the object and by ``check(deep=True)``. Costs a pass over the data at both.
+    zero_on_free
+        Overwrite what an object occupied with zeros when it is given back.
+    group, mode
+        Share the store with the members of a group (its name or number): files have mode 0o660
+        instead of 0o600. Whoever attaches says the same group.
+    trace_pins
+        Note for each view where in the program it was got; for `Store.who_pins`. Makes get slower.
     allowed_modules
         Top-level packages that reading an object without pickle may import (enum members name
         theirs), looked at anew on each use; for all handles of this process. None:
@@ -93,6 +117,14 @@ class Options:
     root: str | os.PathLike[str] | None = None
     lock_timeout: float = 30.0
     locked_reads: bool | None = None
+    on_full: str = "raise"
+    spill_dir: str | os.PathLike[str] | None = None
+    ttl: float | None = None
+    checksum: bool = False
+    zero_on_free: bool = False
+    group: str | int | None = None
+    mode: int | None = None
+    trace_pins: bool = False
     allowed_modules: Collection[str] | None = None
 
     def __post_init__(self) -> None:
@@ -106,6 +138,33 @@ class Options:
         if not 0 < self.lock_timeout < float("inf"):
             message = f"lock_timeout={self.lock_timeout!r}: give a number of seconds above 0"
             raise ValueError(message)
+        if self.on_full not in ON_FULL:
+            message = f"on_full={self.on_full!r}: give one of {', '.join(ON_FULL)}"
+            raise ValueError(message)
+        if self.spill_dir is not None and self.on_full != "spill":
+            message = f"spill_dir={self.spill_dir!r} is used only with on_full='spill'"
+            raise ValueError(message)
+        if self.ttl is not None:
+            ttl_ns(self.ttl)
+        self._check_sharing()
+
+    def _check_sharing(self) -> None:
+        """Raise unless group and mode agree and exist."""
+        wanted = (None, 0o600) if self.group is None else (None, 0o660)
+        if self.mode not in wanted:
+            message = (
+                f"mode={self.mode if self.mode is None else oct(self.mode)} with "
+                f"group={self.group!r}: a store is private (mode 0o600, no group) or shared in a "
+                "group (group=..., mode 0o660)"
+            )
+            raise ValueError(message)
+        if self.group is not None:
+            gid_of(self.group)
+
+    @property
+    def gid(self) -> int | None:
+        """The number of the group that the store is shared in, or None."""
+        return None if self.group is None else gid_of(self.group)
 
     @property
     def root_path(self) -> Path:
@@ -119,6 +178,44 @@ class Options:
         ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         share = min(int(free * DEFAULT_SHARE_OF_FREE), int(ram * DEFAULT_SHARE_OF_RAM))
         return L.align(max(share - L.PAGE, SMALLEST_DEFAULT), L.PAGE)
+
+
+def ttl_ns(ttl: float) -> int:
+    """Return a time to live in nanoseconds; TypeError or ValueError if it is none.
+
+    Examples
+    --------
+    >>> ttl_ns(1.5)
+    1500000000
+    """
+    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
+        message = f"ttl={ttl!r}: give a number of seconds, not {type(ttl).__name__}"
+        raise TypeError(message)
+    if not 0 < ttl <= LONGEST_TTL_S:
+        message = f"ttl={ttl!r}: give a number of seconds above 0, up to {LONGEST_TTL_S:,}"
+        raise ValueError(message)
+    return max(1, int(ttl * 1e9))
+
+
+def gid_of(group: str | int) -> int:
+    """Return the number of a group; ValueError if there is no such group.
+
+    Examples
+    --------
+    >>> gid_of("root"), gid_of(0)
+    (0, 0)
+    """
+    if isinstance(group, bool) or not isinstance(group, (str, int)):
+        message = f"group={group!r}: give the name or the number of a group"
+        raise TypeError(message)
+    if isinstance(group, int):  # in a container it may have no name
+        _check_range("group", group, 0, 2**32 - 2)
+        return group
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        message = f"group={group!r}: there is no group of this name on this machine"
+        raise ValueError(message) from None
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,32 @@ def test_root_path_is_the_given_one_or_from_the_environment(
     assert Options(root=tmp_path / "given").root_path == tmp_path / "given"
     monkeypatch.chdir(tmp_path)
     assert Options(root="relative").root_path == tmp_path / "relative"
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({"on_full": "drop"}, "give one of raise, evict, spill"),
+        ({"spill_dir": "/tmp/x"}, "only with on_full='spill'"),
+        ({"ttl": 0}, "above 0"),
+        ({"ttl": float("nan")}, "above 0"),
+        ({"ttl": 1e12}, "up to"),
+        ({"mode": 0o660}, "group=None"),
+        ({"mode": 0o666, "group": 0}, "0o666"),
+        ({"mode": 0o600, "group": 0}, "0o660"),
+        ({"group": "no such group"}, "no group of this name"),
+        ({"group": -1}, "from 0"),
+    ],
+)
+def test_option_that_makes_no_sense_is_refused_with_its_value(options, wrong):
+    """Each refusal names the option, the value and what to give."""
+    with pytest.raises(ValueError, match=re.escape(wrong)) as caught:
+        Options(**options)
+    assert next(iter(options)) in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"ttl": "1"}, {"ttl": True}, {"group": 1.5}])
+def test_option_of_another_type_is_refused(options):
+    """What is no number, or no group, is a TypeError."""
+    with pytest.raises(TypeError, match="give"):
+        Options(**options)
