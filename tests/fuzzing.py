@@ -4,6 +4,9 @@ The child makes case after case, each from the seed and its number alone, so tha
 repeated. Its memory is limited, its modules are counted, and pickle is replaced by one that loads
 intact streams only. The parent notices when it dies or hangs, and goes on behind that case.
 
+Damaged files of stores (`damage_files`) take longer, so there are a tenth as many of these cases,
+and each of them is a process of its own that the child watches.
+
 ``python tests/fuzzing.py --count 100000 --seed 1`` is what ``make fuzz`` runs;
 ``--kind headers --case 17 --seed 1`` repeats one case in this process.
 """
@@ -43,6 +46,10 @@ LIBRARIES = frozenset(
         *("shmstore", "sparse", "torch"),
     }
 )
+
+
+FILE_KINDS = ("index", "seat", "segment", "lock", "live")
+FILES_PER_CASE = 10
 
 
 class Failure(NamedTuple):
@@ -152,12 +159,8 @@ def _stack(text: str) -> str:
 def _child(folder: Path, kind: str, seed: int, first: int, count: int) -> None:
     faulthandler.enable()
     warnings.simplefilter("ignore")
-    from fuzz_targets import Targets
-
-    targets = Targets(folder)
+    targets = _open_targets(folder, kind)
     try_one = targets.kinds[kind]
-    _load_intact_only(targets.streams)
-    _limit_memory()
     with (folder / "place").open("r+b") as file:
         place = mmap.mmap(file.fileno(), _PLACE.size)
     refused = 0
@@ -179,6 +182,22 @@ def _child(folder: Path, kind: str, seed: int, first: int, count: int) -> None:
     os._exit(0)
 
 
+def _open_targets(folder: Path, kind: str) -> Any:
+    """Return what has the doors of a kind, in a process that is ready for them."""
+    targets: Any
+    if kind in FILE_KINDS:
+        from damage_files import FileTargets
+
+        targets = FileTargets(folder)
+    else:
+        from fuzz_targets import Targets
+
+        targets = Targets(folder)
+        _load_intact_only(targets.streams)
+    _limit_memory()
+    return targets
+
+
 def _try(
     try_one: Callable[[random.Random], bool], noise: random.Random
 ) -> tuple[tuple[str, str] | None, bool]:
@@ -188,6 +207,7 @@ def _try(
     except BaseException as error:  # whatever gets through is what is looked for
         frames = traceback.extract_tb(error.__traceback__)
         where = "\n".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames[-6:])
+        where = getattr(error, "where", where)  # of a case in a process of its own
         return (
             f"{type(error).__name__}: {error!s:.300}".encode(errors="replace").decode(),
             where,
@@ -235,12 +255,18 @@ def main() -> None:
         _repeat(given.kind, seed, given.case)
         return
     from fuzz_targets import KINDS
+    from proofs import note
 
-    kinds = {kind: given.count for kind in KINDS if given.kind in (None, kind)}
-    print(f"seed {seed}: {given.count:,} cases each of {', '.join(kinds)}", flush=True)
+    counts = dict.fromkeys(KINDS, given.count)
+    counts |= dict.fromkeys(FILE_KINDS, -(-given.count // FILES_PER_CASE))
+    kinds = {kind: count for kind, count in counts.items() if given.kind in (None, kind)}
+    print(f"seed {seed}: {kinds}", flush=True)
     report = run(kinds, seed, most_failures=50, show=True)
     for kind, tried in report.tried.items():
         print(f"{kind}: {tried:,} tried, {report.refused[kind]:,} refused")
+        subject = "damaged files" if kind in FILE_KINDS else "forged bytes"
+        failed = sum(failure.kind == kind for failure in report.failures)
+        note(f"{subject}: {kind}", cases=tried, refused=report.refused[kind], failures=failed)
     for failure in report.failures:
         print(f"\n{failure.kind} case {failure.case}: {failure.what}\n{failure.where}")
         print(
@@ -250,21 +276,19 @@ def main() -> None:
 
 
 def _repeat(kind: str, seed: int, case: int) -> None:
-    from fuzz_targets import Targets
-
     faulthandler.enable()
-    with _folder() as folder:
-        targets = Targets(folder)
-        _load_intact_only(targets.streams)
-        _limit_memory()
+    with _folder(kind) as folder:
+        targets = _open_targets(folder, kind)
         targets.verbose = True
         print("refused:", targets.kinds[kind](random.Random(f"{seed}/{kind}/{case}")))
-        os._exit(0)
+        sys.stdout.flush()
+        if kind not in FILE_KINDS:
+            os._exit(0)
 
 
 @contextlib.contextmanager
-def _folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
+def _folder(kind: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if kind in FILE_KINDS else None) as folder:
         yield Path(folder)
 
 
