@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
@@ -72,13 +73,16 @@ class NamedObjects(MutableMapping[str, Any]):
     def setdefault(self, key: str, default: Any = None) -> Any:
         """Return the object of a key; put `default` there first if there is none. Atomic."""
         while True:
-            try:
+            with contextlib.suppress(ObjectNotFoundError):
                 return self.get(key)
+            try:
+                ref = self.put(default, key=key, overwrite=False)
+            except KeyExistsError:
+                continue
+            try:
+                return ref.get()
             except ObjectNotFoundError:
-                try:
-                    return self.put(default, key=key, overwrite=False).get()
-                except (KeyExistsError, ObjectNotFoundError):
-                    continue
+                return default  # somebody has deleted it since: it must not come back
 
     def update(self, other: Any = (), /, **named: Any) -> None:
         """Put all items of a mapping, or of pairs, in one batch: all of them or none."""
