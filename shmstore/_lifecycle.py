@@ -25,6 +25,7 @@ from shmstore._catalog import states
 from shmstore._memory import folder
 from shmstore._memory import layout as L
 from shmstore._memory.index import INDEX_NAME, create_index, new_identity
+from shmstore._memory.owners import group_of
 from shmstore._memory.segment import SEGMENT_NAME, Segment
 from shmstore._options import Options, parse_size
 from shmstore._session import LOCK_NAME, Session, open_index
@@ -63,13 +64,13 @@ def create(name: str | None, options: Options, *, opened: bool = False) -> Sessi
     root = options.root_path
     with registry:
         sweep()
-        with root_locked(root, options.lock_timeout, create=True) as root_fd:
+        with root_locked(root, options.lock_timeout, create=True, gid=options.gid) as root_fd:
             try:
                 folder.remove_leftovers(root_fd)
                 make_way(root_fd, name, root / name, options.lock_timeout)
                 session = _build(root_fd, root / name, options)
             except BaseException:
-                folder.remove_root(root)
+                folder.remove_root(root, options.gid)
                 raise
         session.owner_pid = 0 if opened else os.getpid()
         return _enter(session)
@@ -82,7 +83,8 @@ def attach(
     path = _path_of(name_or_path, options)
     with registry:
         sweep()
-        with _closing(folder.open_root(path.parent, create=False)) as root_fd:
+        root_fd = folder.open_root(path.parent, create=False, gid=options.gid)
+        with _closing(root_fd):
             folder_fd = folder.open_store(root_fd, path.name, path)
         try:
             session = _shared(_identity_of(folder_fd, path), readonly=readonly)
@@ -165,7 +167,7 @@ def _build(root_fd: int, path: Path, options: Options) -> Session:
 def _write_files(folder_fd: int, capacity: int, flags: int, options: Options) -> None:
     identity = new_identity(capacity, options.max_objects, options.max_clients, flags)
     backed = capacity if options.prefault else 0
-    os.mkdir(SEATS_NAME, 0o700, dir_fd=folder_fd)
+    folder.make_seats(folder_fd, SEATS_NAME)
     os.close(folder.create_file(folder_fd, LOCK_NAME))
     with _closing(folder.create_file(folder_fd, SEGMENT_NAME)) as fd:
         Segment.create(fd, capacity, prefault=options.prefault)
@@ -335,14 +337,15 @@ def remove_folder(session: Session, *, if_dead: bool = False) -> bool:
     """
     root, timeout_s = session.path.parent, session.lock.timeout_s
     fate = _Fate(gone=not if_dead, taken=True)
-    locked = root_locked(root, timeout_s, create=False)
+    gid = group_of(session.folder_fd)
+    locked = root_locked(root, timeout_s, create=False, gid=gid)
     with contextlib.suppress(StoreNotFoundError), locked as root_fd:
         if folder.is_linked(session.folder_fd, session.path):
             if if_dead:
                 fate = _end_if_dead(session.folder_fd, session.path, timeout_s)
             if fate.gone:
                 folder.remove_store(root_fd, session.path.name)
-        folder.remove_root(root)
+        folder.remove_root(root, gid)
     return fate.gone and not fate.taken
 
 
@@ -357,14 +360,16 @@ def forget(session: Session, *, keep_seat: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def root_locked(root: Path, timeout_s: float, *, create: bool) -> Iterator[int]:
+def root_locked(
+    root: Path, timeout_s: float, *, create: bool, gid: int | None
+) -> Iterator[int]:
     """Hold the root lock; yield the descriptor of the root folder.
 
     Without `create` a root that is not there is a StoreNotFoundError: who comes to remove
     something must not leave a folder.
     """
     while True:
-        with _closing(folder.open_root(root, create=create)) as root_fd:
+        with _closing(folder.open_root(root, create=create, gid=gid)) as root_fd:
             if not hold(root_fd, timeout_s):
                 raise _lock_is_busy(root, timeout_s)
             if folder.is_linked(root_fd, root):

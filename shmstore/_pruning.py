@@ -31,17 +31,22 @@ _STAYING: Final = (
 )
 
 
-def prune(root: str | os.PathLike[str] | None = None, *, lock_timeout: float = 30.0) -> list[str]:
+def prune(
+    root: str | os.PathLike[str] | None = None,
+    *,
+    group: str | int | None = None,
+    lock_timeout: float = 30.0,
+) -> list[str]:
     """Remove the stores whose processes have all died.
 
     A store goes with its owner or its last client. One whose processes were all killed stays until
     its name is used again, or until this is called. Stores that persist stay, and so does whatever
-    is no store of this version and this user.
+    is no store of this version and this user (or group).
 
     Parameters
     ----------
-    root, lock_timeout
-        See `Options`.
+    root, group, lock_timeout
+        See `Options`. With a group its stores are looked at instead of this user's.
 
     Returns
     -------
@@ -60,12 +65,13 @@ def prune(root: str | os.PathLike[str] | None = None, *, lock_timeout: float = 3
     ...     store.name in shmstore.prune()
     False
     """
-    options = Options(root=root, lock_timeout=lock_timeout)
+    options = Options(root=root, group=group, lock_timeout=lock_timeout)
     path = options.root_path
     removed: list[str] = []
     with _lifecycle.registry, contextlib.suppress(StoreNotFoundError):
         _lifecycle.sweep()
-        with _lifecycle.root_locked(path, options.lock_timeout, create=False) as root_fd:
+        locked = _lifecycle.root_locked(path, lock_timeout, create=False, gid=options.gid)
+        with locked as root_fd:
             folder.remove_leftovers(root_fd)
             for name in sorted(os.listdir(root_fd)):
                 try:
@@ -73,5 +79,5 @@ def prune(root: str | os.PathLike[str] | None = None, *, lock_timeout: float = 3
                 except _STAYING:
                     continue
                 removed.append(name)
-            folder.remove_root(path)
+            folder.remove_root(path, options.gid)
     return removed

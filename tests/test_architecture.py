@@ -32,7 +32,7 @@ ROOMS_OF_PACKAGES = {
     "rich": ("cli",),
     "pickle": ("serialization", "cli"),
     "mmap": ("_memory",),
-    "ctypes": ("_memory.mapping", "_sharing.barrier"),
+    "ctypes": ("_memory.folder", "_memory.mapping", "_sharing.barrier"),
     "hashlib": ("_catalog.keys", "serialization.markers"),
     # Slots write words that belong together in one step, and prove at import that they do.
     "struct": ("_memory.layout", "_catalog.slots", "serialization"),

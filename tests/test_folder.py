@@ -26,6 +26,8 @@ from shmstore.errors import (
 
 LOOSE_MODES = [0o701, 0o710, 0o704, 0o770, 0o755, 0o777]
 SOMEBODY_ELSE = 12345
+NEW = ".new-0123456789abcdef"
+OLD = ".old-fedcba9876543210"
 
 
 def _give_away(path: Path) -> None:
@@ -155,7 +157,7 @@ def test_root_that_the_user_named_stays_when_it_is_empty(
     folder.remove_root(base)
     assert base.is_dir()
     monkeypatch.delenv("SHMSTORE_ROOT")
-    monkeypatch.setattr(folder, "default_root", lambda: base / "default")
+    monkeypatch.setattr(folder, "default_root", lambda _: base / "default")
     (base / "default").mkdir()
     _make_file(base / "default")
     folder.remove_root(base / "default")
@@ -405,11 +407,11 @@ def test_store_removed_leaves_its_neighbours(base: Path, base_fd: int) -> None:
 
 def test_leftovers_are_removed_and_stores_stay(base: Path, base_fd: int) -> None:
     """Whatever a killed process was making or removing."""
-    for name in (".new-1", ".old-2", "mine"):
+    for name in (NEW, OLD, "mine", ".new-software", ".old-photographs"):
         _make_store(base, name)
-    (base / ".old-3").mkdir()
+    (base / NEW.replace("0", "a")).mkdir()
     folder.remove_leftovers(base_fd)
-    assert _names(base) == ["mine"]
+    assert _names(base) == [".new-software", ".old-photographs", "mine"]
 
 
 def test_removing_does_not_follow_links(base: Path, base_fd: int) -> None:
@@ -432,11 +434,11 @@ def test_leftovers_that_are_no_folders_do_not_stand_in_the_way(
     """Something else with such a name is removed or left, but no store is kept from being made."""
     (base / "treasure").mkdir()
     if kind == "file":
-        _make_file(base, ".new-x")
+        _make_file(base, NEW)
     else:
-        (base / ".new-x").symlink_to(base / "treasure")
+        (base / NEW).symlink_to(base / "treasure")
     folder.remove_leftovers(base_fd)
-    assert (base / "treasure").is_dir()
+    assert _names(base) == ["treasure"]
 
 
 # --- a full file system --------------------------------------------------------------------------

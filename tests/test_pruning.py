@@ -95,7 +95,7 @@ def test_what_making_or_removing_a_store_left_goes(root: Path) -> None:
     """A process may be killed in the middle of either."""
     with Store.create("s", capacity="1MiB"):
         pass
-    for name in (".new-1", ".old-1"):
+    for name in (".new-0123456789abcdef", ".old-fedcba9876543210"):
         (root / name).mkdir(mode=0o700)
     shmstore.prune()
     assert [name for name in entries(root) if name.startswith((".new", ".old"))] == []

@@ -1,33 +1,28 @@
 """Which folder is a store, and is it safe to trust?
 
-`<root>/<name>/`. The root belongs to this user alone; everything in it is opened relative to a
-descriptor of a folder that was checked, never through a symlink. What is foreign, linked or open
-to others is refused, not repaired.
+`<root>/<name>/`. The root belongs to this user alone, or to a group that was named; everything in
+it is opened relative to a descriptor of a folder that was checked, never through a symlink, and is
+for whom that folder is for. What is foreign, linked or open to others is refused, not repaired
+(`owners` says what that means).
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import re
 import secrets
-import stat
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from shmstore.errors import (
-    NotAStoreError,
-    ShmStoreError,
-    StoreFullError,
-    StoreNotFoundError,
-    UnsafePathError,
-)
+from shmstore._memory import owners
+from shmstore._memory.owners import FILE_FLAGS, FOLDER_FLAGS, ROOT_VARIABLE
+from shmstore.errors import NotAStoreError, ShmStoreError, StoreFullError, StoreNotFoundError
 
-ROOT_VARIABLE: Final = "SHMSTORE_ROOT"
 NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM})
@@ -40,22 +35,25 @@ HOW_TO_ENLARGE: Final = (
 # Folders under the root that begin so are being made or removed by the holder of the root lock.
 _NEW: Final = ".new-"
 _OLD: Final = ".old-"
-_OTHERS: Final = 0o077
+_UNFINISHED: Final = re.compile(r"\.(new|old)-[0-9a-f]{16}")
+_UNFINISHED_ROOT: Final = re.compile(r"\.shmstore-group-\d+-[0-9a-f]{16}")
 _ROOT_TRIES: Final = 1000
-_FAULTS_OF_A_PATH: Final = frozenset(
-    {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EACCES, errno.EPERM}
-)
-_FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE_FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC
+_MAY_NOT_MAKE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
+_NOREPLACE: Final = 1
+_renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
 
 
-def default_root() -> Path:
-    """Return the folder of all stores of this user: $SHMSTORE_ROOT, or one in shared memory."""
+def default_root(gid: int | None = None) -> Path:
+    """Return the folder of all stores of this user, or of a group.
+
+    $SHMSTORE_ROOT, or one in shared memory.
+    """
     given = os.environ.get(ROOT_VARIABLE)
     if given:
         return Path(given).absolute()
     base = Path("/dev/shm") if sys.platform == "linux" else Path(tempfile.gettempdir())  # noqa: S108 - the place for it
-    return base / f"shmstore-{os.getuid()}"
+    return base / (f"shmstore-{os.geteuid()}" if gid is None else f"shmstore-group-{gid}")
 
 
 def check_name(name: object) -> str:
@@ -83,26 +81,114 @@ def random_name() -> str:
     return f"store-{secrets.token_hex(6)}"
 
 
-def open_root(root: Path, *, create: bool) -> int:
+def open_root(root: Path, *, create: bool, gid: int | None = None) -> int:
     """Open the root folder after checking it; the caller closes the descriptor.
+
+    Parameters
+    ----------
+    root
+        The folder of all stores.
+    create
+        Whether to make it if it is not there.
+    gid
+        The group whose members are trusted; None: the root must be this user's alone.
 
     Raises
     ------
     StoreNotFoundError
         There is no root and `create` is false.
     UnsafePathError
-        The root is a symlink, belongs to somebody else, or is open to others.
+        The root is a symlink, belongs to somebody else, is open to others, or lies where somebody
+        else could put another one in its place.
     """
     missing = StoreNotFoundError(
         f"there is no store here: the folder {root} does not exist. Create a store first, or set "
         f"{ROOT_VARIABLE} in all processes alike.",
         path=str(root),
     )
-    for _ in range(_ROOT_TRIES if create else 0):
-        _make_root(root)
-        with contextlib.suppress(StoreNotFoundError):  # removed, being empty, by another process
-            return _open_own(str(root), _FOLDER_FLAGS, None, root, missing)
-    return _open_own(str(root), _FOLDER_FLAGS, None, root, missing)
+    try:
+        above_fd = owners.open_above(root.parent, gid)
+    except FileNotFoundError:
+        raise _no_folder_above(root) if create else missing from None
+    try:
+        for _ in range(_ROOT_TRIES if create else 0):
+            _make_root(above_fd, root, gid)
+            with contextlib.suppress(StoreNotFoundError):  # removed, being empty, by others
+                return _open_root(above_fd, root, gid, missing)
+        return _open_root(above_fd, root, gid, missing)
+    finally:
+        os.close(above_fd)
+
+
+def _no_folder_above(root: Path) -> StoreNotFoundError:
+    return StoreNotFoundError(
+        f"the folder above the root {root} does not exist; make it, or change {ROOT_VARIABLE}",
+        path=str(root),
+    )
+
+
+def _make_root(above_fd: int, root: Path, gid: int | None) -> None:
+    """Make the root if there is nothing of its name."""
+    name = root.name or "."
+    try:
+        if gid is None:
+            os.close(make_folder(above_fd, name, root, None))
+        else:
+            _make_shared_root(above_fd, name, root, gid)
+    except (FileExistsError, FileNotFoundError):
+        return
+    except OSError as error:
+        if isinstance(error, ShmStoreError) or error.errno not in _MAY_NOT_MAKE:
+            raise
+        raise owners.unsafe(root, f"it cannot be made ({error.strerror})") from error
+
+
+def _make_shared_root(above_fd: int, name: str, root: Path, gid: int) -> None:
+    """Make a root that is whole when the other members see it, under the name that they know."""
+    if _exists(above_fd, name):
+        return
+    with contextlib.suppress(OSError):
+        _remove_unfinished_roots(above_fd)
+    unfinished = f".shmstore-group-{gid}-{secrets.token_hex(8)}"
+    os.close(make_folder(above_fd, unfinished, root, gid))
+    try:
+        rename(above_fd, unfinished, name)
+    except BaseException:
+        os.rmdir(unfinished, dir_fd=above_fd)
+        raise
+
+
+def _remove_unfinished_roots(above_fd: int) -> None:
+    """Remove what a killed process left; who is just making one notices, and makes another."""
+    fd = os.open(".", FOLDER_FLAGS, dir_fd=above_fd)
+    try:
+        for entry in _entries(fd):
+            if _UNFINISHED_ROOT.fullmatch(entry.name):
+                with contextlib.suppress(OSError):
+                    os.rmdir(entry.name, dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+def _exists(folder_fd: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _open_root(above_fd: int, root: Path, gid: int | None, missing: ShmStoreError) -> int:
+    fd = _open(root.name or ".", FOLDER_FLAGS, above_fd, root, gid, missing)
+    above = os.fstat(above_fd)
+    owner = os.fstat(fd).st_uid
+    if owners.is_open_to_planting(above, gid) and not owners.belongs_to_us(owner):
+        os.close(fd)
+        raise owners.unsafe(
+            root,
+            f"it belongs to user {owner}, and strangers can make folders of group {gid} there",
+        )
+    return fd
 
 
 def open_store(root_fd: int, name: str, path: Path) -> int:
@@ -113,19 +199,26 @@ def open_store(root_fd: int, name: str, path: Path) -> int:
         name=name,
         path=str(path),
     )
-    return _open_own(name, _FOLDER_FLAGS, root_fd, path, missing)
+    return _open(name, FOLDER_FLAGS, root_fd, path, owners.group_of(root_fd), missing)
 
 
 def open_seats(folder_fd: int, name: str, path: Path) -> int:
     """Open the folder of the seats after checking it; the caller closes the descriptor."""
-    return _open_own(name, _FOLDER_FLAGS, folder_fd, path / name, _incomplete(path, name))
+    gid, missing = owners.group_of(folder_fd), _incomplete(path, name)
+    return _open(name, FOLDER_FLAGS, folder_fd, path / name, gid, missing)
 
 
 def open_file(folder_fd: int, name: str, path: Path, *, readonly: bool = False) -> int:
     """Open a file of a store after checking it; the caller closes the descriptor."""
-    flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_NONBLOCK | _FILE_FLAGS
-    missing = _incomplete(path, name)
-    return _open_own(name, flags, folder_fd, path / name, missing, is_kind=stat.S_ISREG)
+    flags = (os.O_RDONLY if readonly else os.O_RDWR) | FILE_FLAGS
+    gid, missing = owners.group_of(folder_fd), _incomplete(path, name)
+    return _open(name, flags, folder_fd, path / name, gid, missing)
+
+
+def open_seat(seats_fd: int, name: str, path: Path, *, readonly: bool = True) -> int:
+    """Open a seat file after checking it; FileNotFoundError: there is none."""
+    flags = (os.O_RDONLY if readonly else os.O_RDWR) | FILE_FLAGS
+    return _open(name, flags, seats_fd, path / name, owners.group_of(seats_fd), None)
 
 
 def _incomplete(path: Path, name: str) -> NotAStoreError:
@@ -136,23 +229,23 @@ def _incomplete(path: Path, name: str) -> NotAStoreError:
     )
 
 
-def _open_own(
+def _open(
     name: str,
     flags: int,
-    parent_fd: int | None,
+    parent_fd: int,
     path: Path,
-    missing: ShmStoreError,
-    is_kind: Callable[[int], bool] = stat.S_ISDIR,
+    gid: int | None,
+    missing: ShmStoreError | None,
 ) -> int:
-    """Open what belongs to this user alone; raise `missing` if it is not there."""
+    """Open what belongs to this user or the group alone; raise `missing` if it is not there."""
     try:
         fd = os.open(name, flags, dir_fd=parent_fd)
-    except FileNotFoundError:
-        raise missing from None
+    except FileNotFoundError as error:
+        raise missing or error from None
     except OSError as error:
-        raise _refused(path, error) from error
+        owners.refuse(path, error)
     try:
-        _check_own(fd, path, is_kind)
+        owners.check(fd, path, gid, is_folder=bool(flags & os.O_DIRECTORY))
     except BaseException:
         os.close(fd)
         raise
@@ -160,19 +253,71 @@ def _open_own(
 
 
 def create_file(folder_fd: int, name: str) -> int:
-    """Make a new file in a folder of ours; the caller closes the descriptor."""
-    return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE_FLAGS, 0o600, dir_fd=folder_fd)
+    """Make a new file for whom its folder is for; the caller closes the descriptor."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | FILE_FLAGS
+    fd = os.open(name, flags, 0o600, dir_fd=folder_fd)
+    try:
+        owners.entrust(fd, name, owners.group_of(folder_fd))
+    except BaseException:
+        os.close(fd)
+        os.unlink(name, dir_fd=folder_fd)
+        raise
+    return fd
+
+
+def make_folder(above_fd: int, name: str, path: Path | str, gid: int | None) -> int:
+    """Make a new folder for this user or a group; the caller closes the descriptor.
+
+    Raises
+    ------
+    FileExistsError
+        There is something of this name.
+    UnsafePathError
+        This user may not give it to the group, or it came with an ACL from the folder above.
+    """
+    os.mkdir(name, 0o700, dir_fd=above_fd)
+    fd = -1
+    try:
+        fd = _open_folder(above_fd, name, path)
+        owners.entrust(fd, path, gid)
+        owners.check(fd, path, gid, is_folder=True)
+    except BaseException:
+        if fd >= 0:
+            os.close(fd)
+        with contextlib.suppress(OSError):
+            os.rmdir(name, dir_fd=above_fd)
+        raise
+    return fd
+
+
+def _open_folder(above_fd: int, name: str, path: Path | str) -> int:
+    try:
+        return os.open(name, FOLDER_FLAGS, dir_fd=above_fd)
+    except OSError as error:
+        owners.refuse(path, error)
+
+
+def make_seats(folder_fd: int, name: str) -> None:
+    """Make the folder of the seats."""
+    os.close(make_folder(folder_fd, name, name, owners.group_of(folder_fd)))
 
 
 def make_store_folder(root_fd: int) -> tuple[str, int]:
     """Make a folder that no other process will find; return its name and descriptor."""
     name = _NEW + secrets.token_hex(8)
-    os.mkdir(name, 0o700, dir_fd=root_fd)
-    return name, os.open(name, _FOLDER_FLAGS, dir_fd=root_fd)
+    return name, make_folder(root_fd, name, name, owners.group_of(root_fd))
 
 
 def rename(root_fd: int, old: str, new: str) -> None:
-    """Give a folder its final name."""
+    """Give a folder its final name. FileExistsError: there is something of that name."""
+    if _renameat2 is not None:
+        if _renameat2(root_fd, old.encode(), root_fd, new.encode(), _NOREPLACE) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in {errno.ENOSYS, errno.EINVAL}:
+            raise OSError(number, os.strerror(number), new)
+    if _exists(root_fd, new):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
     os.rename(old, new, src_dir_fd=root_fd, dst_dir_fd=root_fd)
 
 
@@ -189,13 +334,14 @@ def remove_store(root_fd: int, name: str) -> None:
 def remove_leftovers(root_fd: int) -> None:
     """Remove folders whose making or removal was cut short. Requires: the root lock."""
     for entry in _entries(root_fd):
-        if entry.name.startswith((_NEW, _OLD)):
-            _remove(root_fd, entry)
+        if _UNFINISHED.fullmatch(entry.name):
+            with contextlib.suppress(OSError):  # next time, then; stores can be made all the same
+                _remove(root_fd, entry)
 
 
-def remove_root(root: Path) -> None:
-    """Remove the default root when it is empty; a root that the user named stays."""
-    if not os.environ.get(ROOT_VARIABLE) and root == default_root():
+def remove_root(root: Path, gid: int | None = None) -> None:
+    """Remove a default root when it is empty; a root that the user named stays."""
+    if not os.environ.get(ROOT_VARIABLE) and root == default_root(gid):
         with contextlib.suppress(OSError):
             root.rmdir()
 
@@ -204,7 +350,7 @@ def is_linked(fd: int, path: Path) -> bool:
     """Return whether an open folder is still the one at `path`."""
     try:
         found = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
+    except OSError:  # somebody may have put anything in the place of the root
         return False
     return os.path.samestat(found, os.fstat(fd))
 
@@ -229,52 +375,10 @@ def full_file_system(fd: int, path: Path, asked: int, error: OSError) -> StoreFu
     )
 
 
-def _make_root(root: Path) -> None:
-    try:
-        os.mkdir(root, 0o700)
-    except FileExistsError:
-        return
-    except FileNotFoundError:
-        message = (
-            f"the folder above the root {root} does not exist; make it, or change {ROOT_VARIABLE}"
-        )
-        raise StoreNotFoundError(message, path=str(root)) from None
-
-
-def _check_own(fd: int, path: Path, is_kind: Callable[[int], bool]) -> None:
-    status = os.fstat(fd)
-    if not is_kind(status.st_mode):
-        kind = "regular file" if is_kind is stat.S_ISREG else "folder"
-        raise _unsafe(path, f"it is no {kind}")
-    if status.st_uid != os.geteuid():
-        raise _unsafe(path, f"it belongs to user {status.st_uid}, not to {os.geteuid()}")
-    if status.st_mode & _OTHERS:
-        raise _unsafe(path, f"its mode {stat.S_IMODE(status.st_mode):#o} lets others in")
-    if is_kind is stat.S_ISREG and status.st_nlink > 1:
-        raise _unsafe(path, f"it has {status.st_nlink} hard links")
-
-
-def _refused(path: Path, error: OSError) -> OSError:
-    """Return the error for a path that cannot be opened: ours, if it is the path's fault."""
-    if error.errno in _FAULTS_OF_A_PATH:
-        return _unsafe(path, f"it cannot be opened ({error.strerror})")
-    return error
-
-
-def _unsafe(path: Path, reason: str) -> UnsafePathError:
-    return UnsafePathError(
-        f"{path} is not safe to use: {reason}. Stores live in folders of mode 0700 that belong to "
-        "their "
-        f"user. Remove it if it is yours, or set {ROOT_VARIABLE} to another folder.",
-        path=str(path),
-        reason=reason,
-    )
-
-
 def _remove_tree(root_fd: int, name: str) -> None:
     """Remove a folder of ours with its files and its one level of folders."""
     with contextlib.suppress(FileNotFoundError):
-        fd = os.open(name, _FOLDER_FLAGS, dir_fd=root_fd)
+        fd = _open_folder(root_fd, name, name)
         try:
             for entry in _entries(fd):
                 _remove(fd, entry)
