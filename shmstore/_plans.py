@@ -12,6 +12,7 @@ Concurrency: takes no lock where the store is read with barriers (see `Session.r
 from __future__ import annotations
 
 from collections.abc import Container
+from time import monotonic
 from typing import Any, Final
 from weakref import ref as weak_ref
 
@@ -211,6 +212,7 @@ class ArrayPlan(Plan):
         except IndexError:
             cell = pins.grow()
         pins.holders[cell] = weak_ref(array, pins.droppers[cell])
+        pins.times[cell] = monotonic()
         pins.cells[cell] = self.slot + 1
         return array if session.words[self.at] == self.word else GONE
 

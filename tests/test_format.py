@@ -9,6 +9,7 @@ import pickle
 import re
 import struct
 import textwrap
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,8 +200,11 @@ def test_client_row_and_seat_are_these_bytes(store: Store) -> None:
         seat = _words(file.read(PAGE))
     assert seat[:2] == [int.from_bytes(b"shmsseat", "little"), 1]
     assert seat[3:8] == [0] * 5
-    assert [cell for cell in seat[8 : 8 + seat[2]] if cell] == [1]
-    assert not any(seat[8 + seat[2] :])
+    cells = seat[8 : 8 + 2 * seat[2]]
+    used = [(pin, since) for pin, since in zip(cells[::2], cells[1::2], strict=True) if pin]
+    assert [pin for pin, _ in used] == [1]
+    assert 0 <= time.monotonic() - struct.unpack("d", struct.pack("Q", used[0][1]))[0] < 60
+    assert not any(seat[8 + 2 * seat[2] :])
     del view
 
 
@@ -289,7 +293,7 @@ def test_page_has_the_tables_of_the_layout() -> None:
 
 
 def _constants(prefix: str) -> dict[str, int]:
-    sizes = ("NODE_WORDS", "SLOT_WORDS", "SLOT_NBYTES")
+    sizes = ("NODE_WORDS", "SLOT_WORDS", "SLOT_NBYTES", "SEAT_NBYTES")
     return {
         name.removeprefix(prefix): value
         for name, value in vars(layout).items()

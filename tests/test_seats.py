@@ -113,7 +113,7 @@ def test_seat_with_an_absurd_count_of_cells_is_read_to_its_end_only(
 ) -> None:
     """A count from memory never reaches beyond the file."""
     seat = make_seat(1)
-    seat.words[L.SEAT_FIRST_CELL] = 5
+    seat.pins[L.FIRST_CELL] = 5
     seat.words[L.SEAT_CELLS] = (1 << 64) - 1
     assert _seen_by_others(folder) == [4]
 

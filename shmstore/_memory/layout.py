@@ -78,7 +78,9 @@ slot (40 words, 320 bytes)::
 
 seat (one file per client)::
 
-    0 MARK   1 SERIAL   2 CELLS (pin cells in use)   8 .. cells: slot + 1 of a pinned object, or 0
+    0 MARK   1 SERIAL   2 CELLS (cells in use)   3 SITES (sites in use)
+    8 .. cells of two words: PIN (slot + 1 of a pinned object and site << 32; 0: free), SINCE
+    from byte 33,554,432: sites of 256 bytes
 
 segment-00000: the data. Extents and frames lie at multiples of 64 bytes.
 """
@@ -195,8 +197,18 @@ KIND_NAMED: Final = 8
 SEAT_MARK: Final = 0
 SEAT_SERIAL: Final = 1
 SEAT_CELLS: Final = 2
+SEAT_SITES: Final = 3
 SEAT_FIRST_CELL: Final = 8
-MAX_CELLS: Final = (1 << 22) - SEAT_FIRST_CELL
+CELL_WORDS: Final = 2
+CELL_NBYTES: Final = CELL_WORDS * WORD
+CELL_SINCE: Final = 1
+FIRST_CELL: Final = SEAT_FIRST_CELL // CELL_WORDS
+MAX_CELLS: Final = (1 << 21) - FIRST_CELL
+PIN_SITE_SHIFT: Final = 32
+SITES_OFFSET: Final = (FIRST_CELL + MAX_CELLS) * CELL_NBYTES
+SITE_NBYTES: Final = 256
+MAX_SITES: Final = 4096
+SEAT_NBYTES: Final = SITES_OFFSET + MAX_SITES * SITE_NBYTES
 
 MAX_CAPACITY: Final = 1 << 47
 MAX_OBJECTS: Final = 1 << 31
@@ -210,6 +222,9 @@ assert N_COLD < NODE_WORDS
 assert C_READONLY < CLIENT_WORDS
 assert MAX_CAPACITY.bit_length() - LINEAR_LIMIT_LOG2 < FIRST_LEVELS
 assert PAGE % ALIGNMENT == 0
+assert FIRST_CELL * CELL_WORDS == SEAT_FIRST_CELL
+assert MAX_OBJECTS < 1 << PIN_SITE_SHIFT
+assert SITES_OFFSET == 33_554_432
 
 
 def align(nbytes: int, boundary: int = ALIGNMENT) -> int:

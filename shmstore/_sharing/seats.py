@@ -1,13 +1,13 @@
 """Which objects does a process look at?
 
 A seat is a file that one client writes and all read. Its lock tells that the client lives: the
-kernel drops it at death, in every pid namespace. Its cells are pins: a cell that holds slot + 1
+kernel drops it at death, in every pid namespace. Its cells are pins: a cell whose PIN is slot + 1
 keeps the extent of that slot from being used again. Every view has a cell of its own, so that
 pinning and unpinning are plain stores: no counter is shared, not even between the threads of the
-client.
+client. SINCE, beside it, is for people only: when the view was made.
 
-Concurrency: `pin` and `drop` may run in any thread, in a finalizer, in a signal handler. The list
-of free cells is a Python list, whose pop and append are atomic.
+Concurrency: `pin` and the droppers may run in any thread, in a finalizer, in a signal handler. The
+list of free cells is a Python list, whose pop and append are atomic.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from time import monotonic
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import lock_descriptor
@@ -28,9 +28,17 @@ from shmstore.errors import CorruptStoreError, StoreFullError
 
 SEATS_NAME = "seats"
 
-_SEAT_NBYTES = (L.MAX_CELLS + L.SEAT_FIRST_CELL) * L.WORD
 _FIRST_CELLS = 24
 _FEW_CELLS = 200
+_SLOT_BITS = (1 << L.PIN_SITE_SHIFT) - 1
+
+
+class Pin(NamedTuple):
+    """One cell in use: slot + 1, when it was pinned (seconds of the monotonic clock), and where."""
+
+    slot_mark: int
+    since: float
+    site: int
 
 
 class Seat:
@@ -46,17 +54,28 @@ class Seat:
         The own seat: the file once more, locked; owned by this object. It must have been opened
         apart: a mapping keeps the open file that it was made from, and a lock on that would live
         on in a forked child for as long as the child has the mapping.
+
+    Attributes
+    ----------
+    words
+        All words of the file.
+    pins, times
+        PIN (as a number) and SINCE (as a double) of each cell, by the number of the cell.
     """
 
     def __init__(self, fd: int, serial: int, own_fd: int = -1) -> None:
-        if os.fstat(fd).st_size != _SEAT_NBYTES:
+        if os.fstat(fd).st_size != L.SEAT_NBYTES:
             raise CorruptStoreError(
-                f"seat {serial} has {os.fstat(fd).st_size} bytes instead of {_SEAT_NBYTES}",
+                f"seat {serial} has {os.fstat(fd).st_size} bytes instead of {L.SEAT_NBYTES}",
                 serial=serial,
             )
         self.fd = own_fd
         self.serial = serial
-        self.words = memoryview(map_file(fd, _SEAT_NBYTES, writeable=own_fd >= 0)).cast("Q")
+        self.bytes = memoryview(map_file(fd, L.SEAT_NBYTES, writeable=own_fd >= 0))
+        self.words = self.bytes.cast("Q")
+        cells = slice(0, L.SITES_OFFSET // L.WORD)
+        self.pins = self.words[cells][:: L.CELL_WORDS]
+        self.times: Any = self.bytes.cast("d")[cells][L.CELL_SINCE :: L.CELL_WORDS]
         if self.words[L.SEAT_MARK] != L.SEAT_MAGIC or self.words[L.SEAT_SERIAL] != serial:
             raise CorruptStoreError(f"the file of seat {serial} is not that seat", serial=serial)
 
@@ -66,7 +85,7 @@ class Seat:
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(str(serial), flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=seats_fd)
         try:
-            os.ftruncate(fd, _SEAT_NBYTES)
+            os.ftruncate(fd, L.SEAT_NBYTES)
             reserve(fd, 0, L.PAGE)
             words = L.SEAT_MAGIC.to_bytes(L.WORD, "little") + serial.to_bytes(L.WORD, "little")
             os.pwrite(fd, words, 0)
@@ -82,7 +101,7 @@ class Seat:
             raise
 
     def make_cells(self, end: int) -> None:
-        """Make room for the cells before word `end`. Others may do the same for more, meanwhile.
+        """Make room for the cells before number `end`. Others may do so for more, meanwhile.
 
         Raises
         ------
@@ -90,28 +109,41 @@ class Seat:
             The file system has no page for them.
         """
         try:
-            reserve(self.fd, 0, end * L.WORD)
+            reserve(self.fd, 0, end * L.CELL_NBYTES)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
             raise StoreFullError(
                 f"the file system has no room for the pins of this process: asked for {end:,} "
-                f"words. Drop views. {HOW_TO_ENLARGE}",
-                asked=end * L.WORD,
+                f"cells. Drop views. {HOW_TO_ENLARGE}",
+                asked=end * L.CELL_NBYTES,
             ) from error
-        cells = end - L.SEAT_FIRST_CELL
+        cells = end - L.FIRST_CELL
         if self.words[L.SEAT_CELLS] < cells:  # noqa: PLR1730 - max() is a call: others may run in it
             self.words[L.SEAT_CELLS] = cells
 
     def pinned(self) -> list[int]:
         """Return slot + 1 of each pin, without order; the same slot may come more than once."""
-        count = min(self.words[L.SEAT_CELLS], L.MAX_CELLS)
-        cells = self.words[L.SEAT_FIRST_CELL : L.SEAT_FIRST_CELL + count]
-        if count <= _FEW_CELLS:
-            return [pin for pin in cells.tolist() if pin]
-        array = np.frombuffer(cells, np.uint64)
-        pins: list[int] = array[array != 0].tolist()
+        cells = self.pins[L.FIRST_CELL : L.FIRST_CELL + self._count()]
+        if len(cells) <= _FEW_CELLS:
+            return [pin & _SLOT_BITS for pin in cells.tolist() if pin]
+        array = np.asarray(cells)
+        pins: list[int] = (array[array != 0] & np.uint64(_SLOT_BITS)).tolist()
         return pins
+
+    def cells_in_use(self) -> list[Pin]:
+        """Return each pin with its time and its site, without order."""
+        cells = slice(L.FIRST_CELL, L.FIRST_CELL + self._count())
+        pins = np.asarray(self.pins[cells]).copy()
+        used = np.flatnonzero(pins)
+        times = np.asarray(self.times[cells])[used].tolist()
+        return [
+            Pin(pin & _SLOT_BITS, since, pin >> L.PIN_SITE_SHIFT)
+            for pin, since in zip(pins[used].tolist(), times, strict=True)
+        ]
+
+    def _count(self) -> int:
+        return int(min(self.words[L.SEAT_CELLS], L.MAX_CELLS))
 
     def close(self) -> None:
         """Give the file up, and its lock with it."""
@@ -132,8 +164,8 @@ class Pins:
 
     Attributes
     ----------
-    cells
-        The words of the own seat, or during a fork those of two seats.
+    cells, times
+        PIN and SINCE of each cell of the own seat, or during a fork of two seats.
     free
         Numbers of the cells that are not in use.
     holders
@@ -144,13 +176,14 @@ class Pins:
 
     def __init__(self, seat: Seat) -> None:
         self.seat = seat
-        self.cells: Any = seat.words
+        self.cells: Any = seat.pins
+        self.times: Any = seat.times
         self.free: list[int] = []
-        self.holders: list[Any] = [None] * L.SEAT_FIRST_CELL
-        self.droppers: list[Callable[[Any], None]] = [_no_cell] * L.SEAT_FIRST_CELL
+        self.holders: list[Any] = [None] * L.FIRST_CELL
+        self.droppers: list[Callable[[Any], None]] = [_no_cell] * L.FIRST_CELL
         self.when_empty: Callable[[], None] | None = None
         self._drops_to_count = 0
-        self._end = L.SEAT_FIRST_CELL
+        self._end = L.FIRST_CELL
         self._seats: tuple[Seat, ...] = (seat,)
 
     def pin(self, anchor: object, slot: int) -> None:
@@ -160,24 +193,15 @@ class Pins:
         except IndexError:
             cell = self.grow()
         self.holders[cell] = weakref.ref(anchor, self.droppers[cell])
+        self.times[cell] = monotonic()
         self.cells[cell] = slot + 1
-
-    def drop(self, cell: int, holder: weakref.ref[Any]) -> None:
-        """Give the cell of a dead anchor back, once. Never blocks, takes no lock."""
-        if self.holders[cell] is not holder:
-            return
-        self.cells[cell] = 0
-        self.holders[cell] = None
-        self.free.append(cell)
-        if self.when_empty is not None:
-            self._look_whether_empty(self.when_empty)
 
     def watch(self, when_empty: Callable[[], None] | None) -> None:
         """Call `when_empty` when the last pin has gone; None: do not."""
         self._drops_to_count = 0
         self.when_empty = when_empty
 
-    def _look_whether_empty(self, when_empty: Callable[[], None]) -> None:
+    def look_whether_empty(self, when_empty: Callable[[], None]) -> None:
         """Count the pins, not at each drop but when half of those that were left may be gone."""
         self._drops_to_count -= 1
         if self._drops_to_count <= 0:
@@ -201,7 +225,7 @@ class Pins:
         for cell, holder in enumerate(self.holders):
             # A dead reference has no callback. Calling it would keep a living anchor for a moment.
             if holder is not None and holder.__callback__ is None:
-                self.drop(cell, holder)
+                self.droppers[cell](holder)
 
     def grow(self) -> int:
         """Make more cells; return one of them.
@@ -221,7 +245,7 @@ class Pins:
                 )
             for seat in seats:
                 seat.make_cells(end + count)
-            droppers = [partial(self.drop, cell) for cell in range(end, end + count)]
+            droppers = [_dropper(self, cell) for cell in range(end, end + count)]
             holders = [None] * count
             free = list(range(end + count - 1, end - 1, -1))
             if self._end == end and self._seats is seats:
@@ -248,13 +272,15 @@ class Pins:
         except BaseException:
             self.stay()
             raise
-        self.cells = _BothSeats(self.seat.words, seat.words)
-        end = self._end
-        seat.words[L.SEAT_FIRST_CELL : end] = self.seat.words[L.SEAT_FIRST_CELL : end]
+        self.times = _Both(self.seat.times, seat.times)
+        self.cells = _Both(self.seat.pins, seat.pins)
+        copied = slice(L.SEAT_FIRST_CELL, self._end * L.CELL_WORDS)
+        seat.words[copied] = self.seat.words[copied]
 
     def stay(self) -> None:
         """Go on with the own seat alone: this process is the parent."""
-        self.cells = self.seat.words
+        self.cells = self.seat.pins
+        self.times = self.seat.times
         self._seats = (self.seat,)
 
     def move_to(self, seat: Seat) -> None:
@@ -265,7 +291,7 @@ class Pins:
         os.close(self.seat.fd)
         self.seat = seat
         self.stay()
-        for cell in range(L.SEAT_FIRST_CELL, self._end):
+        for cell in range(L.FIRST_CELL, self._end):
             if self.holders[cell] is None:
                 self.cells[cell] = 0
         self.sweep()
@@ -280,15 +306,34 @@ class _ForEver:
 _FOR_EVER = _ForEver()
 
 
-class _BothSeats:
-    """The words of two seats, written together."""
+class _Both:
+    """The same words of two seats, written together."""
 
-    def __init__(self, *seats: memoryview) -> None:
+    def __init__(self, *seats: Any) -> None:
         self._seats = seats
 
-    def __setitem__(self, word: int, value: int) -> None:
+    def __setitem__(self, cell: int, value: float) -> None:
         for words in self._seats:
-            words[word] = value
+            words[cell] = value
+
+
+def _dropper(pins: Pins, cell: int) -> Callable[[Any], None]:
+    """Return what the death of the anchor of a cell calls; the benchmark "get array" pays for it.
+
+    A function of its own per cell: a partial of a method would be a third slower.
+    """
+    holders, give_back = pins.holders, pins.free.append
+
+    def drop(holder: Any) -> None:
+        """Give the cell of a dead anchor back, once. Never blocks, takes no lock."""
+        if holders[cell] is holder:
+            pins.cells[cell] = 0
+            holders[cell] = None
+            give_back(cell)
+            if pins.when_empty is not None:
+                pins.look_whether_empty(pins.when_empty)
+
+    return drop
 
 
 def _no_cell(_: object) -> None:
