@@ -30,8 +30,8 @@ from shmstore._memory.segment import SEGMENT_NAME, Segment
 from shmstore._options import Options, parse_size
 from shmstore._session import LOCK_NAME, Session, open_index
 from shmstore._sharing import barrier
-from shmstore._sharing.lock import hold, is_locked
-from shmstore._sharing.seats import SEATS_NAME
+from shmstore._sharing.lock import hold
+from shmstore._sharing.seats import SEATS_NAME, is_taken
 from shmstore.errors import (
     CorruptStoreError,
     LockTimeoutError,
@@ -222,7 +222,9 @@ def _end_if_dead(folder_fd: int, path: Path, lock_timeout: float) -> _Fate:
         seats_fd = stack.enter_context(_closing(folder.open_seats(folder_fd, SEATS_NAME, path)))
         if not hold(lock_fd, lock_timeout):
             raise _lock_is_busy(path, lock_timeout)
-        taken = any(_is_taken(seats_fd, seat) for seat in os.listdir(seats_fd))
+        taken = any(
+            is_taken(seats_fd, seat, path / SEATS_NAME) for seat in os.listdir(seats_fd)
+        )
         try:
             index = stack.enter_context(contextlib.closing(open_index(folder_fd, path)))
         except CorruptStoreError:
@@ -392,15 +394,6 @@ def _lock_is_busy(path: Path, timeout_s: float) -> LockTimeoutError:
         holder="unknown",
         timeout_s=timeout_s,
     )
-
-
-def _is_taken(seats_fd: int, seat: str) -> bool:
-    try:
-        fd = os.open(seat, os.O_RDONLY | os.O_CLOEXEC, dir_fd=seats_fd)
-    except FileNotFoundError:
-        return False
-    with _closing(fd):
-        return is_locked(fd)
 
 
 def _path_of(name_or_path: str | os.PathLike[str], options: Options) -> Path:

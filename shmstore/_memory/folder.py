@@ -14,6 +14,7 @@ import errno
 import os
 import re
 import secrets
+import stat
 import sys
 import tempfile
 from pathlib import Path
@@ -219,6 +220,15 @@ def open_seat(seats_fd: int, name: str, path: Path, *, readonly: bool = True) ->
     """Open a seat file after checking it; FileNotFoundError: there is none."""
     flags = (os.O_RDONLY if readonly else os.O_RDWR) | FILE_FLAGS
     return _open(name, flags, seats_fd, path / name, owners.group_of(seats_fd), None)
+
+
+def is_unmade(seats_fd: int, name: str) -> bool:
+    """Return whether a seat file has no length yet: who made it died before it was a seat."""
+    try:
+        status = os.stat(name, dir_fd=seats_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return True
+    return stat.S_ISREG(status.st_mode) and not status.st_size
 
 
 def _incomplete(path: Path, name: str) -> NotAStoreError:

@@ -12,14 +12,15 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
 from shmstore._memory import layout as L
+from shmstore._memory.folder import open_seat
 from shmstore._memory.index import Index
-from shmstore._sharing.lock import is_locked
-from shmstore._sharing.seats import Seat
+from shmstore._sharing.seats import SEATS_NAME, Seat, is_taken
 from shmstore.errors import CorruptStoreError
 
 
@@ -66,6 +67,7 @@ class Clients:
         self._words = index.words
         self._start = index.geometry.clients
         self._seats_fd = seats_fd
+        self._path = Path(index.path).with_name(SEATS_NAME)
         self._seen: dict[int, Seat] = {}
 
     def register(self, *, readonly: bool, pid: int) -> tuple[int, Seat] | None:
@@ -118,14 +120,7 @@ class Clients:
 
     def is_alive(self, client: Client) -> bool:
         """Return whether the process of a client lives: whether its seat is locked."""
-        try:
-            fd = os.open(str(client.serial), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._seats_fd)
-        except FileNotFoundError:
-            return False
-        try:
-            return is_locked(fd)
-        finally:
-            os.close(fd)
+        return is_taken(self._seats_fd, str(client.serial), self._path)
 
     def bury(self, own_row: int) -> list[int]:
         """Remove the clients that have died; return their rows."""
@@ -178,9 +173,8 @@ class Clients:
         return None
 
     def _open_seat(self, client: Client) -> Seat:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            fd = os.open(str(client.serial), flags, dir_fd=self._seats_fd)
+            fd = open_seat(self._seats_fd, str(client.serial), self._path)
         except FileNotFoundError:
             raise CorruptStoreError(
                 f"the seat file {client.serial} of pid {client.pid} is gone, so its pins cannot be "

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -22,9 +23,11 @@ import numpy as np
 from filelock import lock_descriptor
 
 from shmstore._memory import layout as L
-from shmstore._memory.folder import HOW_TO_ENLARGE, NO_ROOM
+from shmstore._memory.folder import HOW_TO_ENLARGE, NO_ROOM, create_file, is_unmade, open_seat
 from shmstore._memory.mapping import map_file, reserve
-from shmstore.errors import CorruptStoreError, StoreFullError
+from shmstore._memory.owners import FILE_FLAGS
+from shmstore._sharing.lock import is_locked
+from shmstore.errors import CorruptStoreError, StoreFullError, UnsafePathError
 
 SEATS_NAME = "seats"
 
@@ -82,15 +85,14 @@ class Seat:
     @classmethod
     def create(cls, seats_fd: int, serial: int) -> Seat:
         """Make the file of a new seat and hold its lock. OSError (ENOSPC): there are no pages."""
-        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(str(serial), flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=seats_fd)
+        fd = create_file(seats_fd, str(serial))
         try:
             os.ftruncate(fd, L.SEAT_NBYTES)
             reserve(fd, 0, L.PAGE)
             words = L.SEAT_MAGIC.to_bytes(L.WORD, "little") + serial.to_bytes(L.WORD, "little")
             os.pwrite(fd, words, 0)
             lock_descriptor(fd)
-            mapped_fd = os.open(str(serial), flags, dir_fd=seats_fd)
+            mapped_fd = os.open(str(serial), os.O_RDWR | FILE_FLAGS, dir_fd=seats_fd)
             try:
                 return cls(mapped_fd, serial, fd)
             finally:
@@ -334,6 +336,25 @@ def _dropper(pins: Pins, cell: int) -> Callable[[Any], None]:
                 pins.look_whether_empty(pins.when_empty)
 
     return drop
+
+
+def is_taken(seats_fd: int, seat: str, path: Path) -> bool:
+    """Return whether the client of a seat lives: whether its file is locked.
+
+    Requires: the store lock, so that nobody is about to make a seat.
+    """
+    try:
+        fd = open_seat(seats_fd, seat, path)
+    except FileNotFoundError:
+        return False
+    except UnsafePathError:
+        if is_unmade(seats_fd, seat):
+            return False
+        raise
+    try:
+        return is_locked(fd)
+    finally:
+        os.close(fd)
 
 
 def _no_cell(_: object) -> None:
