@@ -84,8 +84,9 @@ class Violation(NamedTuple):
         zero = self.operation.start
 
         def tell(operation: Operation) -> str:
-            open_ = " (killed)" if operation.optional else ""
-            return f"{operation.start - zero:+,} .. {operation.end - zero:+,} ns {operation.label}{open_}"
+            start, end = operation.start - zero, operation.end - zero
+            killed = ", whose process was killed" if operation.optional else ""
+            return f"{start:+,} .. {end:+,} ns {operation.label}{killed}"
 
         return "\n".join(
             [
@@ -174,7 +175,7 @@ def _ended(
 
 
 def in_any_order(operations: list[Operation], *, may_vanish: bool = False) -> bool:
-    """Say the same as `violation`, by trying all orders: slow, plain, and the check of the check."""
+    """Say the same as `violation` by trying all orders: slow, and plain enough to be believed."""
     return _explains(MISSING, operations, may_vanish=may_vanish)
 
 

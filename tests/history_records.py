@@ -13,6 +13,7 @@ from time import monotonic_ns
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 from history_checker import ANY, MISSING, OTHER, PRESENT, SAME, Operation
 
 START, WHAT, VALUE, RESULT, END = range(5)
@@ -51,9 +52,8 @@ class Recorder:
     """
 
     def __init__(self, path: Path, most: int) -> None:
-        with path.open("xb") as file:
+        with path.open("x+b") as file:
             file.truncate(most * WORDS * WORD)
-        with path.open("r+b") as file:
             self._words = memoryview(mmap.mmap(file.fileno(), 0)).cast("Q")
         self._at = 0
         self._end = most * WORDS
@@ -88,67 +88,52 @@ def read(path: Path, over_ns: int) -> list[tuple[int, Operation]]:
     over_ns
         When nothing that its process had begun could happen any more.
     """
-    rows = np.fromfile(path, np.uint64).reshape(-1, WORDS)
     operations = []
+    rows = _rows(path)
     for start, what, value, result, end in rows[rows[:, WHAT] != 0].tolist():
         kind, key = what & ((1 << _KEY_SHIFT) - 1), what >> _KEY_SHIFT
-        if end and result == FULL:
-            continue
         if end:
-            meaning = _ended(kind, value, result)
-        elif kind in _READS:
-            continue
-        else:
-            meaning = _cut_short(kind, value)
-        operations.append((key, _operation(meaning, kind, start, end or over_ns, not end)))
+            if result != FULL:
+                operations.append((key, _operation(kind, value, start, end, result)))
+        elif kind not in _READS:
+            operations.append((key, _cut_short(kind, value, start, over_ns)))
     return operations
 
 
 def room_in(path: Path) -> int:
     """Return how many records a file has room for yet."""
-    rows = np.fromfile(path, np.uint64).reshape(-1, WORDS)
-    return int(np.count_nonzero(rows[:, WHAT] == 0))
+    return int(np.count_nonzero(_rows(path)[:, WHAT] == 0))
 
 
-Meaning = tuple[int, int, int, str]
+def kinds_in(path: Path) -> set[str]:
+    """Return the names of the calls that were recorded in a file."""
+    kinds = np.unique(_rows(path)[:, WHAT] & np.uint64((1 << _KEY_SHIFT) - 1))
+    return {NAMES[kind] for kind in kinds.tolist() if kind}
 
 
-def _operation(
-    meaning: Meaning,
-    kind: int,
-    start: int,
-    end: int,
-    optional: bool,  # noqa: FBT001 - passed along
-) -> Operation:
-    needs, leaves, value, text = meaning
-    return Operation(start, end, needs, leaves, value, optional, f"{NAMES[kind]} {text}")
+def _rows(path: Path) -> npt.NDArray[np.uint64]:
+    return np.fromfile(path, np.uint64).reshape(-1, WORDS)
 
 
-def _ended(kind: int, value: int, result: int) -> Meaning:
+def _operation(kind: int, value: int, start: int, end: int, result: int) -> Operation:
     """Return what an operation that has ended says of the register."""
-    found = bool(result)
-    if kind == PUT:
-        return ANY, value, 0, f"{value:x}"
-    if kind == PUT_IF_ABSENT:
-        return (MISSING, value, 0, f"{value:x}") if found else (PRESENT, SAME, 0, "refused")
-    if kind == GET:
-        return result, SAME, 0, f"-> {result:x}"
-    if kind == CONTAINS:
-        return PRESENT if found else MISSING, SAME, 0, f"-> {found}"
-    if kind == DISCARD:
-        return PRESENT if found else MISSING, MISSING, 0, f"-> {found}"
-    if kind == POP:
-        return result, MISSING, 0, f"-> {result:x}"
-    if kind == SETDEFAULT:
-        mine = result == value
-        return (MISSING if mine else result), (value if mine else SAME), 0, f"-> {result:x}"
-    leaves = MISSING if kind == REF_DELETE else SAME
-    if found:
-        return value, leaves, 0, f"{value:x} -> found"
-    return OTHER, SAME, value, f"{value:x} -> gone"
+    needs, leaves = {
+        PUT: (ANY, value),
+        PUT_IF_ABSENT: (MISSING, value) if result else (PRESENT, SAME),
+        GET: (result, SAME),
+        CONTAINS: (PRESENT if result else MISSING, SAME),
+        DISCARD: (PRESENT, MISSING) if result else (MISSING, SAME),
+        POP: (result, MISSING),
+        SETDEFAULT: (MISSING, value) if result == value else (result, SAME),
+        REF_GET: (value if result else OTHER, SAME),
+        REF_DELETE: (value, MISSING) if result else (OTHER, SAME),
+    }[kind]
+    return Operation(
+        start, end, needs, leaves, value, label=f"{NAMES[kind]} {value:x} -> {result:x}"
+    )
 
 
-def _cut_short(kind: int, value: int) -> Meaning:
+def _cut_short(kind: int, value: int, start: int, over: int) -> Operation:
     """Return what an operation may have done whose process was killed in the middle."""
     needs, leaves = {
         PUT: (ANY, value),
@@ -158,4 +143,6 @@ def _cut_short(kind: int, value: int) -> Meaning:
         POP: (PRESENT, MISSING),
         REF_DELETE: (value, MISSING),
     }[kind]
-    return needs, leaves, 0, f"{value:x}"
+    return Operation(
+        start, over, needs, leaves, value, optional=True, label=f"{NAMES[kind]} {value:x}"
+    )
