@@ -119,7 +119,7 @@ def test_setdefault_whose_object_is_deleted_at_once_does_not_put_it_again(
     get = ObjectRef.get
 
     def delete_and_get(ref: ObjectRef, **choices: Any) -> Any:
-        monkeypatch.undo()
+        monkeypatch.setattr(ObjectRef, "get", get)
         assert store.discard("k")
         return get(ref, **choices)
 
