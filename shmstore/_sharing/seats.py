@@ -20,6 +20,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from filelock import lock_descriptor
 
 from shmstore._memory import layout as L
@@ -36,12 +37,12 @@ _FEW_CELLS = 200
 _SLOT_BITS = (1 << L.PIN_SITE_SHIFT) - 1
 
 
-class Pin(NamedTuple):
-    """One cell in use: slot + 1, when it was pinned (seconds of the monotonic clock), and where."""
+class Views(NamedTuple):
+    """The cells in use of a seat: the slot of each, since when (monotonic clock), and its site."""
 
-    slot_mark: int
-    since: float
-    site: int
+    slots: npt.NDArray[np.intp]
+    since: npt.NDArray[np.float64]
+    sites: npt.NDArray[np.intp]
 
 
 class Seat:
@@ -133,16 +134,39 @@ class Seat:
         pins: list[int] = (array[array != 0] & np.uint64(_SLOT_BITS)).tolist()
         return pins
 
-    def cells_in_use(self) -> list[Pin]:
-        """Return each pin with its time and its site, without order."""
+    def views(self) -> Views:
+        """Return what is told of each pin, without order."""
         cells = slice(L.FIRST_CELL, L.FIRST_CELL + self._count())
-        pins = np.asarray(self.pins[cells]).copy()
+        pins = np.array(self.pins[cells], np.int64)
         used = np.flatnonzero(pins)
-        times = np.asarray(self.times[cells])[used].tolist()
-        return [
-            Pin(pin & _SLOT_BITS, since, pin >> L.PIN_SITE_SHIFT)
-            for pin, since in zip(pins[used].tolist(), times, strict=True)
-        ]
+        pins = pins[used]
+        since = np.asarray(self.times[cells])[used]
+        return Views((pins & _SLOT_BITS) - 1, since, pins >> L.PIN_SITE_SHIFT)
+
+    def write_site(self, number: int, text: bytes) -> None:
+        """Give a site its text. OSError (ENOSPC): there is no page for it."""
+        start = L.SITES_OFFSET + number * L.SITE_NBYTES
+        reserve(self.fd, start, L.SITE_NBYTES)
+        self.bytes[start : start + len(text)] = text
+        if self.words[L.SEAT_SITES] <= number:
+            self.words[L.SEAT_SITES] = number + 1
+
+    def site(self, number: int) -> str:
+        """Return the text of a site, "" if there is none."""
+        if not 0 < number < min(self.words[L.SEAT_SITES], L.MAX_SITES):
+            return ""
+        start = L.SITES_OFFSET + number * L.SITE_NBYTES
+        text = self.bytes[start : start + L.SITE_NBYTES].tobytes()
+        return text.partition(b"\0")[0].decode(errors="replace")
+
+    def copy_sites_to(self, seat: Seat) -> None:
+        """Give another seat the same sites. OSError (ENOSPC): there are no pages for them."""
+        count = min(self.words[L.SEAT_SITES], L.MAX_SITES)
+        copied = slice(L.SITES_OFFSET, L.SITES_OFFSET + count * L.SITE_NBYTES)
+        if count:
+            reserve(seat.fd, copied.start, copied.stop - copied.start)
+            seat.bytes[copied] = self.bytes[copied]
+            seat.words[L.SEAT_SITES] = count
 
     def _count(self) -> int:
         return int(min(self.words[L.SEAT_CELLS], L.MAX_CELLS))
@@ -174,6 +198,8 @@ class Pins:
         Per cell: the weak reference to its anchor, or None.
     droppers
         Per cell: the callback of that reference.
+    seats
+        The own seat, during a fork also that of the child.
     """
 
     def __init__(self, seat: Seat) -> None:
@@ -186,7 +212,7 @@ class Pins:
         self.when_empty: Callable[[], None] | None = None
         self._drops_to_count = 0
         self._end = L.FIRST_CELL
-        self._seats: tuple[Seat, ...] = (seat,)
+        self.seats: tuple[Seat, ...] = (seat,)
 
     def pin(self, anchor: object, slot: int) -> None:
         """Pin a slot for as long as `anchor` lives. OSError (ENOSPC): the seat cannot grow."""
@@ -238,7 +264,7 @@ class Pins:
         """
         self.sweep()
         while not self.free:
-            end, seats = self._end, self._seats
+            end, seats = self._end, self.seats
             count = max(_FIRST_CELLS, end)
             if end + count > L.MAX_CELLS:
                 raise StoreFullError(
@@ -250,7 +276,7 @@ class Pins:
             droppers = [_dropper(self, cell) for cell in range(end, end + count)]
             holders = [None] * count
             free = list(range(end + count - 1, end - 1, -1))
-            if self._end == end and self._seats is seats:
+            if self._end == end and self.seats is seats:
                 self._end = end + count
                 self.droppers[end:] = droppers
                 self.holders[end:] = holders
@@ -268,7 +294,7 @@ class Pins:
         Other threads go on: (1) from now on what they write goes to both seats, (2) what was there
         before is copied in one step.
         """
-        self._seats = (self.seat, seat)
+        self.seats = (self.seat, seat)
         try:
             seat.make_cells(self._end)
         except BaseException:
@@ -283,7 +309,7 @@ class Pins:
         """Go on with the own seat alone: this process is the parent."""
         self.cells = self.seat.pins
         self.times = self.seat.times
-        self._seats = (self.seat,)
+        self.seats = (self.seat,)
 
     def move_to(self, seat: Seat) -> None:
         """Go on with the seat that was made for this process, a forked child.
