@@ -26,14 +26,21 @@ _PRIVATE_COPY_NBYTES: Final = 128 << 10
 
 
 class Lease:
-    """The hold of one get on its extent: it pins it, and each mapping that views are made on."""
+    """The hold of one get on its extent: it pins it, for each mapping that views are made on.
 
-    __slots__ = ("__weakref__", "_anchors", "_plan")
+    These are two at most, read-only and that of the mode. Both pins are stored here, before the
+    slot word is looked at, and passed on to the anchors: the reclaimer loads one cell after the
+    other, so that a pin which came later, in a cell already passed, would be missed when the
+    lease's own goes.
+    """
+
+    __slots__ = ("__weakref__", "_anchors", "_cells", "_plan")
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._anchors: dict[str, memoryview] = {}
-        plan.session.pins.pin(self, plan.slot)
+        pin, slot = plan.session.pins.pin, plan.slot
+        self._cells = [pin(self, slot), pin(self, slot)]
 
     def view(self, row: headers.FrameRow, mode: str) -> Any:
         """Return a frame as the mode and its flag want it."""
@@ -72,7 +79,7 @@ class Lease:
     def _make_anchor(self, mode: str) -> memoryview:
         exporter, offset = self._exporter(mode)
         anchor = np.ndarray(self._plan.extent_nbytes, np.uint8, exporter, offset)
-        self._plan.session.pins.pin(anchor, self._plan.slot)
+        self._plan.session.pins.pass_on(self._cells.pop(), anchor)
         return anchor.data
 
     def _exporter(self, mode: str) -> tuple[mmap.mmap, int]:

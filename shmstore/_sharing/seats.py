@@ -214,8 +214,8 @@ class Pins:
         self._end = L.FIRST_CELL
         self.seats: tuple[Seat, ...] = (seat,)
 
-    def pin(self, anchor: object, slot: int) -> None:
-        """Pin a slot for as long as `anchor` lives. OSError (ENOSPC): the seat cannot grow."""
+    def pin(self, anchor: object, slot: int) -> int:
+        """Pin a slot for as long as `anchor` lives; return the cell. OSError: no room for it."""
         try:
             cell = self.free.pop()
         except IndexError:
@@ -223,6 +223,12 @@ class Pins:
         self.holders[cell] = weakref.ref(anchor, self.droppers[cell])
         self.times[cell] = monotonic()
         self.cells[cell] = slot + 1
+        return cell
+
+    def pass_on(self, cell: int, anchor: object) -> None:
+        """Let a pin live as long as another anchor. What others see of it does not change."""
+        if self.holders[cell] is not _FOR_EVER:
+            self.holders[cell] = weakref.ref(anchor, self.droppers[cell])
 
     def watch(self, when_empty: Callable[[], None] | None) -> None:
         """Call `when_empty` when the last pin has gone; None: do not."""

@@ -39,9 +39,9 @@ class TracedPins(Pins):
         self._numbers = itertools.count(1)
         self._known: dict[tuple[str, int, str], int] = {}
 
-    def pin(self, anchor: object, slot: int) -> None:
+    def pin(self, anchor: object, slot: int) -> int:
         """Pin a slot for as long as `anchor` lives, and note who asked for it."""
-        super().pin(anchor, slot | self._site() << L.PIN_SITE_SHIFT)
+        return super().pin(anchor, slot | self._site() << L.PIN_SITE_SHIFT)
 
     def copy_to(self, seat: Seat) -> None:
         """Hold all pins for a child too; without room for the sites it goes without them."""
