@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= --numprocesses=auto --maxprocesses=4
 DEMO_ARGS ?=
+SOAK_DEATHS ?= 10
+SOAK_SECONDS ?= 600
+SOAK_OPERATIONS ?= 1000000
 BENCH_ARGS ?=
 FUZZ_ARGS ?= --count 100000
 
@@ -12,7 +15,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .NOTPARALLEL:
-.PHONY: demo test lint bench fuzz clean
+.PHONY: demo test lint bench fuzz soak clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.stamp-cli
@@ -32,6 +35,15 @@ bench: $(VENV)/.stamp-bench
 # Forged headers and damaged bytes, 100,000 of each kind; make fuzz FUZZ_ARGS='--count 100 --seed 7'.
 fuzz: $(VENV)/.stamp-test
 	$(BIN)/python tests/fuzzing.py $(FUZZ_ARGS)
+
+# Everything that is tested by repetition, for long; then the figures go into docs/reliability.md.
+soak: export SHMSTORE_NOTE_PROOFS := $(CURDIR)/build/proofs-soak.json
+soak: $(VENV)/.stamp-test
+	mkdir -p build && rm -f $(SHMSTORE_NOTE_PROOFS)
+	$(BIN)/python tests/kill_matrix.py --all --recovery $(SOAK_DEATHS)
+	test ! -f tests/soak.py || $(BIN)/python tests/soak.py --seconds $(SOAK_SECONDS)
+	test ! -f tests/history.py || $(BIN)/python tests/history.py --operations $(SOAK_OPERATIONS)
+	$(BIN)/python tests/proofs.py $(SHMSTORE_NOTE_PROOFS)
 
 # The table of docs/serialization.md, from tests/rows.toml and the markers of the tests.
 docs-rows:

@@ -1,0 +1,350 @@
+"""How is one process after the other killed?
+
+This module runs in a process of its own that never touches a store. It forks, for each kill, the
+actor (which dies), and maybe one who recovers (and dies, too); then one who looks at what several
+of them have left. So each is a new client of its store. The folder that they meet in is made anew
+each time from a copy of what a template has left.
+
+Started as a program it answers requests on its standard input; kill_matrix.py asks.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import importlib
+import pickle
+import random
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import kill_points
+from kill_points import END, die, machine
+
+kill_points.install()
+
+# ruff: noqa: E402 - from here on shmstore may be imported: it gets its points
+import os
+
+from kill_operations import OPERATIONS, Operation, Scene, furnished
+from kill_processes import Case, Copy, Helper, Result, Send, Wait, folder
+from kill_verdicts import Holding, amiss, look, use
+
+import shmstore
+from shmstore import StoreNotFoundError
+
+BEGIN: Final = "begin"
+
+# Who looks sees to so many deaths: a process is fast only when it has been at it for a while.
+_BATCH: Final = 20
+
+
+class Outcome(NamedTuple):
+    """What the store holds after a case, and what those who died in it had counted before."""
+
+    held: Holding | None
+    sent: dict[str, Any]
+
+
+# --- who dies -------------------------------------------------------------------------------------
+
+
+def act(operation: Operation, scene: Scene, case: Case) -> Helper:
+    """Start the actor; it sends its hits if it comes to the end of its operation."""
+
+    def task(send: Send, _: Wait) -> None:
+        operation.before(scene)
+        if case.point == BEGIN:
+            die()
+        machine.arm((case.point, case.hit), child=operation.child)
+        operation.run(scene)
+        if machine.child == machine.in_child:
+            _finish(send, case.point)
+        machine.disarm()
+        if scene.forked > 0:
+            os.waitpid(scene.forked, 0)
+
+    return Helper(task)
+
+
+def recover(scene: Scene, target: tuple[str, int]) -> Helper:
+    """Start one who comes to the store after a death, with all that is done then."""
+
+    def task(send: Send, _: Wait) -> None:
+        machine.arm(target)
+        try:
+            scene.attach().recover()
+        except StoreNotFoundError:
+            shmstore.prune(scene.root)
+            scene.create()
+        _finish(send, target[0])
+
+    return Helper(task)
+
+
+def _finish(send: Send, point: str) -> None:
+    machine.disarm()
+    send({"hits": dict(machine.hits), "unlisted": machine.unlisted})
+    if point == END:
+        die()
+
+
+def stand_by(operation: Operation, scene: Scene) -> Helper | None:
+    """Start the bystander, if there is one, and let it come to its place."""
+    bystander = operation.bystander
+    if bystander is None:
+        return None
+
+    def task(send: Send, wait: Wait) -> None:
+        steps = bystander(scene)
+        next(steps)
+        send({"store": scene.store._session.uuid})
+        wait()
+        next(steps, None)
+
+    return Helper(task)
+
+
+# --- one row of the matrix ------------------------------------------------------------------------
+
+
+class Row:
+    """All that is needed to kill a process in one operation, as often as wanted.
+
+    Parameters
+    ----------
+    name
+        The operation.
+    place
+        An empty folder.
+    """
+
+    def __init__(self, name: str, place: Path) -> None:
+        self.name = name
+        self.operation = OPERATIONS[name]
+        self.result = Result(name)
+        self._place = place
+        self._scene = Scene(place / "root")
+        self._scene.root.mkdir(mode=0o700)
+        sent, failures = Helper(self._make_template).end()
+        assert not failures, failures
+        self._scene.refs = sent["refs"]
+        self._copy = Copy(self._scene.root)
+        self._allowed: list[Holding | None] = []
+        [untouched] = self.let([Case(BEGIN, 1)])
+        [finished] = self.let([Case(END, 1)])
+        self._allowed = [untouched.held, finished.held]
+        self.hits: dict[str, int] = finished.sent.get("hits", {})
+        self.result.reached |= set(self.hits)
+
+    def _make_template(self, send: Send, _: Wait) -> None:
+        self.operation.template(self._scene)
+        send({"refs": self._scene.refs})
+
+    def let(self, cases: Sequence[Case]) -> list[Outcome]:
+        """Let cases happen, and judge what they leave."""
+        if self.operation.bystander is not None:
+            return [outcome for case in cases for outcome in self._let_some([case])]
+        starts = range(0, len(cases), _BATCH)
+        return [outcome for at in starts for outcome in self._let_some(cases[at : at + _BATCH])]
+
+    def _let_some(self, cases: Sequence[Case]) -> list[Outcome]:
+        roots, counted, faults = [], [], []
+        bystander = others = None
+        for number, case in enumerate(cases):
+            self._copy.restore()
+            bystander = stand_by(self.operation, self._scene)
+            others = (bystander.hear() or {})["store"] if bystander else None
+            sent, failed = self._die(case)
+            counted.append(sent)
+            faults.append(failed)
+            roots.append(self._scene.root)
+            if bystander is None:
+                roots[-1] = self._scene.root.rename(self._place / str(number))
+        judge = Helper(lambda send, wait: _judge(roots, others, send, wait))
+        held = []
+        for case, found in zip(cases, faults, strict=True):
+            seen = judge.hear() or {"failed": "nobody could look"}
+            if bystander is not None:
+                bystander.go_on()
+                found.extend(bystander.end()[1])
+                judge.go_on()
+            used = judge.hear() or {"failed": "nobody could use it"}
+            found.extend(self._verdict(seen, used))
+            held.append(seen.get("held"))
+            self.result.failures += [f"{case.shown(self.name)}: {fault}" for fault in found]
+        judge.end()
+        for root in roots:
+            shutil.rmtree(root)
+        return [Outcome(*both) for both in zip(held, counted, strict=True)]
+
+    def _die(self, case: Case) -> tuple[dict[str, Any], list[str]]:
+        sent, faults = act(self.operation, self._scene, case).end()
+        self.result.unlisted |= sent.get("unlisted", set())
+        if case.then is not None:
+            sent, failed = recover(self._scene, case.then).end()
+            self.result.unlisted |= sent.get("unlisted", set())
+            faults += failed
+        dead = sent["killed"] or self.operation.child
+        return sent, faults if dead else [*faults, "who should have died lives"]
+
+    def _verdict(self, seen: dict[str, Any], used: dict[str, Any]) -> Iterator[str]:
+        """Yield what is wrong after a case: as it was seen, and as it was when it was used."""
+        for said in (seen, used):
+            if "failed" in said:
+                yield said["failed"]
+            yield from said.get("faults", [])
+        if "held" not in seen or not self._allowed:
+            return
+        held = seen["held"]
+        before, after = self._allowed
+        if held is not None or before is None or after is None:
+            yield from amiss(before, after, held)
+        elif not self.operation.may_miss:
+            yield "the store is gone"
+
+    def kill(self, cases: Sequence[Case]) -> None:
+        """Let cases happen and count them."""
+        self.let(cases)
+        for case in cases:
+            if case.then is None:
+                self.result.kills[case.point] += 1
+            else:
+                self.result.second[case.then[0]] += 1
+
+    def recovery_hits(self, death: Case) -> dict[str, int]:
+        """Return what one who recovers comes to after a death."""
+        [outcome] = self.let([death._replace(then=(END, 1))])
+        hits: dict[str, int] = outcome.sent.get("hits", {})
+        self.result.reached |= set(hits)
+        return hits
+
+
+def _judge(roots: Sequence[Path], others: bytes | None, send: Send, wait: Wait) -> None:
+    """Look at what each death has left, then use it; send what is wrong.
+
+    `others` is the store that a bystander is attached to.
+    """
+    for root in roots:
+        scene = Scene(root)
+        try:
+            held, faults = look(scene, others)
+            send({"held": held, "faults": faults})
+            if others is not None:
+                wait()
+            send({"faults": list(use(scene))})
+        except Exception:
+            send({"failed": traceback.format_exc()})
+            return
+
+
+# --- which kills ----------------------------------------------------------------------------------
+
+
+def chosen(hits: int, most: int, random_: random.Random) -> list[int]:
+    """Return which hits of a point to kill at: all, or the last one and some by chance."""
+    if hits <= most:
+        return list(range(1, hits + 1))
+    if most < 2:
+        return [random_.randint(1, hits) for _ in range(most)]
+    return sorted({hits, *random_.sample(range(1, hits), most - 1)})
+
+
+def clean(place: Path) -> None:
+    """Remove what is in a folder."""
+    for path in place.iterdir():
+        shutil.rmtree(path)
+
+
+def run_one(name: str, place: Path, case: Case) -> Result:
+    """Let one case happen."""
+    clean(place)
+    row = Row(name, place)
+    row.kill([case])
+    return row.result
+
+
+def run(
+    name: str, place: Path, *, hits: int, deaths: int = 0, points: int = 0, seed: int = 0
+) -> Result:
+    """Kill processes in one operation.
+
+    Parameters
+    ----------
+    name
+        The operation.
+    place
+        An empty folder.
+    hits
+        At most so many kills at a point.
+    deaths, points
+        After so many deaths kill also who recovers, at so many of the points that it comes to.
+    seed
+        For what is chosen by chance.
+    """
+    random_ = random.Random(f"{seed} {name}")
+    clean(place)
+    row = Row(name, place)
+    counts = row.hits.items()
+    row.kill([Case(point, n) for point, count in counts for n in chosen(count, hits, random_)])
+    first = [Case(point, n) for point, count in counts for n in sorted({1, count})]
+    for death in random_.sample(first, min(deaths, len(first))):
+        found = row.recovery_hits(death)
+        some = random_.sample(sorted(found), min(points, len(found)))
+        row.kill(
+            [
+                death._replace(then=(point, n))
+                for point in some
+                for n in chosen(found[point], hits, random_)
+            ]
+        )
+    return row.result
+
+
+# --- serving --------------------------------------------------------------------------------------
+
+
+def warm_up() -> None:
+    """Import what a child would import late, once and not in each of them."""
+
+    def task(send: Send, _: Wait) -> None:
+        with folder() as place:
+            scene = Scene(place)
+            furnished(scene)
+            look(scene, None)
+            list(use(scene))
+        send({"modules": list(sys.modules)})
+
+    sent, failures = Helper(task).end()
+    assert not failures, failures
+    for name in sent["modules"]:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
+def main() -> None:
+    """Answer requests, pickled arguments of `run` or `run_one`, with pickled results."""
+    faulthandler.enable()
+    warm_up()
+    with folder() as place:
+        while True:
+            try:
+                request = pickle.load(sys.stdin.buffer)
+            except EOFError:
+                return
+            try:
+                one = "case" in request
+                answer: Any = (run_one if one else run)(place=place, **request)
+            except Exception:
+                answer = traceback.format_exc()
+            sys.stdout.buffer.write(pickle.dumps(answer))
+            sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

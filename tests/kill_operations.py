@@ -1,0 +1,501 @@
+"""What is a process doing when it is killed? The operations of the kill matrix.
+
+Each operation begins in a scene: a folder of stores that a template has made (in a process of its
+own, that has gone), maybe a bystander (another process that lives on), and the actor. `before` is
+what the actor does in peace, `run` what it is killed in.
+
+To add an operation, add it to `OPERATIONS`. What the store may hold afterwards follows from two
+runs without a kill, one that ends before `run` and one that ends after it: each object is as in the
+first or as in the second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from kill_points import die, machine
+
+import shmstore
+from shmstore import Store, StoreClosedError, StoreFullError
+from shmstore import _process as process
+from shmstore._memory import layout as L
+
+NAME: Final = "s"
+MIB: Final = 1 << 20
+
+OLD, NEW = np.full(3000, 1, np.uint8), np.full(5000, 2, np.uint8)
+LARGE = np.full(400_000, 3, np.uint8)
+IN_PIECES = np.arange(160_000, dtype=np.int32)[::2]
+LONG_KEY = "a key that does not fit into a slot, " * 8
+
+
+@dataclass
+class Scene:
+    """Where an operation takes place.
+
+    Attributes
+    ----------
+    root
+        The folder of the stores.
+    refs
+        The objects without names that the template has made.
+    store
+        The actor's handle.
+    held
+        What the actor keeps alive.
+    forked
+        The actor's own child, 0 in the child.
+    """
+
+    root: Path
+    refs: list[Any] = field(default_factory=list)
+    store: Any = None
+    held: list[Any] = field(default_factory=list)
+    forked: int = -1
+
+    def create(self, name: str = NAME, **options: Any) -> Store:
+        """Make a store, a small one."""
+        options = {"capacity": MIB, "max_objects": 512, "max_clients": 16, **options}
+        self.store = Store.create(name, root=self.root, **options)
+        return self.store
+
+    def attach(self, name: str = NAME, **options: Any) -> Store:
+        """Join the store."""
+        self.store = Store.attach(name, root=self.root, lock_timeout=10, **options)
+        return self.store
+
+
+# --- templates ------------------------------------------------------------------------------------
+
+
+def furnish(scene: Scene, store: Store) -> None:
+    """Put objects of all kinds, between memory that is free in pieces."""
+    warm = store.put(np.full(200_000, 9, np.uint8))
+    small = [store.put(np.full(3000, value, np.uint8)) for value in range(6)]
+    store.update({"k": OLD, "l": OLD, "p": [1], "text": "t" * 2000, LONG_KEY: (1, 2)})
+    store.put({"a": OLD, "b": NEW[:7]}, key="kept")
+    store.put(b"\0" * 9000, key="packed", compression="zlib")
+    store.delete_many([warm, *small[::2]])
+    store.put(("anonymous", 1))
+    scene.refs += small[1::2]
+
+
+def furnished(scene: Scene) -> None:
+    """A store that persists, with objects of all kinds."""
+    store = scene.create(persist=True)
+    furnish(scene, store)
+    store.close()
+
+
+def locked(scene: Scene) -> None:
+    """The same, where readers take the lock."""
+    store = scene.create(persist=True, locked_reads=True)
+    furnish(scene, store)
+    store.close()
+
+
+def empty(scene: Scene) -> None:
+    """A store that never held anything."""
+    scene.create(persist=True).close()
+
+
+def crowded(scene: Scene) -> None:
+    """A store whose key index and slot table grow with the next object."""
+    store = scene.create(persist=True)
+    store.update({str(number): number for number in range(64)})
+    words = store._session.words
+    while (words[L.W_SLOT_TOP] + 1) * L.SLOT_NBYTES <= words[L.W_SLOTS_RESERVED]:
+        store.put(0)
+    store.close()
+
+
+def full(scene: Scene) -> None:
+    """A store without room."""
+    store = scene.create(persist=True, capacity="64KiB")
+    with contextlib.suppress(StoreFullError):
+        while True:
+            scene.refs.append(store.put(OLD))
+    store.close()
+
+
+def one_seat(scene: Scene) -> None:
+    """A store that takes one client."""
+    store = scene.create(persist=True, max_clients=1)
+    store["k"] = OLD
+    store.close()
+
+
+def killed(scene: Scene, task: Callable[[], Any], point: str = "", hit: int = 1) -> None:
+    """Let a process die in a task: at a point, or when it comes to the end."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    if point:
+        machine.arm((point, hit))
+    task()
+    die()
+
+
+def owned(scene: Scene) -> None:
+    """A store that nobody has, since its owner was killed."""
+    killed(scene, lambda: furnish(scene, scene.create()))
+
+
+def two_owned(scene: Scene) -> None:
+    """Two of them."""
+    owned(scene)
+    killed(scene, lambda: scene.create("t"))
+
+
+def cut_short(scene: Scene) -> None:
+    """Folders of stores that were being made and removed."""
+    killed(scene, scene.create, "folder.rename:1")
+    killed(scene, lambda: scene.create().destroy(), "folder._remove:1", 2)
+
+
+def nothing(scene: Scene) -> None:
+    """No store."""
+
+
+def inhabited(scene: Scene) -> None:
+    """A store with what dead clients have left: pins, half-made puts, seats."""
+    furnished(scene)
+    let_others_die(scene)
+
+
+def let_others_die(scene: Scene) -> None:
+    """Let clients die that look at a deleted object, and are in the middle of two puts."""
+
+    def look_and_build() -> None:
+        store = Store.attach(NAME, root=scene.root)
+        scene.held += [store["l"], store.get("kept")]
+        store.delete("l")
+        scene.held.append(store.allocate(3000, "u1", key="half"))
+        scene.held[-1].__enter__()
+        store.put(LARGE, key="more")
+
+    killed(scene, look_and_build, "allocator.Allocator.mark_warm:1")
+    killed(scene, lambda: Store.attach(NAME, root=scene.root))
+
+
+def attach_to_die_among(scene: Scene) -> None:
+    """Be there when others die."""
+    scene.attach()
+    let_others_die(scene)
+
+
+def dirty(scene: Scene) -> None:
+    """A store whose tables contradict each other, since somebody was killed in a change."""
+    inhabited(scene)
+    let_one_die_in_a_change(scene)
+
+
+def let_one_die_in_a_change(scene: Scene) -> None:
+    """Let a client die between the two steps of an overwrite."""
+    task = lambda: Store.attach(NAME, root=scene.root).put(NEW, key="p")  # noqa: E731
+    killed(scene, task, "keys.KeyIndex.swap:2")
+
+
+def dirty_seats(scene: Scene) -> None:
+    """A store with a seat file that no row names."""
+    furnished(scene)
+    killed(scene, scene.attach, "clients.Clients.register:6")
+
+
+# --- bystanders: run to the yield, live on, and look again when the actor is dead -----------------
+
+Bystander = Callable[[Scene], Iterator[None]]
+
+
+def sits(scene: Scene) -> Iterator[None]:
+    """Be attached, and work on afterwards."""
+    store = scene.attach()
+    yield
+    with contextlib.suppress(StoreClosedError):
+        store["bystander"] = NEW
+        assert store["bystander"].sum() == NEW.sum()
+        store.delete("bystander")
+    store.close()
+
+
+def looks(scene: Scene) -> Iterator[None]:
+    """Look at objects whose memory must not be used again."""
+    store = scene.attach()
+    views = [store["k"], store["kept"]["a"][5:], store.get(scene.refs[0], mode="readonly")]
+    before = [view.copy() for view in views]
+    yield
+    assert all(map(np.array_equal, views, before)), "a view of a living process has changed"
+    views.clear()
+    store.close()
+
+
+def looks_at_deleted(scene: Scene) -> Iterator[None]:
+    """The same, when they have been deleted."""
+    looking = looks(scene)
+    next(looking)
+    scene.store.delete_many(["k", "kept", scene.refs[0]])
+    yield
+    next(looking, None)
+
+
+# --- operations -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One row of the matrix.
+
+    Attributes
+    ----------
+    run, before
+        What the actor does.
+    template
+        What it finds.
+    bystander
+        Who else is there.
+    child
+        A child that the actor forks is killed instead of the actor.
+    may_miss
+        There may be no store in between.
+    """
+
+    run: Callable[[Scene], object]
+    before: Callable[[Scene], object] = Scene.attach
+    template: Callable[[Scene], None] = furnished
+    bystander: Bystander | None = None
+    child: bool = False
+    may_miss: bool = False
+
+
+def build(scene: Scene) -> None:
+    """Build an array in place."""
+    with scene.store.allocate(1000, "u1", key="k") as array:
+        array[:] = 2
+
+
+def build_half(scene: Scene) -> None:
+    """Begin to build an array, and give up."""
+    with contextlib.suppress(ZeroDivisionError), scene.store.allocate(500_000, "u1", key="k"):
+        raise ZeroDivisionError
+
+
+def look(scene: Scene) -> None:
+    """Get views, many of them, and let them go."""
+    store = scene.store
+    views = [store["k"], store["kept"], store["text"], store["packed"], store[LONG_KEY]]
+    views += [store.get("k", mode=mode) for mode in ("readonly", "private", "copy")]
+    views += [store["l"] for _ in range(40)]
+    del views[::2]
+    views.clear()
+
+
+def try_to_put(scene: Scene) -> None:
+    """Put into a full store, first what has no room, then what has when something goes."""
+    with contextlib.suppress(StoreFullError):
+        scene.store.put(NEW)
+    scene.store.delete(scene.refs[3])
+    scene.store.put(OLD, key="new")
+
+
+def put_if_absent(scene: Scene) -> None:
+    """Put under a key that is free, and under one that is taken."""
+    scene.store.put(NEW, key="n", overwrite=False)
+    with contextlib.suppress(shmstore.KeyExistsError):
+        scene.store.put(NEW, key="k", overwrite=False)
+
+
+def change_mapping(scene: Scene) -> None:
+    """Use the store as a dict."""
+    scene.store.update({"k": NEW, "u": 1})
+    scene.store.pop("l")
+    scene.store.setdefault("v", [2])
+
+
+def break_a_change(scene: Scene) -> None:
+    """Let an exception strike in the middle of a change."""
+
+    def change() -> None:
+        scene.store._session.slots.doom(2)
+        raise ZeroDivisionError
+
+    with contextlib.suppress(ZeroDivisionError):
+        scene.store._session.lock.run(change)
+
+
+def create_and_furnish(scene: Scene) -> None:
+    """Own a store."""
+    furnish(scene, scene.create())
+
+
+def open_and_furnish(scene: Scene) -> None:
+    """Be in a store that goes with its last client."""
+    scene.store = Store.open(NAME, root=scene.root, capacity=MIB, max_objects=512)
+    furnish(scene, scene.store)
+
+
+def hold_views(scene: Scene) -> None:
+    """Look at objects, also at one that has been deleted."""
+    store = scene.attach()
+    scene.held += [store["k"], store["kept"], *(store["l"] for _ in range(40))]
+    store.delete("l")
+
+
+def close_before_views(scene: Scene) -> None:
+    """Close while views are alive: the seat goes with the last of them."""
+    scene.store.close()
+    scene.held.clear()
+    shmstore.prune(scene.root)
+
+
+def fork(scene: Scene) -> None:
+    """Fork with views alive; both go on."""
+    scene.forked = os.fork()
+    assert all((view == 1).all() for view in scene.held[2:])
+    scene.store["parent" if scene.forked else "child"] = NEW
+
+
+def fork_while_others_look(scene: Scene) -> None:
+    """Fork while views come and go in another thread."""
+
+    def look() -> None:
+        scene.held[2] = scene.store["k"]
+        scene.held.append(scene.store["k"])
+
+    machine.in_fork = look
+    fork(scene)
+
+
+def free_the_top(scene: Scene) -> None:
+    """Delete the objects that lie highest."""
+    store = scene.attach()
+    store.delete_many([store.put(LARGE), store.put(LARGE[:100_000])])
+
+
+def attach_twice(scene: Scene) -> None:
+    """Attach where this process is attached already, also under other conditions."""
+    scene.held += [scene.store]
+    scene.attach()
+    scene.held += [scene.store, scene.attach(readonly=True)]
+
+
+def create_too_large(scene: Scene) -> None:
+    """Begin to make a store that there is no memory for."""
+    with contextlib.suppress(StoreFullError):
+        scene.create(capacity="100TiB")
+
+
+def fork_without_a_seat(scene: Scene) -> None:
+    """Fork where the child can get no seat: its handle is closed, its views stay."""
+    scene.held.append(scene.store["k"])
+    scene.forked = os.fork()
+    assert (scene.held[0] == 1).all()
+    if not scene.forked:
+        assert scene.store.closed
+
+
+def reopen(scene: Scene) -> None:
+    """Join or make a store."""
+    scene.store = Store.open(NAME, root=scene.root, capacity=MIB, max_objects=512)
+
+
+def make(**options: Any) -> Callable[[Scene], object]:
+    """Return what makes a store."""
+    return lambda scene: scene.create(**options)
+
+
+def putting(obj: Any, **options: Any) -> Callable[[Scene], object]:
+    """Return what puts an object."""
+    return lambda scene: scene.store.put(obj, **options)
+
+
+def end(scene: Scene) -> None:
+    """Do what a process does at its end."""
+    process._leave_all()
+
+
+def idle(scene: Scene) -> None:
+    """Do nothing."""
+
+
+OPERATIONS: Final[dict[str, Operation]] = {
+    "put in a slot": Operation(putting({"n": 1})),
+    "put in a slot, named": Operation(putting({"n": 1}, key="n")),
+    "put in used memory": Operation(putting(NEW, key="n")),
+    "put in fresh memory": Operation(putting(LARGE, key="n")),
+    "put the first object": Operation(putting(NEW, key="n"), template=empty),
+    "put, large in used memory": Operation(putting(LARGE[:190_000])),
+    "put, large where the top is free": Operation(putting(LARGE[:300_000]), free_the_top),
+    "put, large header": Operation(putting(NEW, key=LONG_KEY + "!")),
+    "put, large pickle": Operation(putting({"a": LARGE[:100_000], "b": NEW}, key="n")),
+    "put, made in place": Operation(putting(IN_PIECES, key="n")),
+    "put, compressed": Operation(putting(b"ab" * 9000, key="n", compression="zlib")),
+    "put, tables grow": Operation(putting([1], key="n"), template=crowded),
+    "put into a full store": Operation(try_to_put, template=full),
+    "put if absent": Operation(put_if_absent),
+    "put many": Operation(lambda s: s.store.put_many([NEW, [1], OLD])),
+    "put many, named": Operation(lambda s: s.store.put_many({"k": NEW, "n": LARGE, "p": [2]})),
+    "put after deletes, pinned": Operation(putting(NEW, key="n"), bystander=looks_at_deleted),
+    "overwrite": Operation(putting(NEW, key="k")),
+    "overwrite, large": Operation(putting(LARGE, key="k")),
+    "overwrite, in a slot": Operation(putting([2], key="p")),
+    "overwrite, looked at": Operation(putting(NEW, key="k"), bystander=looks),
+    "delete": Operation(lambda s: s.store.delete("k")),
+    "delete, in a slot": Operation(lambda s: s.store.delete("p")),
+    "delete by reference": Operation(lambda s: s.store.delete(s.refs[0])),
+    "delete many, looked at": Operation(
+        lambda s: s.store.delete_many(["k", "p", "kept", *s.refs]), bystander=looks
+    ),
+    "clear": Operation(lambda s: s.store.clear()),
+    "update, pop, setdefault": Operation(change_mapping),
+    "build in place": Operation(build),
+    "build in place, give up": Operation(build_half),
+    "get and let go": Operation(look),
+    "get under the lock": Operation(look, template=locked),
+    "exception in a change": Operation(break_a_change),
+    "check": Operation(lambda s: s.store.check(), attach_to_die_among),
+    "recover": Operation(lambda s: s.store.recover(), attach_to_die_among),
+    "recover, looked at": Operation(
+        lambda s: s.store.recover(), attach_to_die_among, bystander=looks
+    ),
+    "put where others died": Operation(putting(LARGE, key="n"), attach_to_die_among),
+    "attach": Operation(Scene.attach, idle),
+    "attach twice": Operation(attach_twice),
+    "attach, read-only": Operation(lambda s: s.attach(readonly=True), idle),
+    "attach after deaths": Operation(Scene.attach, idle, dirty),
+    "attach after a death in attach": Operation(Scene.attach, idle, dirty_seats),
+    "attach after deaths, looked at": Operation(
+        Scene.attach, let_one_die_in_a_change, inhabited, looks_at_deleted
+    ),
+    "close": Operation(lambda s: s.store.close(), bystander=sits, template=owned),
+    "close, read-only": Operation(
+        lambda s: s.store.close(), lambda s: s.attach(readonly=True), bystander=sits
+    ),
+    "close, owner": Operation(lambda s: s.store.close(), create_and_furnish, nothing),
+    "close, last client": Operation(lambda s: s.store.close(), open_and_furnish, nothing),
+    "close before views": Operation(close_before_views, hold_views),
+    "exit": Operation(end, bystander=sits),
+    "exit, views alive": Operation(end, hold_views, template=owned),
+    "exit, owner": Operation(end, create_and_furnish, nothing),
+    "fork, parent": Operation(fork, hold_views),
+    "fork, child": Operation(fork, hold_views, child=True),
+    "fork, others look": Operation(fork_while_others_look, hold_views),
+    "fork, no seat, parent": Operation(fork_without_a_seat, template=one_seat),
+    "fork, no seat, child": Operation(fork_without_a_seat, template=one_seat, child=True),
+    "create": Operation(make(), idle, nothing),
+    "create, all memory at once": Operation(make(prefault=True, persist=True), idle, nothing),
+    "create, too large": Operation(create_too_large, idle, nothing),
+    "create over a dead store": Operation(make(), idle, owned, may_miss=True),
+    "create over leftovers": Operation(make(), idle, cut_short),
+    "open, make": Operation(reopen, idle, nothing),
+    "open, join": Operation(reopen, idle),
+    "destroy": Operation(lambda s: s.store.destroy()),
+    "destroy, looked at": Operation(lambda s: s.store.destroy(), bystander=looks),
+    "prune": Operation(lambda s: shmstore.prune(s.root), idle, two_owned),
+}

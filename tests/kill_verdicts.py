@@ -1,0 +1,162 @@
+"""What must be true of a store after a process was killed?
+
+A process that never had to do with the store looks at it, then uses it. The lock is free; nothing
+is broken; each object is as it was before the operation or as it is after it; used bytes are those
+of the objects; no client, no half-made object, no file is left over; the store works, can be
+emptied, and removed.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from kill_operations import NAME, NEW, Scene
+
+import shmstore
+from shmstore import ObjectRef, Store, StoreNotFoundError
+from shmstore._catalog import states
+from shmstore._memory import layout as L
+
+
+class Holding(NamedTuple):
+    """What a store holds; objects are known by a digest."""
+
+    named: dict[str, str]
+    anonymous: Counter[str]
+
+
+def digest(value: Any) -> str:
+    """Return a text that is the same for equal objects."""
+    if isinstance(value, np.ndarray):
+        raw = np.ascontiguousarray(value).tobytes()
+        return f"{value.dtype}{value.shape}{hashlib.blake2b(raw, digest_size=8).hexdigest()}"
+    if isinstance(value, dict):
+        return str({key: digest(part) for key, part in value.items()})
+    text = repr(value)
+    if len(text) < 80:
+        return text
+    return f"{text[:20]}...{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+
+
+def look(scene: Scene, others: bytes | None) -> tuple[Holding | None, list[str]]:
+    """Return what a store holds after a death, and what is wrong with it.
+
+    Parameters
+    ----------
+    scene
+        Gets the store that was found.
+    others
+        The identity of the store that a bystander is attached to.
+    """
+    try:
+        store = scene.attach()
+    except StoreNotFoundError:
+        shmstore.prune(scene.root)
+        return None, [f"left in the root: {name}" for name in _names(scene.root)]
+    store.recover()
+    faults = [f"check: {finding}" for finding in store.check()]
+    again = store.recover()
+    if again != shmstore.Recovered(0, 0, 0):
+        faults.append(f"recovering again finds {again}")
+    held = _holding(store)
+    faults += _count(store, int(store._session.uuid == others))
+    shmstore.prune(scene.root)
+    faults += _files(scene, store)
+    return held, faults
+
+
+def _refs(store: Store) -> Iterator[tuple[str | None, ObjectRef]]:
+    uuid, path = store._session.uuid, str(store.path)
+    for info in store.objects():
+        yield info.key, ObjectRef(uuid, path, info.slot, info.generation, info.nbytes, info.key)
+
+
+def _holding(store: Store) -> Holding:
+    named: dict[str, str] = {}
+    anonymous: Counter[str] = Counter()
+    for key, ref in _refs(store):
+        value = digest(store.get(ref))
+        if key is None:
+            anonymous[value] += 1
+        else:
+            assert key not in named, f"two objects are named {key!r}"
+            named[key] = value
+            assert store._ref_of(key) == ref, f"{key!r} leads to another object"
+    return Holding(named, anonymous)
+
+
+def _count(store: Store, others: int) -> Iterator[str]:
+    """Yield what does not add up: bytes, states, clients."""
+    gc.collect(0)
+    session, stats = store._session, store.stats()
+    pinned = session.clients.pinned()
+    used = 0
+    for slot, row in enumerate(session.slots.table().tolist()):
+        state = states.state_of(row[L.S_STATE])
+        if state not in {states.FREE, states.READY} and slot not in pinned:
+            yield f"slot {slot} is {states.NAMES.get(state, state)}, and nobody looks at it"
+        used += row[L.S_EXTENT_NBYTES] if state != states.FREE else 0
+    if stats.used != used:
+        yield f"{stats.used} bytes are used, the objects have {used}"
+    if stats.clients != 1 + others:
+        yield f"there are {stats.clients} clients, {1 + others} live"
+
+
+def _names(path: os.PathLike[str]) -> set[str]:
+    return set(os.listdir(path))  # noqa: PTH208 - names, not paths
+
+
+def _files(scene: Scene, store: Store) -> Iterator[str]:
+    """Yield files and folders that should not be there."""
+    if _names(scene.root) != {NAME}:
+        yield f"the root holds {_names(scene.root)}"
+    rest = _names(store.path) - {"index", "lock", "seats"}
+    if any(not name.startswith("segment-") for name in rest):
+        yield f"the folder holds {rest}"
+    seats = {str(client.serial) for client in store._session.clients.rows()}
+    if _names(store.path / "seats") != seats:
+        yield f"there are seats {_names(store.path / 'seats')}, of clients {seats}"
+
+
+def use(scene: Scene) -> Iterator[str]:
+    """Use the store, or a new one of its name, empty and remove it; yield what is wrong."""
+    store = scene.store
+    if store is None:
+        store = scene.create()
+    store.delete_many([ref for _, ref in _refs(store)])
+    for value in (NEW, [1], NEW[:2000], {"a": NEW}):
+        store["used"] = value
+        if digest(store["used"]) != digest(value):
+            yield "what was put is not what one gets"
+    ref = store.put(NEW)
+    if not np.array_equal(store.get(ref), NEW):
+        yield "what was put is not what one gets"
+    store.delete_many(["used", ref])
+    gc.collect(0)
+    store.recover()
+    yield from (f"check after use: {finding}" for finding in store.check())
+    stats = store.stats()
+    if (stats.used, stats.objects, stats.largest_free) != (0, 0, stats.capacity):
+        yield f"the emptied store is not empty: {stats}"
+    store.destroy()
+    yield from (f"left in the root: {name}" for name in _names(scene.root))
+
+
+def amiss(before: Holding | None, after: Holding | None, held: Holding | None) -> Iterator[str]:
+    """Yield how objects are neither as before an operation nor as after it."""
+    nothing = Holding({}, Counter())
+    old, new, now = before or nothing, after or nothing, held or nothing
+    for key in {*old.named, *new.named, *now.named}:
+        allowed = {old.named.get(key), new.named.get(key)}
+        if now.named.get(key) not in allowed:
+            yield f"{key[:20]!r} is {now.named.get(key)}, allowed are {allowed}"
+    for value in {*old.anonymous, *new.anonymous, *now.anonymous}:
+        counts = sorted((old.anonymous[value], new.anonymous[value]))
+        if not counts[0] <= now.anonymous[value] <= counts[1]:
+            yield f"there are {now.anonymous[value]} of {value}, allowed are {counts}"

@@ -1,0 +1,58 @@
+"""Who is killed at any step of any operation leaves a store that is whole.
+
+Here each operation is killed once at each point that it comes to, and a few who recover are killed,
+too; ``make soak`` kills at each hit of each point. A failure says how to see it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import kill_points
+import pytest
+from kill_matrix import Killer, note
+from kill_operations import OPERATIONS
+
+# Points that no operation comes to here, by where they stand and what stands there.
+NOT_REACHED = {
+    "folder._open_own": "os.close",  # what is foreign is refused: see test_folder.py
+    "folder.remove_root": "root.rmdir",  # the default root, which is not a test's
+    "lock.hold": "lock_descriptor",  # again and again, while others hold it: see test_lock.py
+    "mapping.reserve": "os.pwrite",  # where there is no posix_fallocate
+    "seats.Seat.create": "os.",  # what was made goes when there is no room: see test_faults.py
+    "session.open_index": "os.close",  # what is damaged is refused: see test_damage.py
+}
+
+
+@pytest.fixture(scope="session")
+def killer() -> Iterator[Killer]:
+    """Give the process that forks those who are killed."""
+    with Killer() as started:
+        yield started
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_store_is_whole_after_a_kill_at_any_point(killer: Killer, name: str) -> None:
+    """What was there is there, the object of the operation is whole or not there, all works."""
+    result = killer.ask(name=name, hits=1, deaths=1, points=3)
+    note(result)
+    assert result.failures == []
+    assert result.unlisted == set()
+    assert result.kills.total() > 0
+    assert result.second.total() > 0
+
+
+def test_every_point_is_reached_by_some_operation(killer: Killer) -> None:
+    """A store to shared memory that no operation comes to would be a gap in the matrix."""
+    points = kill_points.all_points()
+    assert len(points) > 150
+    reached = set()
+    for name in OPERATIONS:
+        reached |= killer.ask(name=name, hits=0, deaths=1, points=0).reached
+    missed = {
+        point: source
+        for point, source in points.items()
+        if point not in reached
+        and not source.startswith(NOT_REACHED.get(point.partition(":")[0], "?"))
+    }
+    assert missed == {}
