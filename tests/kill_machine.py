@@ -30,8 +30,9 @@ kill_points.install()
 # ruff: noqa: E402 - from here on shmstore may be imported: it gets its points
 import os
 
-from kill_operations import OPERATIONS, Operation, Scene, furnished
+from kill_operations import OPERATIONS, Operation
 from kill_processes import Case, Copy, Helper, Result, Send, Wait, folder
+from kill_scenes import Scene, furnished
 from kill_verdicts import Holding, amiss, look, use
 
 import shmstore

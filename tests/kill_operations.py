@@ -13,237 +13,45 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-from kill_points import die, machine
+from kill_points import machine
+from kill_scenes import (
+    IN_PIECES,
+    LARGE,
+    LONG_KEY,
+    MIB,
+    NAME,
+    NEW,
+    OLD,
+    Bystander,
+    Scene,
+    attach_to_die_among,
+    crowded,
+    cut_short,
+    dirty,
+    dirty_seats,
+    empty,
+    full,
+    furnish,
+    furnished,
+    inhabited,
+    let_one_die_in_a_change,
+    locked,
+    looks,
+    looks_at_deleted,
+    nothing,
+    one_seat,
+    owned,
+    sits,
+    two_owned,
+)
 
 import shmstore
-from shmstore import Store, StoreClosedError, StoreFullError
+from shmstore import Store, StoreFullError
 from shmstore import _process as process
-from shmstore._memory import layout as L
-
-NAME: Final = "s"
-MIB: Final = 1 << 20
-
-OLD, NEW = np.full(3000, 1, np.uint8), np.full(5000, 2, np.uint8)
-LARGE = np.full(400_000, 3, np.uint8)
-IN_PIECES = np.arange(160_000, dtype=np.int32)[::2]
-LONG_KEY = "a key that does not fit into a slot, " * 8
-
-
-@dataclass
-class Scene:
-    """Where an operation takes place.
-
-    Attributes
-    ----------
-    root
-        The folder of the stores.
-    refs
-        The objects without names that the template has made.
-    store
-        The actor's handle.
-    held
-        What the actor keeps alive.
-    forked
-        The actor's own child, 0 in the child.
-    """
-
-    root: Path
-    refs: list[Any] = field(default_factory=list)
-    store: Any = None
-    held: list[Any] = field(default_factory=list)
-    forked: int = -1
-
-    def create(self, name: str = NAME, **options: Any) -> Store:
-        """Make a store, a small one."""
-        options = {"capacity": MIB, "max_objects": 512, "max_clients": 16, **options}
-        self.store = Store.create(name, root=self.root, **options)
-        return self.store
-
-    def attach(self, name: str = NAME, **options: Any) -> Store:
-        """Join the store."""
-        self.store = Store.attach(name, root=self.root, lock_timeout=10, **options)
-        return self.store
-
-
-# --- templates ------------------------------------------------------------------------------------
-
-
-def furnish(scene: Scene, store: Store) -> None:
-    """Put objects of all kinds, between memory that is free in pieces."""
-    warm = store.put(np.full(200_000, 9, np.uint8))
-    small = [store.put(np.full(3000, value, np.uint8)) for value in range(6)]
-    store.update({"k": OLD, "l": OLD, "p": [1], "text": "t" * 2000, LONG_KEY: (1, 2)})
-    store.put({"a": OLD, "b": NEW[:7]}, key="kept")
-    store.put(b"\0" * 9000, key="packed", compression="zlib")
-    store.delete_many([warm, *small[::2]])
-    store.put(("anonymous", 1))
-    scene.refs += small[1::2]
-
-
-def furnished(scene: Scene) -> None:
-    """A store that persists, with objects of all kinds."""
-    store = scene.create(persist=True)
-    furnish(scene, store)
-    store.close()
-
-
-def locked(scene: Scene) -> None:
-    """The same, where readers take the lock."""
-    store = scene.create(persist=True, locked_reads=True)
-    furnish(scene, store)
-    store.close()
-
-
-def empty(scene: Scene) -> None:
-    """A store that never held anything."""
-    scene.create(persist=True).close()
-
-
-def crowded(scene: Scene) -> None:
-    """A store whose key index and slot table grow with the next object."""
-    store = scene.create(persist=True)
-    store.update({str(number): number for number in range(64)})
-    words = store._session.words
-    while (words[L.W_SLOT_TOP] + 1) * L.SLOT_NBYTES <= words[L.W_SLOTS_RESERVED]:
-        store.put(0)
-    store.close()
-
-
-def full(scene: Scene) -> None:
-    """A store without room."""
-    store = scene.create(persist=True, capacity="64KiB")
-    with contextlib.suppress(StoreFullError):
-        while True:
-            scene.refs.append(store.put(OLD))
-    store.close()
-
-
-def one_seat(scene: Scene) -> None:
-    """A store that takes one client."""
-    store = scene.create(persist=True, max_clients=1)
-    store["k"] = OLD
-    store.close()
-
-
-def killed(scene: Scene, task: Callable[[], Any], point: str = "", hit: int = 1) -> None:
-    """Let a process die in a task: at a point, or when it comes to the end."""
-    child = os.fork()
-    if child:
-        os.waitpid(child, 0)
-        return
-    if point:
-        machine.arm((point, hit))
-    task()
-    die()
-
-
-def owned(scene: Scene) -> None:
-    """A store that nobody has, since its owner was killed."""
-    killed(scene, lambda: furnish(scene, scene.create()))
-
-
-def two_owned(scene: Scene) -> None:
-    """Two of them."""
-    owned(scene)
-    killed(scene, lambda: scene.create("t"))
-
-
-def cut_short(scene: Scene) -> None:
-    """Folders of stores that were being made and removed."""
-    killed(scene, scene.create, "folder.rename:1")
-    killed(scene, lambda: scene.create().destroy(), "folder._remove:1", 2)
-
-
-def nothing(scene: Scene) -> None:
-    """No store."""
-
-
-def inhabited(scene: Scene) -> None:
-    """A store with what dead clients have left: pins, half-made puts, seats."""
-    furnished(scene)
-    let_others_die(scene)
-
-
-def let_others_die(scene: Scene) -> None:
-    """Let clients die that look at a deleted object, and are in the middle of two puts."""
-
-    def look_and_build() -> None:
-        store = Store.attach(NAME, root=scene.root)
-        scene.held += [store["l"], store.get("kept")]
-        store.delete("l")
-        scene.held.append(store.allocate(3000, "u1", key="half"))
-        scene.held[-1].__enter__()
-        store.put(LARGE, key="more")
-
-    killed(scene, look_and_build, "allocator.Allocator.mark_warm:1")
-    killed(scene, lambda: Store.attach(NAME, root=scene.root))
-
-
-def attach_to_die_among(scene: Scene) -> None:
-    """Be there when others die."""
-    scene.attach()
-    let_others_die(scene)
-
-
-def dirty(scene: Scene) -> None:
-    """A store whose tables contradict each other, since somebody was killed in a change."""
-    inhabited(scene)
-    let_one_die_in_a_change(scene)
-
-
-def let_one_die_in_a_change(scene: Scene) -> None:
-    """Let a client die between the two steps of an overwrite."""
-    task = lambda: Store.attach(NAME, root=scene.root).put(NEW, key="p")  # noqa: E731
-    killed(scene, task, "keys.KeyIndex.swap:2")
-
-
-def dirty_seats(scene: Scene) -> None:
-    """A store with a seat file that no row names."""
-    furnished(scene)
-    killed(scene, scene.attach, "clients.Clients.register:6")
-
-
-# --- bystanders: run to the yield, live on, and look again when the actor is dead -----------------
-
-Bystander = Callable[[Scene], Iterator[None]]
-
-
-def sits(scene: Scene) -> Iterator[None]:
-    """Be attached, and work on afterwards."""
-    store = scene.attach()
-    yield
-    with contextlib.suppress(StoreClosedError):
-        store["bystander"] = NEW
-        assert store["bystander"].sum() == NEW.sum()
-        store.delete("bystander")
-    store.close()
-
-
-def looks(scene: Scene) -> Iterator[None]:
-    """Look at objects whose memory must not be used again."""
-    store = scene.attach()
-    views = [store["k"], store["kept"]["a"][5:], store.get(scene.refs[0], mode="readonly")]
-    before = [view.copy() for view in views]
-    yield
-    assert all(map(np.array_equal, views, before)), "a view of a living process has changed"
-    views.clear()
-    store.close()
-
-
-def looks_at_deleted(scene: Scene) -> Iterator[None]:
-    """The same, when they have been deleted."""
-    looking = looks(scene)
-    next(looking)
-    scene.store.delete_many(["k", "kept", scene.refs[0]])
-    yield
-    next(looking, None)
-
 
 # --- operations -----------------------------------------------------------------------------------
 

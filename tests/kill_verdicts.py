@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from kill_operations import NAME, NEW, Scene
+from kill_scenes import NAME, NEW, Scene
 
 import shmstore
 from shmstore import ObjectRef, Store, StoreNotFoundError
