@@ -16,6 +16,7 @@ import importlib
 import pickle
 import random
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ from kill_operations import OPERATIONS, Operation
 from kill_processes import Case, Copy, Helper, Result, Send, Wait, folder
 from kill_scenes import Scene, furnished
 from kill_verdicts import Holding, amiss, look, use
+from kill_weakenings import WEAKENINGS
 
 import shmstore
 from shmstore import StoreNotFoundError
@@ -139,6 +141,9 @@ class Row:
         [untouched] = self.let([Case(BEGIN, 1)])
         [finished] = self.let([Case(END, 1)])
         self._allowed = [untouched.held, finished.held]
+        if (untouched.held == finished.held) is not self.operation.keeps:
+            change = "changes" if self.operation.keeps else "does not change"
+            self.result.failures.append(f"{name!r} {change} what the store holds")
         self.hits: dict[str, int] = finished.sent.get("hits", {})
         self.result.reached |= set(self.hits)
 
@@ -331,7 +336,10 @@ def warm_up() -> None:
 def main() -> None:
     """Answer requests, pickled arguments of `run` or `run_one`, with pickled results."""
     faulthandler.enable()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     warm_up()
+    for name in sys.argv[1:]:
+        WEAKENINGS[name][0]()
     with folder() as place:
         while True:
             try:

@@ -33,11 +33,17 @@ EVERY: Final = 1 << 30
 
 
 class Killer:
-    """The process that forks those who are killed."""
+    """The process that forks those who are killed.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    weakenings
+        What is taken away from the store there.
+    """
+
+    def __init__(self, *weakenings: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(TESTS / "kill_machine.py")],
+            [sys.executable, str(TESTS / "kill_machine.py"), *weakenings],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},

@@ -72,6 +72,8 @@ class Operation:
         A child that the actor forks is killed instead of the actor.
     may_miss
         There may be no store in between.
+    keeps
+        Afterwards the store holds what it held before.
     """
 
     run: Callable[[Scene], object]
@@ -80,6 +82,7 @@ class Operation:
     bystander: Bystander | None = None
     child: bool = False
     may_miss: bool = False
+    keeps: bool = False
 
 
 def build(scene: Scene) -> None:
@@ -263,46 +266,48 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "clear": Operation(lambda s: s.store.clear()),
     "update, pop, setdefault": Operation(change_mapping),
     "build in place": Operation(build),
-    "build in place, give up": Operation(build_half),
-    "get and let go": Operation(look),
-    "get under the lock": Operation(look, template=locked),
+    "build in place, give up": Operation(build_half, keeps=True),
+    "get and let go": Operation(look, keeps=True),
+    "get under the lock": Operation(look, template=locked, keeps=True),
     "exception in a change": Operation(break_a_change),
-    "check": Operation(lambda s: s.store.check(), attach_to_die_among),
-    "recover": Operation(lambda s: s.store.recover(), attach_to_die_among),
+    "check": Operation(lambda s: s.store.check(), attach_to_die_among, keeps=True),
+    "recover": Operation(lambda s: s.store.recover(), attach_to_die_among, keeps=True),
     "recover, looked at": Operation(
-        lambda s: s.store.recover(), attach_to_die_among, bystander=looks
+        lambda s: s.store.recover(), attach_to_die_among, bystander=looks, keeps=True
     ),
     "put where others died": Operation(putting(LARGE, key="n"), attach_to_die_among),
-    "attach": Operation(Scene.attach, idle),
-    "attach twice": Operation(attach_twice),
-    "attach, read-only": Operation(lambda s: s.attach(readonly=True), idle),
-    "attach after deaths": Operation(Scene.attach, idle, dirty),
-    "attach after a death in attach": Operation(Scene.attach, idle, dirty_seats),
+    "attach": Operation(Scene.attach, idle, keeps=True),
+    "attach twice": Operation(attach_twice, keeps=True),
+    "attach, read-only": Operation(lambda s: s.attach(readonly=True), idle, keeps=True),
+    "attach after deaths": Operation(Scene.attach, idle, dirty, keeps=True),
+    "attach after a death in attach": Operation(Scene.attach, idle, dirty_seats, keeps=True),
     "attach after deaths, looked at": Operation(
-        Scene.attach, let_one_die_in_a_change, inhabited, looks_at_deleted
+        Scene.attach, let_one_die_in_a_change, inhabited, looks_at_deleted, keeps=True
     ),
-    "close": Operation(lambda s: s.store.close(), bystander=sits, template=owned),
+    "close": Operation(lambda s: s.store.close(), bystander=sits, template=owned, keeps=True),
     "close, read-only": Operation(
-        lambda s: s.store.close(), lambda s: s.attach(readonly=True), bystander=sits
+        lambda s: s.store.close(), lambda s: s.attach(readonly=True), bystander=sits, keeps=True
     ),
     "close, owner": Operation(lambda s: s.store.close(), create_and_furnish, nothing),
     "close, last client": Operation(lambda s: s.store.close(), open_and_furnish, nothing),
-    "close before views": Operation(close_before_views, hold_views),
-    "exit": Operation(end, bystander=sits),
+    "close before views": Operation(close_before_views, hold_views, keeps=True),
+    "exit": Operation(end, bystander=sits, keeps=True),
     "exit, views alive": Operation(end, hold_views, template=owned),
     "exit, owner": Operation(end, create_and_furnish, nothing),
     "fork, parent": Operation(fork, hold_views),
     "fork, child": Operation(fork, hold_views, child=True),
     "fork, others look": Operation(fork_while_others_look, hold_views),
-    "fork, no seat, parent": Operation(fork_without_a_seat, template=one_seat),
-    "fork, no seat, child": Operation(fork_without_a_seat, template=one_seat, child=True),
+    "fork, no seat, parent": Operation(fork_without_a_seat, template=one_seat, keeps=True),
+    "fork, no seat, child": Operation(
+        fork_without_a_seat, template=one_seat, child=True, keeps=True
+    ),
     "create": Operation(make(), idle, nothing),
     "create, all memory at once": Operation(make(prefault=True, persist=True), idle, nothing),
-    "create, too large": Operation(create_too_large, idle, nothing),
+    "create, too large": Operation(create_too_large, idle, nothing, keeps=True),
     "create over a dead store": Operation(make(), idle, owned, may_miss=True),
     "create over leftovers": Operation(make(), idle, cut_short),
     "open, make": Operation(reopen, idle, nothing),
-    "open, join": Operation(reopen, idle),
+    "open, join": Operation(reopen, idle, keeps=True),
     "destroy": Operation(lambda s: s.store.destroy()),
     "destroy, looked at": Operation(lambda s: s.store.destroy(), bystander=looks),
     "prune": Operation(lambda s: shmstore.prune(s.root), idle, two_owned),

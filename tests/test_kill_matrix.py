@@ -12,6 +12,7 @@ import kill_points
 import pytest
 from kill_matrix import Killer, note
 from kill_operations import OPERATIONS
+from kill_weakenings import WEAKENINGS
 
 # Points that no operation comes to here, by where they stand and what stands there.
 NOT_REACHED = {
@@ -56,3 +57,11 @@ def test_every_point_is_reached_by_some_operation(killer: Killer) -> None:
         and not source.startswith(NOT_REACHED.get(point.partition(":")[0], "?"))
     }
     assert missed == {}
+
+
+@pytest.mark.parametrize("weakening", WEAKENINGS)
+def test_store_that_recovers_badly_is_found_out(weakening: str) -> None:
+    """The matrix can fail: each thing that recovery does is missed when it is not done."""
+    _, operation = WEAKENINGS[weakening]
+    with Killer(weakening) as killer:
+        assert killer.ask(name=operation, hits=1).failures != []
