@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shmstore._catalog import states
+from shmstore._catalog.table import extents_of, holds_extent
 from shmstore._info import Finding
 from shmstore._memory import layout as L
 from shmstore._memory.allocator import size_class
@@ -50,8 +51,14 @@ def _state(table: Table) -> Table:
     return states.states_of(table[:, L.S_STATE])
 
 
+def _present(table: Table) -> npt.NDArray[np.bool_]:
+    return states.are_present(table[:, L.S_STATE])
+
+
 def _with_extent(table: Table) -> Table:
-    used = table[(_state(table) != states.FREE) & (table[:, L.S_EXTENT_NBYTES] != 0)]
+    """Return the rows that have an extent in the segment, lowest first; EXTENT without check."""
+    used = table[holds_extent(table)]
+    used[:, L.S_EXTENT] = extents_of(used)
     by_offset: Table = used[np.argsort(used[:, L.S_EXTENT], kind="stable")]
     return by_offset
 
@@ -100,10 +107,10 @@ def free_blocks_are_merged(session: Session, _: Table) -> Iterator[str]:
 
 
 def keys_are_found_once(session: Session, table: Table) -> Iterator[str]:
-    """4: the key of each READY object is found, exactly once; nothing else is found."""
+    """4: the key of each published object is found, exactly once; nothing else is found."""
     found = Counter(slot for _, slot in session.keys.chains())
     named = table[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0
-    expected = set(np.flatnonzero((_state(table) == states.READY) & named).tolist())
+    expected = set(np.flatnonzero(_present(table) & named).tolist())
     for slot in expected - found.keys():
         yield f"the key of slot {slot} is in no bucket"
     for slot, times in found.items():
@@ -116,8 +123,8 @@ def keys_are_found_once(session: Session, table: Table) -> Iterator[str]:
 
 
 def headers_parse(session: Session, table: Table) -> Iterator[str]:
-    """5: a READY slot's header parses and its frames fit its extent."""
-    for slot in np.flatnonzero(_state(table) == states.READY).tolist():
+    """5: a published slot's checksum agrees, its header parses, its frames fit its extent."""
+    for slot in np.flatnonzero(_present(table)).tolist():
         try:
             if make_plan(session, slot, int(table[slot, L.S_STATE])) is None:
                 yield f"slot {slot} changes although the lock is held"
@@ -183,10 +190,16 @@ def counts_agree(session: Session, table: Table) -> Iterator[str]:
     """10: the counts of objects and the lists of free and doomed slots agree with the states."""
     words, state = session.words, _state(table)
     has_key = table[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0
-    found = int((state == states.READY).sum()), int(((state == states.READY) & has_key).sum())
-    counted = words[L.W_OBJECTS], words[L.W_NAMED]
+    present, spilled = _present(table), state == states.SPILLED
+    found = (
+        int(present.sum()),
+        int((present & has_key).sum()),
+        int(spilled.sum()),
+        int(table[spilled, L.S_EXTENT_NBYTES].sum()),
+    )
+    counted = tuple(words[w] for w in (L.W_OBJECTS, L.W_NAMED, L.W_SPILLED, L.W_SPILLED_BYTES))
     if found != counted:
-        yield f"(objects, named) are {found}, counted {counted}"
+        yield f"(objects, named, spilled, bytes of these) are {found}, counted {counted}"
     doomed = set(session.slots.doomed())
     waiting = set(np.flatnonzero(state == states.DOOMED).tolist())
     if doomed != waiting:

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shmstore._catalog import states
+from shmstore._catalog.table import extents_of, holds_extent
 from shmstore._memory import folder
 from shmstore._memory import layout as L
 from shmstore._memory.index import INDEX_NAME, create_index, new_identity
 from shmstore._memory.owners import group_of
 from shmstore._memory.segment import SEGMENT_NAME, Segment
-from shmstore._options import Options, parse_size
+from shmstore._options import Options, parse_size, ttl_ns
 from shmstore._session import LOCK_NAME, Session, open_index
 from shmstore._sharing import barrier
 from shmstore._sharing.lock import hold
@@ -144,10 +145,7 @@ def _join(folder_fd: int, path: Path, *, readonly: bool, lock_timeout: float) ->
 
 def _build(root_fd: int, path: Path, options: Options) -> Session:
     """Make all files of a store and join it, then give the folder its name."""
-    flags = L.FLAG_PERSIST * options.persist
-    locked = options.locked_reads
-    if locked or (locked is None and not barrier.register()):
-        flags |= L.FLAG_LOCKED_READS
+    flags = _flags_of(options)
     temporary, folder_fd = folder.make_store_folder(root_fd)
     try:
         capacity = _affordable(folder_fd, path, options)
@@ -164,13 +162,33 @@ def _build(root_fd: int, path: Path, options: Options) -> Session:
     return session
 
 
+def _flags_of(options: Options) -> int:
+    locked = options.locked_reads
+    return sum(
+        flag
+        for flag, wanted in (
+            (L.FLAG_PERSIST, options.persist),
+            (L.FLAG_LOCKED_READS, not barrier.register() if locked is None else locked),
+            (L.FLAG_CHECKSUM, options.checksum),
+            (L.FLAG_ZERO_ON_FREE, options.zero_on_free),
+            (L.FLAG_EVICT, options.on_full == "evict"),
+            (L.FLAG_SPILL, options.on_full == "spill"),
+            (L.FLAG_TRACE_PINS, options.trace_pins),
+        )
+        if wanted
+    )
+
+
 def _write_files(folder_fd: int, capacity: int, flags: int, options: Options) -> None:
-    identity = new_identity(capacity, options.max_objects, options.max_clients, flags)
+    ttl = 0 if options.ttl is None else ttl_ns(options.ttl)
+    group = 0 if options.gid is None else options.gid + 1
+    sizes = capacity, options.max_objects, options.max_clients
+    identity = new_identity(*sizes, flags, ttl, group)
     backed = capacity if options.prefault else 0
     folder.make_seats(folder_fd, SEATS_NAME)
     os.close(folder.create_file(folder_fd, LOCK_NAME))
     with _closing(folder.create_file(folder_fd, SEGMENT_NAME)) as fd:
-        Segment.create(fd, capacity, prefault=options.prefault)
+        Segment.create(fd, identity.uuid.int, capacity, prefault=options.prefault)
     with _closing(folder.create_file(folder_fd, INDEX_NAME)) as fd:
         create_index(fd, identity, backed=backed)
 
@@ -222,9 +240,7 @@ def _end_if_dead(folder_fd: int, path: Path, lock_timeout: float) -> _Fate:
         seats_fd = stack.enter_context(_closing(folder.open_seats(folder_fd, SEATS_NAME, path)))
         if not hold(lock_fd, lock_timeout):
             raise _lock_is_busy(path, lock_timeout)
-        taken = any(
-            is_taken(seats_fd, seat, path / SEATS_NAME) for seat in os.listdir(seats_fd)
-        )
+        taken = any(is_taken(seats_fd, seat, path / SEATS_NAME) for seat in os.listdir(seats_fd))
         try:
             index = stack.enter_context(contextlib.closing(open_index(folder_fd, path)))
         except CorruptStoreError:
@@ -322,9 +338,11 @@ def _release_memory(session: Session) -> None:
     table = session.slots.table()
     writing = states.states_of(table[:, L.S_STATE]) == states.WRITING
     kept = session.clients.pinned() | set(writing.nonzero()[0].tolist())
-    rows = sorted((int(table[s, L.S_EXTENT]), int(table[s, L.S_EXTENT_NBYTES])) for s in kept)
+    rows = table[sorted(kept)]
+    rows = rows[holds_extent(rows)]
+    places = zip(extents_of(rows).tolist(), rows[:, L.S_EXTENT_NBYTES].tolist(), strict=True)
     start = 0
-    for offset, nbytes in [*rows, (session.identity.capacity, 0)]:
+    for offset, nbytes in [*sorted(places), (session.identity.capacity, 0)]:
         session.segment.release_pages(start, offset - start)
         start = max(start, offset + nbytes)
 
@@ -362,9 +380,7 @@ def forget(session: Session, *, keep_seat: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def root_locked(
-    root: Path, timeout_s: float, *, create: bool, gid: int | None
-) -> Iterator[int]:
+def root_locked(root: Path, timeout_s: float, *, create: bool, gid: int | None) -> Iterator[int]:
     """Hold the root lock; yield the descriptor of the root folder.
 
     Without `create` a root that is not there is a StoreNotFoundError: who comes to remove

@@ -153,7 +153,7 @@ class Options:
         wanted = (None, 0o600) if self.group is None else (None, 0o660)
         if self.mode not in wanted:
             message = (
-                f"mode={self.mode if self.mode is None else oct(self.mode)} with "
+                f"mode={self.mode and oct(self.mode)} with "
                 f"group={self.group!r}: a store is private (mode 0o600, no group) or shared in a "
                 "group (group=..., mode 0o660)"
             )

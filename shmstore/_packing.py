@@ -120,7 +120,7 @@ def _pack_array(
     writeable = not (view.readonly or readonly)
     if key is None and dtype.metadata is None:
         packed = _header_of_array(x.shape, dtype, size, writeable)
-        content = Content(0, packed, L.align(size), b"", size, NO_KEY)
+        content = Content(0, packed, b"", size, NO_KEY)
         if len(packed) <= L.INLINE_NBYTES:
             return Package(content, [(0, view)], L.align(size), None)
     try:
@@ -200,7 +200,7 @@ def _pack_plain(type_name: str, stream: Frame, key: str | None) -> Package:
         return lay_out(packed, placed, L.align(size), key, L.KIND_PLAIN)
     kind, digest = _naming(key)
     kind |= L.KIND_PLAIN | L.KIND_INLINE
-    return Package(Content(kind, packed, 0, stream, size, digest), (), 0, key)
+    return Package(Content(kind, packed, stream, size, digest), (), 0, key)
 
 
 def _plain_header(type_name: str, key: str | None) -> bytes:
@@ -221,14 +221,13 @@ def lay_out(
     kind: int = 0,
 ) -> Package:
     """Put the header behind the frames if it does not fit into the slot."""
-    header_offset = extent_nbytes
     data_nbytes = sum([view.nbytes for _, view in frames])
     if len(packed) > L.INLINE_NBYTES:
         kind |= L.KIND_HEADER_IN_EXTENT
         frames.append((extent_nbytes, memoryview(packed)))
         extent_nbytes += L.align(len(packed))
     named, digest = _naming(key)
-    content = Content(kind | named, packed, header_offset, b"", data_nbytes, digest)
+    content = Content(kind | named, packed, b"", data_nbytes, digest)
     return Package(content, frames, extent_nbytes, key)
 
 

@@ -199,7 +199,7 @@ class ArrayPlan(Plan):
     def fetch(self) -> Any:
         """Get the array, or GONE. Flat: the workload "get array" of the benchmarks pays for it."""
         session = self.session
-        if not session.lock_free:
+        if not session.flat:
             return super().fetch()
         pins = session.pins
         segment = session.segment

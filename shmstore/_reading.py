@@ -48,10 +48,14 @@ def make_plan(session: Session, slot: int, word: int) -> Plan | None:
     record = session.slots.read(slot)
     if record.word != word or session.slots.word(slot) != word:
         return None
+    _check_place(session, record)
     packed = read_header(session, record)
     if packed is None:
         return None
-    _check_place(session, record)
+    if not session.slots.is_sound(record, packed):
+        if not session.slots.is_same(record):
+            return None
+        raise session.slots.damaged(slot, "its fields, header and checksum do not agree")
     try:
         return _interpret(session, record, packed)
     except ShmStoreError:
@@ -102,24 +106,23 @@ def read_header(session: Session, record: Record) -> bytes | None:
         start, _ = session.slots.inline_range(record)
         packed = session.memory[start : start + record.header_nbytes]
         return packed if session.slots.word(record.slot) == record.word else None
-    _check_place(session, record)
     pinned = _Pinned()
     session.pins.pin(pinned, record.slot)
     start = record.extent + record.header_offset
     packed = session.segment.readonly[start : start + record.header_nbytes]
-    return packed if session.slots.word(record.slot) == record.word else None
+    return packed if session.slots.is_same(record) else None
 
 
 def _check_place(session: Session, record: Record) -> None:
     """Raise unless the extent lies in the segment and the header in the extent."""
     in_extent = record.kind & L.KIND_HEADER_IN_EXTENT
-    header_end = record.header_offset + record.header_nbytes if in_extent else 0
-    end = record.extent + record.extent_nbytes if record.extent_nbytes else 0
-    if end > session.identity.capacity or header_end > record.extent_nbytes:
+    header_start = record.header_offset if in_extent else 0
+    end = record.extent + record.extent_nbytes if record.node >= 0 else 0
+    if end > session.identity.capacity or header_start < 0:
         raise session.slots.damaged(
             record.slot,
-            f"extent {record.extent}+{record.extent_nbytes} or header at {header_end} is out of "
-            f"bounds",
+            f"extent {record.extent}+{record.extent_nbytes} or a header of "
+            f"{record.header_nbytes} bytes in it is out of bounds",
         )
 
 
@@ -148,7 +151,7 @@ def _find(session: Session, digest: tuple[int, int]) -> tuple[int, int] | None:
     if slot < 0:
         return None
     record = session.slots.read(slot)
-    same = record.digest == digest and states.state_of(record.word) == states.READY
+    same = record.digest == digest and states.is_present(record.word)
     return (slot, record.word) if same else None
 
 

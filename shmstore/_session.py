@@ -24,11 +24,12 @@ from shmstore._memory import folder
 from shmstore._memory import layout as L
 from shmstore._memory.allocator import Allocator
 from shmstore._memory.index import INDEX_NAME, Index
-from shmstore._memory.segment import SEGMENT_NAME, Segment
+from shmstore._memory.segment import Segment, open_segment
 from shmstore._sharing.barrier import membarrier
 from shmstore._sharing.clients import Clients
 from shmstore._sharing.lock import StoreLock
 from shmstore._sharing.seats import SEATS_NAME, Pins, Seat
+from shmstore._sharing.tracing import TracedPins
 from shmstore.errors import ReadOnlyStoreError, StoreClosedError, StoreFullError, StoreNotFoundError
 
 if TYPE_CHECKING:
@@ -93,13 +94,20 @@ class Session:
             self.uuid = self.identity.uuid.bytes
             self.path_text = str(path)
             self.lock_free = not self.identity.flags & L.FLAG_LOCKED_READS
+            self.traced = bool(self.identity.flags & L.FLAG_TRACE_PINS)
+            self.flat = self.lock_free and not self.traced
             self._map_tables()
             lock_fd = folder.open_file(folder_fd, LOCK_NAME, path)
             self.lock = StoreLock(lock_fd, self.words, lock_timeout, self._mend, self._describe)
             opened.callback(self.lock.close)
-            segment_fd = folder.open_file(folder_fd, SEGMENT_NAME, path, readonly=readonly)
-            opened.callback(os.close, segment_fd)
-            self.segment = Segment(segment_fd, self.identity.capacity, readonly=readonly)
+            self.segment: Segment = open_segment(
+                folder_fd,
+                path,
+                self.identity.uuid.int,
+                self.identity.capacity,
+                readonly=readonly,
+            )
+            opened.callback(self.segment.close)
             self._take_seat()
             opened.pop_all()
 
@@ -155,8 +163,12 @@ class Session:
             return
         if self.lock_free:
             membarrier()
-        for node in self.slots.free_unpinned(self.clients.pinned(), limit):
-            self.allocator.release(node)
+        slots = self.slots
+        for slot in slots.take_unpinned(self.clients.pinned(), limit):
+            node = slots.node(slot)
+            slots.free(slot)
+            if node >= 0:
+                self.allocator.release(node)
 
     def reclaim_all(self) -> None:
         """Free every deleted object that nobody looks at. Requires: the store lock."""
@@ -184,7 +196,7 @@ class Session:
         """Enter this process into the client table; from then on a read-only session only reads."""
         self.lock.mark = self.identity.max_clients + 1
         self.row, seat = self.lock.run(self._enter)
-        self.pins = Pins(seat)
+        self.pins = (TracedPins if self.traced else Pins)(seat)
         self.clients.know(self.row, seat)
         self.lock.mark = 0 if self.readonly else self.row + 1
         if self.readonly:

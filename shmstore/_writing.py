@@ -273,7 +273,7 @@ def _try_reserve(session: Session, package: Package, places: list[Place]) -> boo
         return False
     extent = None
     if package.extent_nbytes:
-        extent = session.allocator.allocate(package.extent_nbytes)
+        extent = session.allocator.allocate(package.extent_nbytes, slot)
         if extent is None:
             return False
     places.append(Place(slot, session.slots.next_generation(), extent))
@@ -313,10 +313,11 @@ class PlanFailed(BaseException):
 
 
 def _publish(session: Session, package: Package, place: Place) -> None:
-    """Make an object visible; an older one under the same key is doomed after it.
+    """Make an object visible; it takes the place of an older one under the same key.
 
-    Requires: the store lock. A reader of the key finds the old object or the new one: the new slot
-    is READY before the key's word points to it, and the old one is doomed only then.
+    Requires: the store lock. The new slot is READY and stands behind the old one in the chain of
+    their key when the old one is doomed: with that one store every reader, whether it asks by the
+    key or remembers the slot, passes from the old object to the new, and none passes back.
     """
     if place.extent is not None and place.extent.cold:
         session.allocator.mark_warm(session.slots.read(place.slot).node)
@@ -326,8 +327,9 @@ def _publish(session: Session, package: Package, place: Place) -> None:
     old = session.keys.find(package.content.digest)
     session.slots.publish(place.slot, package.content, session.pid)
     if old >= 0:
-        session.keys.swap(old, place.slot)
+        session.keys.add_behind(old, place.slot)
         session.slots.doom(old)
+        session.keys.remove(old)
     else:
         session.keys.add(place.slot)
 

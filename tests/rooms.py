@@ -9,10 +9,11 @@ import subprocess
 import sys
 import tempfile
 import uuid
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
@@ -66,6 +67,25 @@ def fill_up(folder: Path) -> Path:
         while file.write(bytes(PAGE)):
             pass
     return ballast
+
+
+def seal(session: Any, slot: int) -> None:
+    """Make the checksum of a slot agree with what was forged in it, as an attacker would."""
+    words, slots = session.index.words, session.slots
+    record = slots.read(slot)
+    base = word_of(slot, 0, session.index)
+    start = base * L.WORD
+    described = bytes(session.index.memory[start + L.S_OWNER * L.WORD : start + L.INLINE_OFFSET])
+    if record.kind & L.KIND_HEADER_IN_EXTENT:
+        first = record.extent + record.header_offset
+        beside = session.segment.readonly[first : first + record.header_nbytes]
+        nbytes = record.data_nbytes if record.kind & L.KIND_INLINE else 0
+    else:
+        beside, nbytes = b"", record.header_nbytes
+        nbytes += record.data_nbytes if record.kind & L.KIND_INLINE else 0
+    inline = bytes(session.index.memory[start + L.INLINE_OFFSET :][:nbytes])
+    crc = zlib.crc32(described + beside + inline, (record.word & ~0xFF | record.kind) & 0xFFFFFFFF)
+    words[base + L.S_KIND] = record.kind | crc << L.CRC_SHIFT
 
 
 def identity(

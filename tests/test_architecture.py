@@ -302,7 +302,7 @@ def test_files_are_read_in_one_sitting() -> None:
     """A file that grows too long answers more than one question."""
     lengths = {name: len(module.text.splitlines()) for name, module in MODULES.items()}
     assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
-    assert statistics.median(lengths.values()) <= 160
+    assert statistics.median(lengths.values()) <= 180
 
 
 def test_functions_are_short() -> None:

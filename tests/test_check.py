@@ -130,6 +130,7 @@ def _find_what_is_gone(d: Damaged) -> None:
 def _two_with_one_key(d: Damaged) -> None:
     for field in (L.S_DIGEST, L.S_DIGEST + 1):
         d.words[d.slot(1, field)] = d.words[d.slot(0, field)]
+    rooms.seal(d.session, 1)
 
 
 def _write_over_header(d: Damaged) -> None:
@@ -230,8 +231,11 @@ def test_damage_of_what_is_derived_is_mended_by_the_next_who_locks(
 
 
 @pytest.mark.parametrize("name", ["extents overlap", "an extent leaves the segment"])
-def test_damage_of_the_slots_themselves_is_reported_not_mended(damaged: Damaged, name: str) -> None:
-    """What is true cannot be told any more; the error names the slot, and nothing is given out."""
+def test_extent_that_cannot_be_right_is_never_given_out_while_it_is_viewed(
+    damaged: Damaged, name: str
+) -> None:
+    """Where the view looks cannot be told any more; the error names the slot."""
+    views = damaged.store["first"], damaged.store["second"]
     DAMAGES[name][1](damaged)
     damaged.words[L.W_DIRTY] = 3
     for _ in range(2):
@@ -239,6 +243,25 @@ def test_damage_of_the_slots_themselves_is_reported_not_mended(damaged: Damaged,
             damaged.store.put(np.ones(300))
         assert caught.value.facts["slot"] in (0, 1)
         assert damaged.words[L.W_DIRTY] != 0
+    assert [view[1] for view in views] == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["extents overlap", "an extent leaves the segment"])
+def test_extent_that_cannot_be_right_takes_its_object_along_and_no_other(
+    damaged: Damaged, name: str
+) -> None:
+    """The object is damaged, its memory is free, and the store goes on."""
+    DAMAGES[name][1](damaged)
+    damaged.words[L.W_DIRTY] = 3
+    damaged.store.put(np.ones(300), key="new")
+    lost, kept = ("second", "first") if name == "extents overlap" else ("first", "second")
+    with pytest.raises(CorruptStoreError, match="slot"):
+        damaged.store.get(lost)
+    assert damaged.store.get(kept)[:100].tolist() == list(range(100))
+    assert {finding.invariant for finding in damaged.store.check()} == {5}
+    del damaged.store[lost]
+    assert damaged.store.check() == []
+    damaged.kept = damaged.words.tolist()
 
 
 def test_older_of_two_objects_with_one_key_goes_when_the_store_is_mended(damaged: Damaged) -> None:

@@ -86,7 +86,7 @@ def test_superblock_of_a_new_store_is_these_bytes() -> None:
     )
     constants = {
         0: int.from_bytes(b"shmstore", "little"),
-        1: 1,
+        1: 2,
         2: 0x0102030405060708,
         3: 0x8899AABBCCDDEEFF,
         4: 0x0011223344556677,
@@ -97,13 +97,13 @@ def test_superblock_of_a_new_store_is_these_bytes() -> None:
         9: 1_700_000_000,
         10: 4242,
     }
-    crc = zlib.crc32(_bytes(constants, 88))
+    crc = zlib.crc32(_bytes(constants, 104))
     with rooms.memory_folder() as folder:
         with rooms.open_index(folder, made_from, backed=8192):
             pass
         content = (folder / "index").read_bytes()
     assert len(content) == INDEX_NBYTES
-    assert content == _bytes({**constants, 11: crc, 18: 1, 19: 1, 33: 8192}, INDEX_NBYTES)
+    assert content == _bytes({**constants, 13: crc, 18: 1, 19: 1, 33: 8192}, INDEX_NBYTES)
 
 
 def test_files_of_a_store_are_those_of_the_page(store: Store) -> None:
@@ -112,7 +112,7 @@ def test_files_of_a_store_are_those_of_the_page(store: Store) -> None:
     found = [entry.name + "/" * entry.is_dir() for entry in store.path.iterdir()]
     assert sorted(found) == sorted(named)
     assert (store.path / "lock").read_bytes() == b""
-    assert (store.path / "segment-00000").stat().st_size == CAPACITY
+    assert (store.path / "segment-00000").stat().st_size == CAPACITY + PAGE
     assert (store.path / "index").stat().st_size == INDEX_NBYTES
 
 
@@ -123,11 +123,13 @@ def test_slot_of_a_small_object_is_these_bytes(store: Store) -> None:
     header = msgpack.packb([2, {"type": "dict", "key": "k"}, []])
     content = _index(store, SLOTS_AT, 320)
     words = _words(content[:128])
-    created_ns, words[12] = words[12], 0
+    kind = 2 | 4 | 8
+    crc = zlib.crc32(content[56:128] + header + stream, 1 << 8 | kind)
+    created_ns, words[13] = words[13], 0
     low, high = _digest("k")
     assert words == [
-        *(1 << 8 | 2, 1, 0, 0, 0, len(header), 2 | 4 | 8, len(stream)),
-        *(low, high, 0, 0, 0, os.getpid(), 0, 0),
+        *(1 << 8 | 2, 0, 0, 0, 0, 1, kind | crc << 32, 1),
+        *(0, len(header), len(stream), low, high, 0, os.getpid(), 0),
     ]
     assert created_ns > 1_700_000_000 * 10**9
     assert content[128:] == (header + stream).ljust(192, b"\0")
@@ -142,10 +144,13 @@ def test_slot_and_extent_of_an_array_are_these_bytes(store: Store) -> None:
     store.put(0)
     store.put(array)
     words = _words(_index(store, SLOTS_AT + 320, 320))
-    header = msgpack.unpackb(struct.pack("<24Q", *words[16:])[: words[5]])
-    assert words[:5] == [2 << 8 | 2, 1, 0, 64, 1]
-    assert words[6:12] == [0, 12, 0, 0, 0, 0]
-    assert words[13:16][::2] == [os.getpid(), 0]
+    packed = struct.pack("<24Q", *words[16:])[: words[9]]
+    header = msgpack.unpackb(packed)
+    crc = zlib.crc32(struct.pack("<9Q", *words[7:16]) + packed, 2 << 8)
+    extent = (0 ^ 2) * 0x9E3779B97F4A7C15 >> 48 & 0xFFFF
+    assert words[:9] == [2 << 8 | 2, extent << 48, 1, 0, 0, 2, crc << 32, 1, 64]
+    assert words[10:13] == [12, 0, 0]
+    assert words[14:16] == [os.getpid(), 0]
     assert header == [
         2,
         {
@@ -157,17 +162,17 @@ def test_slot_and_extent_of_an_array_are_these_bytes(store: Store) -> None:
     ]
     with (store.path / "segment-00000").open("rb") as file:
         assert file.read(64) == array.tobytes().ljust(64, b"\0")
-    assert _nonzero(_index(store, NODES_AT, 64)) == {1: 64, 2: 2}
+    assert _nonzero(_index(store, NODES_AT, 64)) == {1: 64, 2: 2, 5: 2}
 
 
 def test_header_too_long_for_the_slot_lies_behind_the_frames(store: Store) -> None:
-    """KIND says so, and HEADER_OFFSET where."""
+    """KIND says so; it lies at the end of the extent."""
     key = "k" * 500
     store.put(np.zeros(100, "u1"), key=key)
     words = _words(_index(store, SLOTS_AT, 128))
-    header_nbytes, kind, header_offset = words[5], words[6], words[14]
-    assert (words[2], words[3]) == (0, 128 + -(-header_nbytes // 64) * 64)
-    assert (kind, header_offset) == (1 | 8, 128)
+    header_nbytes, kind, header_offset = words[9], words[6] & 0xFF, 128
+    assert (words[1] & (1 << 48) - 1, words[8]) == (0, 128 + -(-header_nbytes // 64) * 64)
+    assert kind == 1 | 8
     with (store.path / "segment-00000").open("rb") as file:
         file.seek(header_offset)
         version, header, table = msgpack.unpackb(file.read(header_nbytes))
@@ -208,6 +213,16 @@ def test_client_row_and_seat_are_these_bytes(store: Store) -> None:
     del view
 
 
+def _slot(generation: int, kind: int, sizes: tuple[int, ...], name: str, beside: bytes) -> bytes:
+    """Return the words and inline bytes of a slot, but for EXTENT, NODE and CHAIN."""
+    extent_nbytes, header_nbytes, data_nbytes = sizes
+    origin = (*_digest(name), 1, 1, 0)
+    described = struct.pack("<9Q", 1, extent_nbytes, header_nbytes, data_nbytes, *origin)
+    crc = zlib.crc32(described + beside, generation << 8 | kind)
+    words = (generation << 8 | 2, 0, 0, 0, 0, 0, kind | crc << 32)
+    return struct.pack("<7Q", *words) + described + beside.ljust(192, b"\0")
+
+
 def _make_by_hand(folder: Path) -> None:
     """Write a store with an array "numbers" and a text "word", after docs/format.md alone."""
     array, word = np.arange(7, dtype="<u2"), pickle.dumps("hello", 5)
@@ -224,31 +239,28 @@ def _make_by_hand(folder: Path) -> None:
         ]
     )
     plain = msgpack.packb([2, {"type": "str", "key": "word"}, []])
-    marks = {0: int.from_bytes(b"shmstore", "little"), 1: 1, 2: 0x0102030405060708, 3: 7, 4: 9}
+    marks = {0: int.from_bytes(b"shmstore", "little"), 1: 2, 2: 0x0102030405060708, 3: 7, 4: 9}
     constants = marks | {5: CAPACITY, 6: MAX_OBJECTS, 7: MAX_CLIENTS, 8: 1 | 2, 9: 1, 10: 1}
-    crc = zlib.crc32(_bytes(constants, 88))
-    counters = {11: crc, 18: 3, 19: 1, 20: 2, 24: 2, 25: 2, 26: 64}
+    crc = zlib.crc32(_bytes(constants, 104))
+    counters = {13: crc, 18: 3, 19: 1, 20: 2, 24: 2, 25: 2, 26: 64}
     tables = {28: 64, 29: 1, 31: 64, 32: 1, 35: 32768, 36: 4096, 37: 16384}
     buckets = {_bucket_of("numbers"): 1}
     chain = buckets.get(_bucket_of("word"), 0)
     buckets[_bucket_of("word")] = 2
-    slots = [
-        _bytes({0: 1 << 8 | 2, 3: 64, 4: 1, 5: len(packed), 6: 8, 7: 14}, 64)
-        + struct.pack("<8Q", *_digest("numbers"), 0, 0, 1, 1, 0, 0)
-        + packed.ljust(192, b"\0"),
-        _bytes({0: 2 << 8 | 2, 5: len(plain), 6: 2 | 4 | 8, 7: len(word)}, 64)
-        + struct.pack("<8Q", *_digest("word"), chain, 0, 1, 1, 0, 0)
-        + (plain + word).ljust(192, b"\0"),
-    ]
+    first = bytearray(_slot(1, 8, (64, len(packed), 14), "numbers", packed))
+    struct.pack_into("<2Q", first, 8, (0 ^ 1) * 0x9E3779B97F4A7C15 >> 48 << 48, 1)
+    second = bytearray(_slot(2, 2 | 4 | 8, (0, len(plain), len(word)), "word", plain + word))
+    struct.pack_into("<Q", second, 24, chain)
     index = (
         _bytes(constants | counters | tables, 8192 + 4096)
         + _bytes(buckets, 4096)
-        + _bytes({1: 64, 2: 2}, 16384)
-        + b"".join(slots).ljust(32768, b"\0")
+        + _bytes({1: 64, 2: 2, 5: 1}, 16384)
+        + (first + second).ljust(32768, b"\0")
     )
     folder.mkdir(mode=0o700)
     (folder / "seats").mkdir(mode=0o700)
-    segment = array.tobytes().ljust(CAPACITY, b"\0")
+    label = _bytes({0: int.from_bytes(b"shmssegm", "little"), 1: 7, 2: 9}, PAGE)
+    segment = array.tobytes().ljust(CAPACITY, b"\0") + label
     for name, content in (("lock", b""), ("index", index), ("segment-00000", segment)):
         (folder / name).write_bytes(content)
         (folder / name).chmod(0o600)
@@ -288,7 +300,7 @@ def _fenced_blocks(page: str) -> list[str]:
 def test_page_has_the_tables_of_the_layout() -> None:
     """Index, client row, node, slot and seat stand there as in the module that owns them."""
     blocks = _literal_blocks(layout.__doc__ or "")
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     assert _fenced_blocks(FORMAT_PAGE.read_text(encoding="utf-8")) == blocks
 
 
@@ -314,13 +326,14 @@ def _pairs(block: str) -> dict[str, int]:
 
 def test_constants_of_the_layout_are_those_of_its_tables() -> None:
     """No field is missing in the tables, and each stands at its word."""
-    index, client, node, slot, seat = _literal_blocks(layout.__doc__ or "")
+    index, client, node, slot, seat, segment = _literal_blocks(layout.__doc__ or "")
     assert _constants("W_") == _rows(index)
     assert _constants("C_") == _pairs(client)
     assert _constants("N_") == _pairs(node)
     assert _constants("S_") == _rows(slot)
     cells = {"FIRST_CELL": 8, "MAGIC": layout.SEAT_MAGIC}
     assert _constants("SEAT_") == _pairs(seat) | cells
+    assert segment.startswith("0 MARK   1, 2 UUID")
 
 
 def test_ranges_of_the_layout_do_not_overlap() -> None:
@@ -362,7 +375,7 @@ def test_page_has_the_frame_table_and_version_of_the_headers() -> None:
     columns = re.findall(r"^\| ([a-z]+) \|", table, re.MULTILINE)
     assert columns == ["column", *headers.FrameRow._fields]
     assert f"its version is {headers.HEADER_VERSION}." in page
-    assert layout.FORMAT_VERSION == 1
+    assert layout.FORMAT_VERSION == 2
 
 
 def test_page_has_the_invariants_that_are_checked() -> None:

@@ -121,7 +121,7 @@ def test_stored_header_that_names_a_module_says_so(store: Store) -> None:
 def test_damaged_small_pickle_is_told_each_time(store: Store) -> None:
     """Also by the second get, which takes a shorter way."""
     packed = msgpacking.packb([HEADER_VERSION, {"type": "int"}, []])
-    content = Content(L.KIND_PLAIN | L.KIND_INLINE, packed, 0, b"", 0, NO_KEY)
+    content = Content(L.KIND_PLAIN | L.KIND_INLINE, packed, b"", 0, NO_KEY)
     ref = _writing.put(store._session, Package(content, (), 0, None), overwrite=True)
     for _ in range(3):
         with pytest.raises(DeserializationError):

@@ -34,12 +34,13 @@ class Catalog:
         self.keys.prepare()
         self.slots.reserve(slot, 0, None)
         old = self.keys.find(digest)
-        self.slots.publish(slot, Content(L.KIND_NAMED, b"", 0, b"", 0, digest), 1)
+        self.slots.publish(slot, Content(L.KIND_NAMED, b"", b"", 0, digest), 1)
         if old < 0:
             self.keys.add(slot)
         else:
-            self.keys.swap(old, slot)
+            self.keys.add_behind(old, slot)
             self.slots.doom(old)
+            self.keys.remove(old)
         return slot
 
     def remove(self, key: str) -> None:
@@ -180,7 +181,7 @@ def test_buckets_stay_within_the_table_when_it_is_full() -> None:
 
 
 def test_key_overwritten_leads_to_the_new_slot_in_one_store(catalog: Catalog) -> None:
-    """Between the two calls of an overwrite a reader finds the old object or the new one."""
+    """Between the calls of an overwrite a reader finds the old object or the new one."""
     for number in range(300):
         catalog.put(f"key-{number}")
     old = catalog.find("key-7")
@@ -189,11 +190,13 @@ def test_key_overwritten_leads_to_the_new_slot_in_one_store(catalog: Catalog) ->
     assert new is not None
     catalog.slots.reserve(new, 0, None)
     assert catalog.find("key-7") == old
-    catalog.slots.publish(new, Content(L.KIND_NAMED, b"", 0, b"", 0, digest), 1)
+    catalog.slots.publish(new, Content(L.KIND_NAMED, b"", b"", 0, digest), 1)
     assert catalog.find("key-7") == old
-    catalog.keys.swap(old, new)
-    assert catalog.find("key-7") == new
+    catalog.keys.add_behind(old, new)
+    assert catalog.find("key-7") == old
     catalog.slots.doom(old)
+    assert catalog.find("key-7") == new
+    catalog.keys.remove(old)
     assert catalog.find("key-7") == new
 
 
@@ -213,7 +216,7 @@ def test_keys_of_one_bucket_are_told_apart_by_their_whole_digest(catalog: Catalo
         assert slot is not None
         catalog.keys.prepare()
         catalog.slots.reserve(slot, 0, None)
-        catalog.slots.publish(slot, Content(L.KIND_NAMED, b"", 0, b"", 0, digest), 1)
+        catalog.slots.publish(slot, Content(L.KIND_NAMED, b"", b"", 0, digest), 1)
         catalog.keys.add(slot)
         found.append(slot)
     assert [catalog.keys.find(digest) for digest in digests] == found

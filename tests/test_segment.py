@@ -23,6 +23,7 @@ from shmstore.errors import CorruptStoreError
 
 PAGE = 4096
 MIB = 1 << 20
+STORE = 0x00112233445566778899AABBCCDDEEFF
 
 
 @pytest.fixture
@@ -45,8 +46,8 @@ def fd(path: Path) -> Iterator[int]:
 def segment(path: Path) -> Iterator[Segment]:
     """Give a segment of 64 pages."""
     with_file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    Segment.create(with_file, 64 * PAGE, prefault=False)
-    made = Segment(with_file, 64 * PAGE, readonly=False)
+    Segment.create(with_file, STORE, 64 * PAGE, prefault=False)
+    made = Segment(with_file, "file", STORE, 64 * PAGE, readonly=False)
     yield made
     made.close()
 
@@ -205,8 +206,8 @@ from shmstore._memory.segment import Segment
 import numpy as np
 fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600)
 nbytes = 1 << 20
-Segment.create(fd, nbytes, prefault=False)
-segment = Segment(fd, nbytes, readonly=False)
+Segment.create(fd, 7, nbytes, prefault=False)
+segment = Segment(fd, "file", 7, nbytes, readonly=False)
 written = 0
 try:
     for offset in range(0, nbytes, 5000):
@@ -287,18 +288,18 @@ def test_punch_of_less_than_a_page_changes_nothing(
 
 def test_segment_is_sparse_until_it_is_written(path: Path, segment: Segment) -> None:
     """A store costs what is in it, not its capacity."""
-    assert path.stat().st_size == 64 * PAGE
-    assert _pages(path) == 0
+    assert path.stat().st_size == 65 * PAGE
+    assert _pages(path) == 1
     segment.write([(0, memoryview(b"a")), (10 * PAGE, memoryview(b"b"))], cold=True)
-    assert _pages(path) == 2
+    assert _pages(path) == 3
 
 
 def test_segment_prefaulted_has_all_its_pages(path: Path) -> None:
     """No put ever meets a page for the first time."""
     opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    Segment.create(opened, 64 * PAGE, prefault=True)
+    Segment.create(opened, STORE, 64 * PAGE, prefault=True)
     os.close(opened)
-    assert _pages(path) == 64
+    assert _pages(path) == 65
 
 
 def test_segment_prefaulted_beyond_the_file_system_is_refused() -> None:
@@ -306,7 +307,7 @@ def test_segment_prefaulted_beyond_the_file_system_is_refused() -> None:
     with rooms.small_file_system(64 << 10) as folder:
         opened = os.open(folder / "file", os.O_RDWR | os.O_CREAT, 0o600)
         with pytest.raises(OSError, match="No space"):
-            Segment.create(opened, MIB, prefault=True)
+            Segment.create(opened, STORE, MIB, prefault=True)
         os.close(opened)
 
 
@@ -329,8 +330,8 @@ def test_frames_written_are_read_back_through_every_mapping(
 def test_large_frame_is_copied_whole(path: Path) -> None:
     """A frame that is copied without the interpreter's lock arrives like the others."""
     opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    Segment.create(opened, 4 * MIB, prefault=True)
-    segment = Segment(opened, 4 * MIB, readonly=False)
+    Segment.create(opened, STORE, 4 * MIB, prefault=True)
+    segment = Segment(opened, "file", STORE, 4 * MIB, readonly=False)
     frame = np.random.default_rng(0).bytes(3 * MIB + 13)
     segment.write([(64, memoryview(frame))], cold=False)
     assert segment.readonly[64 : 64 + len(frame)] == frame
@@ -342,9 +343,9 @@ def test_large_frame_is_copied_whole(path: Path) -> None:
 def test_segment_mapped_read_only_has_no_writeable_mapping(path: Path) -> None:
     """A read-only client could not write if it wanted to."""
     opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    Segment.create(opened, PAGE, prefault=False)
+    Segment.create(opened, STORE, PAGE, prefault=False)
     os.close(opened)
-    segment = Segment(os.open(path, os.O_RDONLY), PAGE, readonly=True)
+    segment = Segment(os.open(path, os.O_RDONLY), "file", STORE, PAGE, readonly=True)
     assert memoryview(segment.writeable).readonly
     private, _ = segment.map_private(0, 10)
     private[0] = 1
@@ -370,7 +371,7 @@ def test_segment_gives_pages_back_and_can_be_written_again(path: Path, segment: 
     """A destroyed store keeps only what somebody looks at."""
     segment.write([(0, memoryview(b"x" * (8 * PAGE)))], cold=True)
     segment.release_pages(PAGE, 6 * PAGE)
-    assert _pages(path) == 2
+    assert _pages(path) == 3
     assert segment.readonly[PAGE : 7 * PAGE].count(0) == 6 * PAGE
     segment.write([(2 * PAGE, memoryview(b"again"))], cold=True)
     assert segment.readonly[2 * PAGE : 2 * PAGE + 5] == b"again"
@@ -387,10 +388,18 @@ def test_segment_closed_keeps_its_views(segment: Segment, path: Path) -> None:
     assert bytes(view) == b"still here"
 
 
-@pytest.mark.parametrize("nbytes", [0, PAGE, 65 * PAGE])
+@pytest.mark.parametrize("nbytes", [0, PAGE, 64 * PAGE, 66 * PAGE])
 def test_segment_of_another_length_is_damage(path: Path, fd: int, nbytes: int) -> None:
     """A touch beyond the end of a file that was cut would be a bus error."""
     os.truncate(path, nbytes)
     with pytest.raises(CorruptStoreError, match="cut or extended") as caught:
-        Segment(fd, 64 * PAGE, readonly=False)
-    assert caught.value.facts == {"found": nbytes, "expected": 64 * PAGE}
+        Segment(fd, "the file", STORE, 64 * PAGE, readonly=False)
+    assert caught.value.facts == {"path": "the file", "offset": min(nbytes, 65 * PAGE)}
+
+
+def test_segment_of_another_store_is_damage(path: Path, fd: int) -> None:
+    """The page behind the data says whose it is."""
+    Segment.create(fd, STORE, 64 * PAGE, prefault=False)
+    with pytest.raises(CorruptStoreError, match="belongs to another") as caught:
+        Segment(fd, str(path), STORE + (1 << 64), 64 * PAGE, readonly=False)
+    assert caught.value.facts["offset"] == 64 * PAGE

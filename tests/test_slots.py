@@ -18,8 +18,11 @@ from shmstore._memory.allocator import Extent
 from shmstore._memory.index import Index
 from shmstore.errors import CorruptStoreError
 
-FREE, WRITING, READY, DOOMED = range(4)
-LEGAL = {(FREE, WRITING), (WRITING, READY), (WRITING, DOOMED), (READY, DOOMED), (DOOMED, FREE)}
+FREE, WRITING, READY, DOOMED, SPILLED = range(5)
+LEGAL = {
+    *((FREE, WRITING), (WRITING, READY), (WRITING, DOOMED), (READY, DOOMED), (DOOMED, FREE)),
+    *((WRITING, SPILLED), (READY, SPILLED), (SPILLED, READY), (SPILLED, DOOMED)),
+}
 PID = 4711
 
 
@@ -41,7 +44,7 @@ def _extent(number: int, nbytes: int = 128) -> Extent:
 
 
 def _content(kind: int = 0, header: bytes = b"header", inline: bytes = b"") -> Content:
-    return Content(kind, header, 0, inline, 100, (7, 8))
+    return Content(kind, header, inline, 100, (7, 8))
 
 
 def _reserve(slots: Slots, extent: Extent | None = None) -> int:
@@ -57,6 +60,15 @@ def _put(slots: Slots, extent: Extent | None = None, kind: int = 0) -> int:
     return slot
 
 
+def _free_unpinned(slots: Slots, pinned: set[int], limit: int) -> list[int]:
+    """Free what may be freed, as a session does; return the nodes of the extents."""
+    taken = slots.take_unpinned(pinned, limit)
+    nodes = [slots.node(slot) for slot in taken]
+    for slot in taken:
+        slots.free(slot)
+    return nodes
+
+
 def _state(slots: Slots, slot: int) -> int:
     return states.state_of(slots.word(slot))
 
@@ -64,9 +76,9 @@ def _state(slots: Slots, slot: int) -> int:
 # --- states --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("before", "after"), list(itertools.product(range(4), repeat=2)))
+@pytest.mark.parametrize(("before", "after"), list(itertools.product(range(5), repeat=2)))
 def test_move_is_made_if_it_is_in_the_table_and_refused_otherwise(before: int, after: int) -> None:
-    """The table is closed: five moves and no other."""
+    """The table is closed: nine moves and no other."""
     word = 77 << 8 | before
     if (before, after) in LEGAL:
         assert states.move(word, after) == 77 << 8 | after
@@ -89,9 +101,9 @@ def test_slot_word_holds_generation_and_state_side_by_side(generation: int, stat
 
 def test_doom_all_ends_the_ready_objects_and_nothing_else() -> None:
     """At the end of a store puts under way stay what they are; generations stay too."""
-    column = np.array([5 << 8 | state for state in range(4)], np.uint64)
+    column = np.array([5 << 8 | state for state in range(5)], np.uint64)
     states.doom_all(column)
-    assert column.tolist() == [5 << 8 | state for state in (FREE, WRITING, DOOMED, DOOMED)]
+    assert column.tolist() == [5 << 8 | state for state in (FREE, WRITING, DOOMED, DOOMED, DOOMED)]
 
 
 # --- the life of a slot --------------------------------------------------------------------------
@@ -108,7 +120,7 @@ def test_slot_lives_from_free_through_writing_and_ready_to_free(index: Index, sl
     assert slots.doom(slot) is False
     assert _state(slots, slot) == DOOMED
     assert (index.words[L.W_OBJECTS], index.words[L.W_NAMED]) == (0, 0)
-    assert slots.free_unpinned(set(), 10) == [0]
+    assert _free_unpinned(slots, set(), 10) == [0]
     assert _state(slots, slot) == FREE
 
 
@@ -116,12 +128,14 @@ def test_slot_of_a_published_object_tells_what_was_published(slots: Slots) -> No
     """Each field comes back where it was put, and so do the bytes beside the header."""
     _reserve(slots)
     slot = _reserve(slots, _extent(5, 640))
-    content = Content(L.KIND_INLINE | L.KIND_PLAIN, b"head", 64, b"data!", 5, (1 << 63, 9))
+    content = Content(L.KIND_INLINE | L.KIND_PLAIN, b"head", b"data!", 5, (1 << 63, 9))
     slots.publish(slot, content, PID)
     record = slots.read(slot)
     assert (record.slot, record.owner, record.pid) == (slot, 3, PID)
     assert (record.extent, record.extent_nbytes, record.node) == (5 * 4096, 640, 5)
-    assert (record.header_nbytes, record.header_offset, record.data_nbytes) == (4, 64, 5)
+    assert (record.header_nbytes, record.header_offset, record.data_nbytes) == (4, 640 - 64, 5)
+    assert slots.is_sound(record, b"head")
+    assert not slots.is_sound(record, b"heal")
     assert (record.kind, record.digest) == (L.KIND_INLINE | L.KIND_PLAIN, (1 << 63, 9))
     assert record.word == slots.word(slot) == states.ready_word(2)
     assert record.created_ns > 0
@@ -131,7 +145,7 @@ def test_inline_bytes_lie_in_the_slot_and_nowhere_else(index: Index, slots: Slot
     """A slot filled to the last byte leaves its neighbours alone."""
     first, middle, last = (_reserve(slots) for _ in range(3))
     header, inline = b"h" * 92, b"i" * 100
-    slots.publish(middle, Content(L.KIND_INLINE, header, 0, inline, 100, (0, 0)), PID)
+    slots.publish(middle, Content(L.KIND_INLINE, header, inline, 100, (0, 0)), PID)
     start, end = slots.inline_range(slots.read(middle))
     assert bytes(index.memory[start:end]) == header + inline
     assert end - start == L.INLINE_NBYTES
@@ -153,7 +167,7 @@ def test_slot_discarded_while_it_is_written_is_not_counted(index: Index, slots: 
     slot = _reserve(slots, _extent(0))
     assert slots.doom(slot) is False
     assert (index.words[L.W_OBJECTS], index.words[L.W_NAMED]) == (0, 0)
-    assert slots.free_unpinned(set(), 1) == [0]
+    assert _free_unpinned(slots, set(), 1) == [0]
 
 
 def test_slot_without_extent_is_free_as_soon_as_it_is_doomed(slots: Slots) -> None:
@@ -168,7 +182,7 @@ def test_slot_used_again_forgets_the_extent_of_its_former_object(slots: Slots) -
     """A new object without data does not inherit another's memory."""
     slot = _put(slots, _extent(1))
     slots.doom(slot)
-    slots.free_unpinned(set(), 1)
+    _free_unpinned(slots, set(), 1)
     assert _reserve(slots) == slot
     record = slots.read(slot)
     assert (record.extent_nbytes, record.node) == (0, -1)
@@ -236,7 +250,7 @@ def test_slots_grow_page_by_page_when_they_are_taken() -> None:
         assert slots.take() is None
         assert len(slots.table()) == 5000
         assert index.words[L.W_SLOTS_RESERVED] >= 5000 * L.SLOT_NBYTES
-        assert [slot for _, slot in slots.ready()] == list(range(5000))
+        assert [slot for _, slot in slots.present()] == list(range(5000))
 
 
 @settings(deadline=None, max_examples=60)
@@ -251,7 +265,7 @@ def test_generation_of_a_slot_never_falls_and_belongs_to_one_put(steps: list[str
         for number, step in enumerate(steps):
             slot = slots.take()
             if step == "free":
-                slots.free_unpinned(set(), 4)
+                _free_unpinned(slots, set(), 4)
             elif step == "end" and live:
                 slots.doom(live.pop(number % len(live)))
             elif step in ("reserve", "put") and slot is not None:
@@ -272,8 +286,8 @@ def test_ready_objects_come_in_the_order_of_their_puts(slots: Slots) -> None:
     for slot in [_put(slots) for _ in range(5)][1:3]:
         slots.doom(slot)
     again = [_put(slots), _put(slots)]
-    assert [slot for _, slot in slots.ready()] == [0, 3, 4, *again]
-    assert [generation for generation, _ in slots.ready()] == [1, 4, 5, 6, 7]
+    assert [slot for _, slot in slots.present()] == [0, 3, 4, *again]
+    assert [word >> 8 for word, _ in slots.present()] == [1, 4, 5, 6, 7]
 
 
 # --- doomed slots --------------------------------------------------------------------------------
@@ -286,9 +300,9 @@ def test_doomed_slots_are_freed_in_the_order_of_their_end(index: Index, slots: S
         slots.doom(taken[slot])
     assert list(slots.doomed()) == [3, 0, 4]
     assert index.words[L.W_DOOMED_BYTES] == 64 * (4 + 1 + 5)
-    assert slots.free_unpinned(set(), 2) == [3, 0]
+    assert _free_unpinned(slots, set(), 2) == [3, 0]
     assert index.words[L.W_DOOMED_BYTES] == 64 * 5
-    assert slots.free_unpinned(set(), 2) == [4]
+    assert _free_unpinned(slots, set(), 2) == [4]
     assert list(slots.doomed()) == []
     assert index.words[L.W_DOOMED_HEAD] == index.words[L.W_DOOMED_TAIL] == 0
 
@@ -298,11 +312,11 @@ def test_doomed_slots_that_are_pinned_wait_behind_the_others(index: Index, slots
     taken = [_put(slots, _extent(number)) for number in range(4)]
     for slot in taken:
         slots.doom(slot)
-    assert slots.free_unpinned({0, 2}, 8) == [1, 3]
+    assert _free_unpinned(slots, {0, 2}, 8) == [1, 3]
     assert list(slots.doomed()) == [0, 2]
     assert index.words[L.W_DOOMED_BYTES] == 2 * 128
-    assert slots.free_unpinned({0, 2}, 8) == []
-    assert slots.free_unpinned(set(), 8) == [0, 2]
+    assert _free_unpinned(slots, {0, 2}, 8) == []
+    assert _free_unpinned(slots, set(), 8) == [0, 2]
 
 
 def test_doomed_slots_all_pinned_are_each_looked_at_once(slots: Slots) -> None:
@@ -310,7 +324,7 @@ def test_doomed_slots_all_pinned_are_each_looked_at_once(slots: Slots) -> None:
     for slot in [_put(slots, _extent(number)) for number in range(3)]:
         slots.doom(slot)
     for limit in (3, 4, 5):
-        assert slots.free_unpinned({0, 1, 2}, limit) == []
+        assert _free_unpinned(slots, {0, 1, 2}, limit) == []
         assert list(slots.doomed()) == [0, 1, 2]
 
 
@@ -333,7 +347,7 @@ def test_doomed_queue_frees_exactly_what_nobody_pins(
             if isinstance(step, tuple):
                 pinned, limit = step
                 looked, rest = waiting[:limit], waiting[limit:]
-                freed = slots.free_unpinned(pinned, limit)
+                freed = _free_unpinned(slots, pinned, limit)
                 assert freed == [slot for slot in looked if slot not in pinned]
                 waiting = rest + [slot for slot in looked if slot in pinned]
             elif ready:
@@ -354,7 +368,7 @@ def test_slot_top_beyond_the_table_is_damage(index: Index, slots: Slots) -> None
         slots.table()
     index.words[L.W_SLOT_TOP] = (1 << 64) - 1
     with pytest.raises(CorruptStoreError):
-        slots.ready()
+        slots.present()
 
 
 def test_doomed_queue_with_a_loop_is_damage_not_a_hang(index: Index, slots: Slots) -> None:

@@ -49,7 +49,7 @@ class KeyIndex:
         self._slots = index.geometry.slots
 
     def find(self, digest: Digest) -> int:
-        """Return the slot of a READY object with this key, or -1."""
+        """Return the slot of a published object with this key, or -1."""
         words = self._words
         low, high = digest
         if not words[L.W_BUCKETS]:
@@ -62,7 +62,7 @@ class KeyIndex:
             if (
                 words[base + L.S_DIGEST] == low
                 and words[base + L.S_DIGEST + 1] == high
-                and states.state_of(words[base + L.S_STATE]) == states.READY
+                and states.is_present(words[base + L.S_STATE])
             ):
                 return int(slot) - 1
             slot = words[base + L.S_CHAIN]
@@ -83,12 +83,11 @@ class KeyIndex:
         words[base + L.S_CHAIN] = words[bucket]
         words[bucket] = slot + 1
 
-    def swap(self, old: int, new: int) -> None:
-        """Put `new` in the place of `old`: one store, so that readers find the one or the other."""
-        link = self._link_to(old)
-        base = self._slots + new * L.SLOT_WORDS
-        self._words[base + L.S_CHAIN] = self._words[self._slots + old * L.SLOT_WORDS + L.S_CHAIN]
-        self._words[link] = new + 1
+    def add_behind(self, old: int, new: int) -> None:
+        """Enter `new` behind `old`, which has the same key: found as soon as `old` is doomed."""
+        after_old = self._slots + old * L.SLOT_WORDS + L.S_CHAIN
+        self._words[self._slots + new * L.SLOT_WORDS + L.S_CHAIN] = self._words[after_old]
+        self._words[after_old] = new + 1
 
     def remove(self, slot: int) -> None:
         """Take a slot out of its bucket. Requires: the store lock."""

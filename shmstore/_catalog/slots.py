@@ -13,27 +13,31 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterator
-from typing import NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import Final, NamedTuple
+from zlib import crc32
 
 from shmstore._catalog import states
+from shmstore._catalog.table import SlotTable
 from shmstore._memory import layout as L
 from shmstore._memory.allocator import Extent
 from shmstore._memory.index import Index
-from shmstore.errors import CorruptStoreError
 
-# Words that are written together: OWNER to NODE, HEADER_NBYTES to DIGEST, and CREATED_NS to
-# HEADER_OFFSET. Only the state word tells whether they count, so it does not matter that these
-# stores are not single ones.
-_PLACE = struct.Struct("=4Q")
-_DESCRIPTION = struct.Struct("=5Q")
-_ORIGIN = struct.Struct("=3Q")
-assert _PLACE.size // L.WORD == L.S_NODE + 1 - L.S_OWNER
-assert _DESCRIPTION.size // L.WORD == L.S_DIGEST + 2 - L.S_HEADER_NBYTES
-assert _ORIGIN.size // L.WORD == L.S_HEADER_OFFSET + 1 - L.S_CREATED_NS
+# Words that are written together: EXTENT to EXTENT_NBYTES, and OWNER to EXPIRES_NS. Only the state
+# word tells whether they count, so it does not matter that these stores are not single ones.
+_PLACE: Final = struct.Struct("=8Q")
+_DESCRIPTION: Final = struct.Struct("=9Q")
+_PLACE_AT: Final = L.S_EXTENT * L.WORD
+_DESCRIPTION_AT: Final = L.S_OWNER * L.WORD
+assert _PLACE.size // L.WORD == L.S_EXTENT_NBYTES + 1 - L.S_EXTENT
+assert _DESCRIPTION_AT + _DESCRIPTION.size == L.INLINE_OFFSET
+
+
+def boottime_ns() -> int:
+    """Return a clock of the whole machine that nobody can set, in nanoseconds."""
+    return time.clock_gettime_ns(_CLOCK)
+
+
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class Record(NamedTuple):
@@ -41,17 +45,29 @@ class Record(NamedTuple):
 
     slot: int
     word: int
-    owner: int
-    extent: int
-    extent_nbytes: int
+    place: int
     node: int
-    header_nbytes: int
     kind: int
+    crc: int
+    owner: int
+    extent_nbytes: int
+    header_nbytes: int
+    data_crc: int
     data_nbytes: int
     digest: tuple[int, int]
     created_ns: int
     pid: int
-    header_offset: int
+    expires_ns: int
+
+    @property
+    def extent(self) -> int:
+        """Offset of the extent in the segment."""
+        return self.place & L.EXTENT_MASK
+
+    @property
+    def header_offset(self) -> int:
+        """Where the header lies in the extent, if it does."""
+        return self.extent_nbytes - L.align(self.header_nbytes)
 
 
 class Content(NamedTuple):
@@ -59,13 +75,13 @@ class Content(NamedTuple):
 
     kind: int
     header: bytes
-    header_offset: int
     inline: bytes
     data_nbytes: int
     digest: tuple[int, int]
+    ttl_ns: int = 0
 
 
-class Slots:
+class Slots(SlotTable):
     """The slot table of one store.
 
     Parameters
@@ -75,9 +91,7 @@ class Slots:
     """
 
     def __init__(self, index: Index) -> None:
-        self._index = index
-        self._words = index.words
-        self._start = index.geometry.slots
+        super().__init__(index)
         self._bytes = memoryview(index.memory)
 
     # --- the life of a slot --------------------------------------------------------------------
@@ -112,34 +126,81 @@ class Slots:
             words[L.W_SLOT_TOP] = slot + 1
         else:
             words[L.W_FREE_SLOT] = words[base + L.S_LINK]
-        place = (0, 0, 0) if extent is None else (extent.offset, extent.nbytes, extent.node + 1)
-        _PLACE.pack_into(self._bytes, (base + L.S_OWNER) * L.WORD, owner, *place)
+        where = nbytes = node = 0
+        if extent is not None:
+            node, where, nbytes, _ = extent
+            where |= L.extent_check(where, generation) << L.EXTENT_SHIFT
+            node += 1
+        # EXTENT, NODE, CHAIN, LINK, LAST_USED, KIND, OWNER, EXTENT_NBYTES
+        place = where, node, 0, 0, generation, 0, owner, nbytes
+        _PLACE.pack_into(self._bytes, base * L.WORD + _PLACE_AT, *place)
         words[base + L.S_STATE] = states.first_word(generation)
         return int(generation)
 
-    def publish(self, slot: int, content: Content, pid: int) -> None:
+    def publish(
+        self,
+        slot: int,
+        content: Content,
+        pid: int,
+        data_crc: int | None = None,
+        state: int = states.READY,
+    ) -> None:
         """Make the object of a slot visible: everything else first, the state word last.
 
-        Requires: the store lock; the frames lie in the extent.
+        Requires: the store lock; the frames lie in the extent, or in a file if `state` says so.
         """
         words = self._words
         base = self._start + slot * L.SLOT_WORDS
         start = base * L.WORD
-        kind, header, header_offset, inline, data_nbytes, digest = content
-        if not kind & L.KIND_HEADER_IN_EXTENT:
-            beside = header + inline
-            inline_start = start + L.INLINE_OFFSET
-            self._bytes[inline_start : inline_start + len(beside)] = beside
-        _DESCRIPTION.pack_into(
-            self._bytes, start + L.S_HEADER_NBYTES * L.WORD, len(header), kind, data_nbytes, *digest
+        word = words[base]
+        kind, header, inline, data_nbytes, digest, ttl_ns = content
+        sizes = len(header)
+        if data_crc is not None:
+            kind |= L.KIND_DATA_CRC
+            sizes |= data_crc << L.CRC_SHIFT
+        owner, nbytes = words[base + L.S_OWNER], words[base + L.S_EXTENT_NBYTES]
+        expires_ns = self._expiry(ttl_ns) if ttl_ns else 0
+        origin = time.time_ns(), pid, expires_ns
+        body = (
+            _DESCRIPTION.pack(owner, nbytes, sizes, data_nbytes, *digest, *origin) + header + inline
         )
-        _ORIGIN.pack_into(
-            self._bytes, start + L.S_CREATED_NS * L.WORD, time.time_ns(), pid, header_offset
-        )
-        words[base] = states.move(words[base], states.READY)
+        crc = crc32(body, states.with_kind(word, kind) & L.CRC_MASK)
+        if kind & L.KIND_HEADER_IN_EXTENT:
+            body = body[: _DESCRIPTION.size]
+        start += _DESCRIPTION_AT
+        self._bytes[start : start + len(body)] = body
+        words[base + L.S_KIND] = kind | crc << L.CRC_SHIFT
+        words[base] = states.move(word, state)
         words[L.W_OBJECTS] += 1
         if kind & L.KIND_NAMED:
             words[L.W_NAMED] += 1
+
+    def _expiry(self, ttl_ns: int) -> int:
+        """Return when an object expires that is published now; keep the earliest in mind."""
+        expires_ns = boottime_ns() + ttl_ns
+        earliest = self._words[L.W_NEXT_EXPIRY_NS]
+        if not earliest or expires_ns < earliest:
+            self._words[L.W_NEXT_EXPIRY_NS] = expires_ns
+        return expires_ns
+
+    def is_sound(self, record: Record, packed: bytes) -> bool:
+        """Return whether the checksums over a published slot, with its header, agree."""
+        start = (self._start + record.slot * L.SLOT_WORDS) * L.WORD + _DESCRIPTION_AT
+        crc = states.with_kind(record.word, record.kind) & L.CRC_MASK
+        crc = crc32(packed, crc32(self._bytes[start : start + _DESCRIPTION.size], crc))
+        if record.kind & L.KIND_INLINE:
+            first, end = self.inline_range(record)
+            if not record.kind & L.KIND_HEADER_IN_EXTENT:
+                first += record.header_nbytes
+            crc = crc32(self._bytes[first:end], crc)
+        return crc == record.crc and self._is_placed(record)
+
+    def _is_placed(self, record: Record) -> bool:
+        if not record.extent_nbytes or states.state_of(record.word) == states.SPILLED:
+            return True
+        generation = states.generation_of(record.word)
+        check = L.extent_check(record.extent, generation)
+        return record.node >= 0 and check == record.place >> L.EXTENT_SHIFT
 
     def doom(self, slot: int) -> bool:
         """Take an object, or a half-made one, away from new readers. Requires: the store lock.
@@ -152,11 +213,15 @@ class Slots:
         words = self._words
         base = self._start + slot * L.SLOT_WORDS
         word = words[base + L.S_STATE]
+        state = states.state_of(word)
         words[base + L.S_STATE] = states.move(word, states.DOOMED)
-        if states.state_of(word) == states.READY:
+        if state != states.WRITING:
             words[L.W_OBJECTS] -= 1
             words[L.W_NAMED] -= (words[base + L.S_KIND] & L.KIND_NAMED) // L.KIND_NAMED
-        if not words[base + L.S_EXTENT_NBYTES]:
+        if state == states.SPILLED:
+            words[L.W_SPILLED] -= 1
+            words[L.W_SPILLED_BYTES] -= words[base + L.S_EXTENT_NBYTES]
+        elif not words[base + L.S_NODE]:
             self.free(slot)
             return True
         self._append_doomed(slot)
@@ -180,7 +245,7 @@ class Slots:
         words = self._words
         base = self._start + slot * L.SLOT_WORDS
         words[base + L.S_LINK] = 0
-        words[L.W_DOOMED_BYTES] += words[base + L.S_EXTENT_NBYTES]
+        words[L.W_DOOMED_BYTES] += self._extent_nbytes(base)
         tail = words[L.W_DOOMED_TAIL]
         if tail:
             words[self._start + (tail - 1) * L.SLOT_WORDS + L.S_LINK] = slot + 1
@@ -195,11 +260,16 @@ class Slots:
         words[L.W_DOOMED_HEAD] = words[base + L.S_LINK]
         if not words[L.W_DOOMED_HEAD]:
             words[L.W_DOOMED_TAIL] = 0
-        words[L.W_DOOMED_BYTES] -= words[base + L.S_EXTENT_NBYTES]
+        words[L.W_DOOMED_BYTES] -= self._extent_nbytes(base)
         return int(slot)
 
-    def free_unpinned(self, pinned: set[int], limit: int) -> list[int]:
-        """Free the doomed slots that nobody pins; the others go to the end of the queue.
+    def _extent_nbytes(self, base: int) -> int:
+        """Return the bytes that a slot occupies in the segment."""
+        words = self._words
+        return words[base + L.S_EXTENT_NBYTES] if words[base + L.S_NODE] else 0
+
+    def take_unpinned(self, pinned: set[int], limit: int) -> list[int]:
+        """Take the doomed slots that nobody pins out of the queue; the others go to its end.
 
         Requires: the store lock; `pinned` was read after the slots were doomed and a barrier.
 
@@ -213,10 +283,10 @@ class Slots:
         Returns
         -------
         list of int
-            The allocator nodes whose extents are free now.
+            The slots, still DOOMED; the caller frees their extents, then them.
         """
         words = self._words
-        nodes = []
+        taken = []
         last = words[L.W_DOOMED_TAIL] - 1
         for _ in range(limit):
             if not words[L.W_DOOMED_HEAD]:
@@ -225,17 +295,26 @@ class Slots:
             if slot in pinned:
                 self._append_doomed(slot)
             else:
-                nodes.append(words[self._start + slot * L.SLOT_WORDS + L.S_NODE] - 1)
-                self.free(slot)
+                taken.append(slot)
             if slot == last:
                 break
-        return nodes
+        return taken
 
     # --- reading -------------------------------------------------------------------------------
 
     def word(self, slot: int) -> int:
         """Return the state word of a slot."""
         return int(self._words[self._start + slot * L.SLOT_WORDS])
+
+    def node(self, slot: int) -> int:
+        """Return the allocator's node of the extent of a slot, or -1."""
+        return int(self._words[self._start + slot * L.SLOT_WORDS + L.S_NODE]) - 1
+
+    def is_same(self, record: Record) -> bool:
+        """Return whether an object is still there, and still in the same place."""
+        base = self._start + record.slot * L.SLOT_WORDS
+        words = self._words
+        return bool(words[base] == record.word and words[base + L.S_EXTENT] == record.place)
 
     def state_index(self, slot: int) -> int:
         """Return where the state word of a slot lies among the words of the index."""
@@ -248,17 +327,19 @@ class Slots:
         return Record(
             slot,
             f[L.S_STATE],
-            f[L.S_OWNER],
             f[L.S_EXTENT],
-            f[L.S_EXTENT_NBYTES],
             f[L.S_NODE] - 1,
-            f[L.S_HEADER_NBYTES],
-            f[L.S_KIND],
+            f[L.S_KIND] & L.KINDS,
+            f[L.S_KIND] >> L.CRC_SHIFT,
+            f[L.S_OWNER],
+            f[L.S_EXTENT_NBYTES],
+            f[L.S_HEADER_NBYTES] & L.CRC_MASK,
+            f[L.S_HEADER_NBYTES] >> L.CRC_SHIFT,
             f[L.S_DATA_NBYTES],
             (f[L.S_DIGEST], f[L.S_DIGEST + 1]),
             f[L.S_CREATED_NS],
             f[L.S_PID],
-            f[L.S_HEADER_OFFSET],
+            f[L.S_EXPIRES_NS],
         )
 
     def inline_range(self, record: Record) -> tuple[int, int]:
@@ -270,74 +351,3 @@ class Slots:
             raise self.damaged(record.slot, f"{used} inline bytes, room for {L.INLINE_NBYTES}")
         start = (self._start + record.slot * L.SLOT_WORDS) * L.WORD + L.INLINE_OFFSET
         return start, start + used
-
-    def table(self) -> npt.NDArray[np.uint64]:
-        """Return the used part of the table, a row per slot, as it lies in shared memory."""
-        rows = self._words[L.W_SLOT_TOP]
-        if rows > self._index.geometry.max_objects:
-            raise CorruptStoreError(
-                f"{self._index.path}: {rows} slots in use, the table has "
-                f"{self._index.geometry.max_objects}. Call recover().",
-                path=self._index.path,
-                offset=L.W_SLOT_TOP * L.WORD,
-            )
-        first = self._start * L.WORD
-        flat = np.frombuffer(self._index.memory, np.uint64, rows * L.SLOT_WORDS, first)
-        return flat.reshape(rows, L.SLOT_WORDS)
-
-    def ready(self) -> list[tuple[int, int]]:
-        """Return (generation, slot) of all published objects, oldest first. Takes no lock."""
-        words = self.table()[:, L.S_STATE].copy()
-        slots = np.flatnonzero(states.states_of(words) == states.READY)
-        generations = states.generations_of(words[slots])
-        order = np.argsort(generations)
-        return list(zip(generations[order].tolist(), slots[order].tolist(), strict=True))
-
-    def named(self) -> list[tuple[int, int, tuple[int, int]]]:
-        """Return (generation, slot, digest) of all objects with a key, oldest first.
-
-        Requires: the store lock, so that no key is missed because its object moves meanwhile.
-        """
-        table = self.table()
-        ready = states.states_of(table[:, L.S_STATE]) == states.READY
-        slots = np.flatnonzero(ready & (table[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0))
-        slots = slots[np.argsort(table[slots, L.S_STATE])]
-        generations = states.generations_of(table[slots, L.S_STATE]).tolist()
-        digests = map(tuple, table[slots, L.S_DIGEST : L.S_DIGEST + 2].tolist())
-        return list(zip(generations, slots.tolist(), digests, strict=True))
-
-    def scan(self, digest: tuple[int, int]) -> int:
-        """Return the youngest READY slot with a digest, or -1, without the key index."""
-        found = [slot for _, slot, other in self.named() if other == digest]
-        return found[-1] if found else -1
-
-    def doomed(self) -> Iterator[int]:
-        """Walk the doomed slots that still have an extent. Requires: the store lock."""
-        words = self._words
-        slot = words[L.W_DOOMED_HEAD] - 1
-        for _ in range(self._index.geometry.max_objects + 1):
-            if slot < 0:
-                return
-            yield slot
-            slot = words[self._start + slot * L.SLOT_WORDS + L.S_LINK] - 1
-        raise self.damaged(slot, "the list of doomed slots has a loop")
-
-    def count_free(self) -> int:
-        """Return the length of the list of free slots. Requires: the store lock."""
-        words = self._words
-        slot, count = words[L.W_FREE_SLOT], 0
-        while slot and count <= self._index.geometry.max_objects:
-            slot = words[self._start + (slot - 1) * L.SLOT_WORDS + L.S_LINK]
-            count += 1
-        return count
-
-    def damaged(self, slot: int, what: str) -> CorruptStoreError:
-        """Return the error that says what is wrong with a slot."""
-        offset = (self._start + slot * L.SLOT_WORDS) * L.WORD
-        return CorruptStoreError(
-            f"{self._index.path}: slot {slot} (offset {offset}): {what}. Call recover(), or "
-            "destroy the store and create it again.",
-            path=self._index.path,
-            slot=slot,
-            offset=offset,
-        )

@@ -7,8 +7,11 @@ unchanged.
 ::
 
     FREE --reserve--> WRITING --publish--> READY --doom--> DOOMED --free--> FREE
-                         |                                    ^
-                         +------------- discard --------------+
+                       |   |               |   ^            ^  ^
+                       |   |           spill   restore      |  |
+                       |   |               v   |            |  |
+                       |   +--publish---> SPILLED --doom----+  |
+                       +--------------- discard ---------------+
 
 Nobody but this module makes a slot word.
 """
@@ -20,16 +23,33 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-# These numbers lie in shared memory. They are permanent. 4 is kept for objects on disk.
+# These numbers lie in shared memory. They are permanent.
 FREE: Final = 0
 WRITING: Final = 1
 READY: Final = 2
 DOOMED: Final = 3
+SPILLED: Final = 4
 
-NAMES: Final = {FREE: "FREE", WRITING: "WRITING", READY: "READY", DOOMED: "DOOMED"}
+NAMES: Final = {
+    FREE: "FREE",
+    WRITING: "WRITING",
+    READY: "READY",
+    DOOMED: "DOOMED",
+    SPILLED: "SPILLED",
+}
 
 _MOVES: Final = frozenset(
-    {(FREE, WRITING), (WRITING, READY), (WRITING, DOOMED), (READY, DOOMED), (DOOMED, FREE)}
+    {
+        (FREE, WRITING),
+        (WRITING, READY),
+        (WRITING, SPILLED),
+        (WRITING, DOOMED),
+        (READY, DOOMED),
+        (READY, SPILLED),
+        (SPILLED, READY),
+        (SPILLED, DOOMED),
+        (DOOMED, FREE),
+    }
 )
 _STATE_MASK: Final = 0xFF
 
@@ -44,6 +64,16 @@ def ready_word(generation: int) -> int:
     return generation << 8 | READY
 
 
+def spilled_word(generation: int) -> int:
+    """Return the word that the slot of an object in a file has."""
+    return generation << 8 | SPILLED
+
+
+def with_kind(word: int, kind: int) -> int:
+    """Return the generation of a slot word with a kind in the place of the state."""
+    return word & ~_STATE_MASK | kind
+
+
 def move(word: int, state: int) -> int:
     """Return `word` with the next state; a move that is not in the table is our own mistake."""
     assert (word & _STATE_MASK, state) in _MOVES, f"illegal move of {word:#x} to {NAMES[state]}"
@@ -53,6 +83,12 @@ def move(word: int, state: int) -> int:
 def state_of(word: int) -> int:
     """Return the state in a slot word."""
     return word & _STATE_MASK
+
+
+def is_present(word: int) -> bool:
+    """Return whether a slot word tells of a published object, in memory or in a file."""
+    state = word & _STATE_MASK
+    return state in (READY, SPILLED)
 
 
 def generation_of(word: int) -> int:
@@ -70,7 +106,14 @@ def generations_of(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return words >> np.uint64(8)
 
 
+def are_present(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Return which slot words tell of published objects, in memory or in a file."""
+    found = states_of(words)
+    present: npt.NDArray[np.bool_] = (found == READY) | (found == SPILLED)
+    return present
+
+
 def doom_all(words: npt.NDArray[np.uint64]) -> None:
-    """Move every READY word of a column to DOOMED, in place: the store ends."""
-    ready = states_of(words) == READY
-    words[ready] += np.uint64(DOOMED - READY)
+    """Move the words of all published objects to DOOMED, in place: the store ends."""
+    present = are_present(words)
+    words[present] = words[present] & ~np.uint64(_STATE_MASK) | np.uint64(DOOMED)

@@ -71,8 +71,15 @@ class Allocator:
 
     # --- the four calls ------------------------------------------------------------------------
 
-    def allocate(self, nbytes: int) -> Extent | None:
+    def allocate(self, nbytes: int, slot: int = -1) -> Extent | None:
         """Take an extent of at least `nbytes` bytes, or return None when nothing fits.
+
+        Parameters
+        ----------
+        nbytes
+            Rounded up to a multiple of 64.
+        slot
+            Of the object that it is for; for `owner`.
 
         Raises
         ------
@@ -85,6 +92,7 @@ class Allocator:
             self._ensure_spare_nodes()
         node = self._find(nbytes)
         if node >= 0:
+            self._check_block(node, L.NODE_FREE)
             self._unlink(node)
             self._split(node, nbytes)
         else:
@@ -93,12 +101,14 @@ class Allocator:
                 return None
         base = self._base(node)
         words[base + L.N_STATUS] = L.NODE_USED
+        words[base + L.N_SLOT] = slot + 1
         words[L.W_USED] += nbytes
-        return Extent(node, words[base + L.N_OFFSET], nbytes, words[base + L.N_COLD] != 0)
+        return Extent(node, words[base + L.N_OFFSET], nbytes, words[base + L.N_COLD] != L.WARM)
 
     def release(self, node: int) -> None:
         """Free an extent and merge it with its free neighbours."""
         words = self._words
+        self._check_block(node, L.NODE_USED)
         base = self._base(node)
         words[L.W_USED] -= words[base + L.N_NBYTES]
         upper, lower = words[base + L.N_UPPER] - 1, words[base + L.N_LOWER] - 1
@@ -113,15 +123,19 @@ class Allocator:
 
     def mark_warm(self, node: int) -> None:
         """Note that every page of an extent exists now."""
-        self._words[self._base(node) + L.N_COLD] = 0
+        self._words[self._base(node) + L.N_COLD] = L.WARM
 
-    def rebuild(self, extents: Iterable[tuple[int, int]]) -> list[int]:
+    def give(self, node: int, slot: int) -> None:
+        """Note that an extent belongs to another slot from now on."""
+        self._words[self._base(node) + L.N_SLOT] = slot + 1
+
+    def rebuild(self, extents: Iterable[tuple[int, int, int]]) -> list[int]:
         """Make all tables anew from the used ranges.
 
         Parameters
         ----------
         extents
-            Pairs of offset and size, sorted by offset, checked not to overlap.
+            Offset, size and slot of each, sorted by offset, checked not to overlap.
 
         Returns
         -------
@@ -134,13 +148,14 @@ class Allocator:
         words[L.W_NODE_TOP] = words[L.W_FREE_NODE] = words[L.W_LAST_NODE] = 0
         words[L.W_SEGMENT_TOP] = words[L.W_USED] = 0
         nodes = []
-        for offset, nbytes in extents:
+        for offset, nbytes, slot in extents:
             self._ensure_spare_nodes()
             gap = offset - words[L.W_SEGMENT_TOP]
             if gap > 0:
                 self._link(self._append(gap))
             node = self._append(nbytes)
-            self._words[self._base(node) + L.N_STATUS] = L.NODE_USED
+            base = self._base(node)
+            words[base + L.N_STATUS], words[base + L.N_SLOT] = L.NODE_USED, slot + 1
             words[L.W_USED] += nbytes
             nodes.append(node)
         return nodes
@@ -261,7 +276,9 @@ class Allocator:
         words[base + L.N_STATUS] = L.NODE_FREE
         words[base + L.N_LOWER] = last
         words[base + L.N_UPPER] = 0
-        words[base + L.N_COLD] = int(top + nbytes > words[L.W_BACKED])
+        backed = words[L.W_BACKED]
+        cold = L.COLD if top >= backed else L.PARTLY_COLD
+        words[base + L.N_COLD] = cold if top + nbytes > backed else L.WARM
         if last:
             words[self._base(last - 1) + L.N_UPPER] = node + 1
         words[L.W_LAST_NODE] = node + 1
@@ -273,7 +290,8 @@ class Allocator:
         words = self._words
         low, high = self._base(lower), self._base(upper)
         words[low + L.N_NBYTES] += words[high + L.N_NBYTES]
-        words[low + L.N_COLD] |= words[high + L.N_COLD]
+        if words[low + L.N_COLD] != words[high + L.N_COLD]:
+            words[low + L.N_COLD] = L.PARTLY_COLD
         above = words[high + L.N_UPPER]
         words[low + L.N_UPPER] = above
         if above:
@@ -356,6 +374,19 @@ class Allocator:
         if node >= self._index.geometry.max_nodes:
             raise self._damaged(f"node {node} leaves the table", self._nodes)
         return node
+
+    def _check_block(self, node: int, status: int) -> None:
+        """Raise unless a block is what it should be and its neighbours agree on where it lies."""
+        words = self._words
+        base = self._base(self._checked(node))
+        offset, nbytes, found, lower, upper = words[base : base + L.N_UPPER + 1]
+        below, above = self._base(lower - 1), self._base(upper - 1)
+        if not (
+            found == status
+            and (words[below] + words[below + 1] == offset if lower else not offset)
+            and (words[above] if upper else words[L.W_SEGMENT_TOP]) == offset + nbytes
+        ):
+            raise self._damaged(f"block {node} ({offset}+{nbytes}) and its neighbours differ", base)
 
     def _base(self, node: int) -> int:
         return self._nodes + node * L.NODE_WORDS

@@ -33,6 +33,8 @@ class Identity(NamedTuple):
     flags: int
     created_ns: int
     creator_pid: int
+    ttl_ns: int = 0
+    group: int = 0
 
 
 def create_index(fd: int, identity: Identity, *, backed: int) -> None:
@@ -58,16 +60,21 @@ def create_index(fd: int, identity: Identity, *, backed: int) -> None:
     words[L.W_FLAGS] = identity.flags
     words[L.W_CREATED_NS] = identity.created_ns
     words[L.W_CREATOR_PID] = identity.creator_pid
+    words[L.W_TTL_NS] = identity.ttl_ns
+    words[L.W_GROUP] = identity.group
     words[L.W_NEXT_GENERATION] = words[L.W_NEXT_SERIAL] = 1
     words[L.W_BACKED] = backed
     words[L.W_MAGIC] = L.MAGIC
     words[L.W_GEOMETRY_CRC] = _geometry_crc(words)
 
 
-def new_identity(capacity: int, max_objects: int, max_clients: int, flags: int) -> Identity:
+def new_identity(
+    capacity: int, max_objects: int, max_clients: int, flags: int, ttl_ns: int = 0, group: int = 0
+) -> Identity:
     """Return the identity of a store that is made now, by this process."""
-    now = time.time_ns()
-    return Identity(uuid.uuid4(), capacity, max_objects, max_clients, flags, now, os.getpid())
+    born = time.time_ns(), os.getpid()
+    sizes = capacity, max_objects, max_clients
+    return Identity(uuid.uuid4(), *sizes, flags, *born, ttl_ns, group)
 
 
 class Index:

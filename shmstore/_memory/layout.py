@@ -15,10 +15,12 @@ index (fixed geometry, chosen at creation, sparse; grows in place)::
     5           CAPACITY              creator, once         bytes of the segment
     6           MAX_OBJECTS           creator, once         slots in the slot table
     7           MAX_CLIENTS           creator, once         rows in the client table
-    8           FLAGS                 creator, once         1 persist, 2 locked reads
+    8           FLAGS                 creator, once         sum of the flags below
     9           CREATED_NS            creator, once         wall clock, ns since 1970
     10          CREATOR_PID           creator, once         process id
-    11          GEOMETRY_CRC          creator, once         crc32 of words 0 to 10
+    11          TTL_NS                creator, once         time to live of objects, 0: for ever
+    12          GROUP                 creator, once         group id + 1 of a shared store, or 0
+    13          GEOMETRY_CRC          creator, once         crc32 of words 0 to 12
     16          DIRTY                 lock holder           row + 1 while a change is under way
     17          DESTROYED             lock holder           1 when the store is gone
     18          NEXT_GENERATION       lock holder           generation of the next put
@@ -27,8 +29,8 @@ index (fixed geometry, chosen at creation, sparse; grows in place)::
     21          FREE_SLOT             lock holder           slot + 1, head of the free slots
     22          DOOMED_HEAD           lock holder           slot + 1, oldest doomed with an extent
     23          DOOMED_TAIL           lock holder           slot + 1, youngest of these
-    24          OBJECTS               lock holder           READY slots
-    25          NAMED                 lock holder           READY slots that have a key
+    24          OBJECTS               lock holder           READY and SPILLED slots
+    25          NAMED                 lock holder           those of them that have a key
     26          USED                  lock holder           bytes in extents
     27          DOOMED_BYTES          lock holder           bytes in extents of DOOMED slots
     28          BUCKETS               lock holder           buckets of the key index in use
@@ -36,16 +38,27 @@ index (fixed geometry, chosen at creation, sparse; grows in place)::
     30          FREE_NODE             lock holder           node + 1, head of the free nodes
     31          SEGMENT_TOP           lock holder           bytes given to the allocator
     32          LAST_NODE             lock holder           node + 1 of the extent at the top
-    33          BACKED                creator, once         bytes reserved at creation (prefault)
+    33          BACKED                creator, trim         bytes reserved at creation (prefault)
     34          CLIENT_TOP            lock holder           client rows ever used
     35          SLOTS_RESERVED        lock holder           bytes of the slot table with pages
     36          BUCKETS_RESERVED      lock holder           bytes of the key index with pages
     37          NODES_RESERVED        lock holder           bytes of the nodes with pages
+    38          SPILLED               lock holder           SPILLED slots
+    39          SPILLED_BYTES         lock holder           bytes of their files
+    40          NEXT_EXPIRY_NS        lock holder           no object expires before, 0: none does
+    41          EXPIRY_HAND           lock holder           slot to look at next for expired ones
+    42          EVICTIONS             lock holder           objects evicted so far
+    43          SPILLS                lock holder           objects spilled so far
+    44          RESTORES              lock holder           objects read back so far
+    45          EXPIRATIONS           lock holder           objects that have expired so far
     64          FIRST_LEVEL           lock holder           bitmap of non-empty size classes
     65 to 112   SECOND_LEVEL          lock holder           bitmap per size class
     128 to 895  FREE_HEADS            lock holder           node + 1, first free block of a class
 
     then, page-aligned: client table, key index (buckets), allocator nodes, slot table
+
+flags: 1 persist   2 locked reads   4 checksum   8 zero on free   16 evict   32 spill
+64 trace pins
 
 client row (8 words)::
 
@@ -56,25 +69,34 @@ key bucket (1 word): slot + 1 of the first object whose key falls into it, or 0
 allocator node (8 words)::
 
     0 OFFSET   1 NBYTES   2 STATUS (0 unused, 1 free, 2 used)   3 LOWER   4 UPPER
-    5 PREV_FREE   6 NEXT_FREE   7 COLD (1: its pages may not be reserved)
+    5 PREV_FREE, of a used one 5 SLOT (slot + 1)   6 NEXT_FREE
+    7 COLD (1: some of its pages may not be reserved, 2: none is)
 
 slot (40 words, 320 bytes)::
 
     0     STATE         generation << 8 | state
-    1     OWNER         serial of the seat of the client that put it
-    2     EXTENT        offset of the extent in the segment
-    3     EXTENT_NBYTES bytes of the extent, 0: none
-    4     NODE          node + 1 of the extent
-    5     HEADER_NBYTES bytes of the packed header
-    6     KIND          1 header in the extent, 2 frame in the slot, 4 plain pickle, 8 has a key
-    7     DATA_NBYTES   bytes of all frames
-    8, 9  DIGEST        blake2b-128 of the key
-    10    CHAIN         slot + 1 of the next object in the same key bucket
-    11    LINK          slot + 1, next in the list of free or of doomed slots
-    12    CREATED_NS    wall clock at publication, ns since 1970
-    13    PID           process that put it
-    14    HEADER_OFFSET where the header lies in the extent, if it does
+    1     EXTENT        offset of the extent in the segment, and its check << 48
+    2     NODE          node + 1 of the extent, 0: it has none in the segment
+    3     CHAIN         slot + 1 of the next object in the same key bucket
+    4     LINK          slot + 1, next in the list of free or of doomed slots
+    5     LAST_USED     NEXT_GENERATION at the last get (stores that evict or spill)
+    6     KIND          the sum of the kinds below, and CRC << 32
+    7     OWNER         serial of the seat of the client that put it
+    8     EXTENT_NBYTES bytes of the extent, in the segment or in a file; 0: none
+    9     HEADER_NBYTES bytes of the packed header, and DATA_CRC << 32
+    10    DATA_NBYTES   bytes of all frames
+    11, 12 DIGEST       blake2b-128 of the key
+    13    CREATED_NS    wall clock at publication, ns since 1970
+    14    PID           process that put it
+    15    EXPIRES_NS    when it expires, ns of CLOCK_BOOTTIME; 0: never
     16 .. INLINE        192 bytes: the header, then the one small frame, as far as they fit
+
+kinds: 1 header in the extent, at its end   2 frame in the slot   4 plain pickle   8 has a key
+16 DATA_CRC counts: the crc32 of all frames that readers cannot write
+
+CRC is the crc32 of words 7 to 15, the packed header and the frame in the slot, begun with
+generation << 8 | kinds. The check of an EXTENT are bits 48 to 63 of (offset ^ generation) *
+0x9E3779B97F4A7C15 (D. Knuth, "The art of computer programming" 3, 6.4: Fibonacci hashing).
 
 seat (one file per client)::
 
@@ -82,7 +104,9 @@ seat (one file per client)::
     8 .. cells of two words: PIN (slot + 1 of a pinned object and site << 32; 0: free), SINCE
     from byte 33,554,432: sites of 256 bytes
 
-segment-00000: the data. Extents and frames lie at multiples of 64 bytes.
+segment-00000: the data, CAPACITY bytes; extents and frames lie at multiples of 64. Then a page::
+
+    0 MARK   1, 2 UUID of the store
 """
 
 from __future__ import annotations
@@ -96,7 +120,9 @@ PAGE: Final = 4096
 
 MAGIC: Final = int.from_bytes(b"shmstore", "little")
 SEAT_MAGIC: Final = int.from_bytes(b"shmsseat", "little")
-FORMAT_VERSION: Final = 1
+SEGMENT_MAGIC: Final = int.from_bytes(b"shmssegm", "little")
+SEGMENT_LABEL_NBYTES: Final = 3 * WORD
+FORMAT_VERSION: Final = 2
 BYTE_ORDER_MARK: Final = 0x0102030405060708
 
 W_MAGIC: Final = 0
@@ -109,7 +135,9 @@ W_MAX_CLIENTS: Final = 7
 W_FLAGS: Final = 8
 W_CREATED_NS: Final = 9
 W_CREATOR_PID: Final = 10
-W_GEOMETRY_CRC: Final = 11
+W_TTL_NS: Final = 11
+W_GROUP: Final = 12
+W_GEOMETRY_CRC: Final = 13
 
 W_DIRTY: Final = 16
 W_DESTROYED: Final = 17
@@ -133,12 +161,25 @@ W_CLIENT_TOP: Final = 34
 W_SLOTS_RESERVED: Final = 35
 W_BUCKETS_RESERVED: Final = 36
 W_NODES_RESERVED: Final = 37
+W_SPILLED: Final = 38
+W_SPILLED_BYTES: Final = 39
+W_NEXT_EXPIRY_NS: Final = 40
+W_EXPIRY_HAND: Final = 41
+W_EVICTIONS: Final = 42
+W_SPILLS: Final = 43
+W_RESTORES: Final = 44
+W_EXPIRATIONS: Final = 45
 W_FIRST_LEVEL: Final = 64
 W_SECOND_LEVEL: Final = 65
 W_FREE_HEADS: Final = 128
 
 FLAG_PERSIST: Final = 1
 FLAG_LOCKED_READS: Final = 2
+FLAG_CHECKSUM: Final = 4
+FLAG_ZERO_ON_FREE: Final = 8
+FLAG_EVICT: Final = 16
+FLAG_SPILL: Final = 32
+FLAG_TRACE_PINS: Final = 64
 
 SUPERBLOCK_NBYTES: Final = 2 * PAGE
 
@@ -163,28 +204,33 @@ N_STATUS: Final = 2
 N_LOWER: Final = 3
 N_UPPER: Final = 4
 N_PREV_FREE: Final = 5
+N_SLOT: Final = N_PREV_FREE
 N_NEXT_FREE: Final = 6
 N_COLD: Final = 7
 NODE_UNUSED: Final = 0
 NODE_FREE: Final = 1
 NODE_USED: Final = 2
+WARM: Final = 0
+PARTLY_COLD: Final = 1
+COLD: Final = 2
 
 SLOT_WORDS: Final = 40
 SLOT_NBYTES: Final = SLOT_WORDS * WORD
 S_STATE: Final = 0
-S_OWNER: Final = 1
-S_EXTENT: Final = 2
-S_EXTENT_NBYTES: Final = 3
-S_NODE: Final = 4
-S_HEADER_NBYTES: Final = 5
+S_EXTENT: Final = 1
+S_NODE: Final = 2
+S_CHAIN: Final = 3
+S_LINK: Final = 4
+S_LAST_USED: Final = 5
 S_KIND: Final = 6
-S_DATA_NBYTES: Final = 7
-S_DIGEST: Final = 8
-S_CHAIN: Final = 10
-S_LINK: Final = 11
-S_CREATED_NS: Final = 12
-S_PID: Final = 13
-S_HEADER_OFFSET: Final = 14
+S_OWNER: Final = 7
+S_EXTENT_NBYTES: Final = 8
+S_HEADER_NBYTES: Final = 9
+S_DATA_NBYTES: Final = 10
+S_DIGEST: Final = 11
+S_CREATED_NS: Final = 13
+S_PID: Final = 14
+S_EXPIRES_NS: Final = 15
 S_INLINE: Final = 16
 INLINE_OFFSET: Final = S_INLINE * WORD
 INLINE_NBYTES: Final = SLOT_NBYTES - INLINE_OFFSET
@@ -193,6 +239,14 @@ KIND_HEADER_IN_EXTENT: Final = 1
 KIND_INLINE: Final = 2
 KIND_PLAIN: Final = 4
 KIND_NAMED: Final = 8
+KIND_DATA_CRC: Final = 16
+KINDS: Final = 0xFF
+CRC_SHIFT: Final = 32
+CRC_MASK: Final = (1 << 32) - 1
+
+EXTENT_SHIFT: Final = 48
+EXTENT_MASK: Final = (1 << EXTENT_SHIFT) - 1
+FIBONACCI: Final = 0x9E3779B97F4A7C15
 
 SEAT_MARK: Final = 0
 SEAT_SERIAL: Final = 1
@@ -217,7 +271,8 @@ MAX_CLIENTS: Final = 1 << 16
 # Proofs of the relations between these numbers.
 assert W_SECOND_LEVEL + FIRST_LEVELS <= W_FREE_HEADS
 assert (W_FREE_HEADS + FIRST_LEVELS * SECOND_LEVELS) * WORD <= SUPERBLOCK_NBYTES
-assert S_HEADER_OFFSET < S_INLINE < SLOT_WORDS
+assert S_EXPIRES_NS < S_INLINE < SLOT_WORDS
+assert MAX_CAPACITY <= EXTENT_MASK
 assert N_COLD < NODE_WORDS
 assert C_READONLY < CLIENT_WORDS
 assert MAX_CAPACITY.bit_length() - LINEAR_LIMIT_LOG2 < FIRST_LEVELS
@@ -230,6 +285,11 @@ assert SITES_OFFSET == 33_554_432
 def align(nbytes: int, boundary: int = ALIGNMENT) -> int:
     """Return `nbytes` rounded up to a multiple of `boundary` (a power of two)."""
     return (nbytes + boundary - 1) & -boundary
+
+
+def extent_check(offset: int, generation: int) -> int:
+    """Return what the upper bits of an EXTENT word say of the lower ones."""
+    return ((offset ^ generation) * FIBONACCI >> EXTENT_SHIFT) & 0xFFFF
 
 
 class Geometry:

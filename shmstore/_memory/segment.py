@@ -4,6 +4,9 @@ The segment is one sparse file as long as the store's capacity, mapped once per 
 and read-only so that a stray write through a read-only view faults. Its pages come into being when
 the first object is written to them and stay warm from then on.
 
+A page behind the data says which store it belongs to. A segment that is gone, or that is another's,
+takes the objects in it along, and only these: see `Absent`.
+
 Concurrency: a range is written only by the owner of its extent, between reserve and publish.
 """
 
@@ -12,14 +15,19 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 
+from shmstore._memory import folder
+from shmstore._memory import layout as L
 from shmstore._memory.layout import PAGE
 from shmstore._memory.mapping import map_file, punch, reserve, write_all
-from shmstore.errors import CorruptStoreError
+from shmstore.errors import CorruptStoreError, NotAStoreError
 
-SEGMENT_NAME = "segment-00000"
+SEGMENT_NAME: Final = "segment-00000"
+
 
 # Above this size a copy goes through NumPy, which lets other threads run meanwhile.
 _RELEASE_GIL_NBYTES = 1 << 18
@@ -33,20 +41,36 @@ class Segment:
     fd
         The open file; owned by this object once it is made. Kept open for writes into cold pages
         and for private mappings.
+    path
+        Named in errors.
+    store
+        The UUID of the store, as a number.
     nbytes
         The capacity of the store.
     readonly
         Map it for reading only; `writeable` is then the read-only mapping.
+
+    Raises
+    ------
+    CorruptStoreError
+        It has another length, or belongs to another store.
     """
 
-    def __init__(self, fd: int, nbytes: int, *, readonly: bool) -> None:
+    def __init__(self, fd: int, path: str, store: int, nbytes: int, *, readonly: bool) -> None:
         found = os.fstat(fd).st_size
-        if found != nbytes:
+        if found != nbytes + PAGE:
             raise CorruptStoreError(
-                f"{SEGMENT_NAME} has {found} bytes, the index says {nbytes}: it was cut or "
-                "extended. Destroy the store and create it again.",
-                found=found,
-                expected=nbytes,
+                f"{path} has {found:,} bytes instead of {nbytes + PAGE:,}: it was cut or extended. "
+                f"{_WHAT_REMAINS}",
+                path=path,
+                offset=min(found, nbytes + PAGE),
+            )
+        if os.pread(fd, L.SEGMENT_LABEL_NBYTES, nbytes) != _label(store):
+            raise CorruptStoreError(
+                f"{path}: the page at {nbytes} does not name this store; the file belongs to "
+                f"another one, or was overwritten. {_WHAT_REMAINS}",
+                path=path,
+                offset=nbytes,
             )
         self.fd = fd
         self.nbytes = nbytes
@@ -57,9 +81,10 @@ class Segment:
         self._bytes = memoryview(self.writeable)
 
     @classmethod
-    def create(cls, fd: int, nbytes: int, *, prefault: bool) -> None:
-        """Give an empty file its length; with `prefault` also its pages."""
-        os.ftruncate(fd, nbytes)
+    def create(cls, fd: int, store: int, nbytes: int, *, prefault: bool) -> None:
+        """Give an empty file its length and its label; with `prefault` also its pages."""
+        os.ftruncate(fd, nbytes + PAGE)
+        write_all(fd, memoryview(_label(store)), nbytes)
         if prefault:
             reserve(fd, 0, nbytes)
 
@@ -107,3 +132,53 @@ class Segment:
         self._bytes.release()
         os.close(self.fd)
         self.fd = -1
+
+
+class Absent(Segment):
+    """In the place of a segment that cannot be used: the store goes on without its objects.
+
+    Parameters
+    ----------
+    error
+        Raised by every use, in a copy.
+    """
+
+    def __init__(self, error: CorruptStoreError) -> None:
+        self._error = error
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in {"_error", "close"}:
+            return object.__getattribute__(self, name)
+        raise CorruptStoreError(self._error.message, **self._error.facts)
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+_WHAT_REMAINS: Final = (
+    "The objects in it are lost; small ones lie in the index and can still be got. Save them, then "
+    "destroy the store and create it again."
+)
+
+
+def open_segment(folder_fd: int, path: Path, store: int, nbytes: int, *, readonly: bool) -> Segment:
+    """Open the segment of a store, or what stands for one that is not there or not this store's."""
+    try:
+        fd = folder.open_file(folder_fd, SEGMENT_NAME, path, readonly=readonly)
+    except NotAStoreError:
+        file = str(path / SEGMENT_NAME)
+        message = f"{file} is gone. {_WHAT_REMAINS}"
+        return Absent(CorruptStoreError(message, path=file, offset=0))
+    try:
+        return Segment(fd, str(path / SEGMENT_NAME), store, nbytes, readonly=readonly)
+    except CorruptStoreError as error:
+        os.close(fd)
+        return Absent(error)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _label(store: int) -> bytes:
+    """Return what the last page of a segment begins with."""
+    return (store << 8 * L.WORD | L.SEGMENT_MAGIC).to_bytes(L.SEGMENT_LABEL_NBYTES, "little")
