@@ -1,4 +1,4 @@
-"""What a killed process leaves behind is undone by the others."""
+"""What a killed process leaves behind is undone by the others. See also test_kill_matrix.py."""
 
 from __future__ import annotations
 
@@ -7,39 +7,18 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from stores import (
-    MIB,
-    Flag,
-    MakeStore,
-    StartPython,
-    exit_code,
-    forked,
-    lock_free_only,
-    replaced_words,
-)
+from stores import MIB, Flag, MakeStore, StartPython
 
 import shmstore
-from shmstore import ObjectRef, Store, StoreFullError
-
-# Python 3.12 and newer warn when a process with threads forks.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:This process .* is multi-threaded:DeprecationWarning"
-)
+from shmstore import Store, StoreFullError
 
 HALF_A_PUT = """
 import shmstore
 import numpy as np
-
-class Stops:
-    def __init__(self, nbytes):
-        self.nbytes = nbytes
-    def __reduce__(self):
-        return bytes, ()
 
 store = shmstore.Store.attach(path)
 block = store.allocate(1_000_000, "u1", key="half")
@@ -205,134 +184,3 @@ def test_processes_killed_at_random_moments_leave_a_store_that_is_whole(
     assert store.stats().used == 0
     assert store.stats().largest_free == MIB
     assert len(list((store.path / "seats").iterdir())) == 1
-
-
-# --- killed at each step --------------------------------------------------------------------------
-
-
-class DeadlyWords:
-    """The words of an index, of which the n-th store is the last thing that a process does.
-
-    Parameters
-    ----------
-    words
-        What is stored to.
-    left
-        A list with the number of stores to go, shared by all words of the index.
-    """
-
-    def __init__(self, words: Any, left: list[int]) -> None:
-        self._words, self._left = words, left
-
-    def __getitem__(self, at: Any) -> Any:
-        return self._words[at]
-
-    def __setitem__(self, at: Any, value: Any) -> None:
-        self._words[at] = value
-        self._left[0] -= 1
-        if not self._left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def killed_at(store: Store, number: int, change: Callable[[Store], Any]) -> bool:
-    """Let a forked child make a change and die at its n-th store; return whether it did."""
-    left = [number]
-
-    def child() -> None:
-        with replaced_words(store, lambda words: DeadlyWords(words, left)):
-            change(store)
-
-    code = exit_code(forked(child))
-    assert code in {0, -signal.SIGKILL}
-    return code != 0
-
-
-def build(store: Store) -> None:
-    """Build an array in place."""
-    with store.allocate(1000, "u1", key="k") as array:
-        array[:] = 2
-
-
-OLD, NEW = np.full(3000, 1, np.uint8), np.full(5000, 2, np.uint8)
-LARGE = np.full(200_000, 2, np.uint8)
-
-CHANGES: dict[str, Callable[[Store], Any]] = {
-    "overwrite": lambda s: s.put(NEW, key="k"),
-    "overwrite by a large object": lambda s: s.put(LARGE, key="k"),
-    "overwrite by a plain object": lambda s: s.put([2], key="k"),
-    "new key": lambda s: s.put(NEW, key="n"),
-    "no key": lambda s: s.put(NEW),
-    "batch": lambda s: s.put_many({"k": NEW, "l": LARGE, "n": [2]}),
-    "delete": lambda s: s.delete("k"),
-    "delete several": lambda s: s.delete_many(["k", "l", "p"]),
-    "build": build,
-    "recover": lambda s: s.recover(),
-}
-
-
-def begin(store: Store) -> None:
-    """Put the objects that the changes are about, among memory that is free in pieces."""
-    store.clear()
-    store.delete_many(store.put_many([OLD] * 6)[::2])
-    store.update({"k": OLD, "l": OLD, "p": [1]})
-
-
-def assert_whole(store: Store) -> None:
-    """Fail unless a store is sound, and its objects are as before a change or as after it."""
-    assert store.check() == []
-    for key, got in store.items():
-        values = set(got if isinstance(got, list) else got.tolist())
-        assert values == {1} or (values == {2} and key != "p"), (key, values)
-    assert set(store) - {"n"} <= {"k", "l", "p"}
-
-
-def forget_all(store: Store) -> None:
-    """Delete what has a key, and what has none, of which nobody may have a reference."""
-    session = store._session
-    store.delete_many(
-        [
-            ObjectRef(session.uuid, str(store.path), info.slot, info.generation, info.nbytes)
-            for info in store.objects()
-        ]
-    )
-
-
-@lock_free_only
-@pytest.mark.parametrize("name", CHANGES)
-def test_process_killed_at_any_store_of_a_change_leaves_the_store_whole(
-    make_store: MakeStore, name: str
-) -> None:
-    """Each word of the index that it writes may be its last one."""
-    store = make_store(capacity=MIB)
-    for number in range(1, 1000):
-        begin(store)
-        killed = killed_at(store, number, CHANGES[name])
-        assert_whole(store)
-        if name.startswith("overwrite"):
-            assert "k" in store, f"store {number}: neither the old nor the new object"
-        store.recover()
-        assert_whole(store)
-        assert [client.pid for client in store.clients()] == [os.getpid()]
-        forget_all(store)
-        assert store.stats().used == 0, f"store {number}: memory is lost"
-        if not killed:
-            break
-    assert number > 2
-
-
-@lock_free_only
-def test_recovery_killed_at_any_store_begins_again(make_store: MakeStore) -> None:
-    """Who repairs may die as well: the next one finds all that is to be done."""
-    store = make_store(capacity=MIB)
-    for number in range(1, 1000, 11):
-        for step in range(1, 1000):
-            begin(store)
-            if not killed_at(store, number, CHANGES["batch"]):
-                return
-            if not killed_at(store, step, Store.check):
-                break
-            assert_whole(store)
-            store.recover()
-            forget_all(store)
-            assert store.stats().used == 0
-        assert step > 1
