@@ -20,8 +20,8 @@ from shmstore._sharing.clients import Client, process_name
 
 def plans(session: Session) -> Iterator[Plan]:
     """Iterate over all objects, oldest first. Takes no lock."""
-    for generation, slot in session.slots.ready():
-        plan = make_plan(session, slot, states.ready_word(generation))
+    for word, slot in session.slots.present():
+        plan = make_plan(session, slot, word)
         if plan is not None:
             yield plan
 
@@ -33,8 +33,8 @@ def keys(session: Session) -> Iterator[str]:
     exactly once, also when their objects are overwritten meanwhile.
     """
     seen = set()
-    for generation, slot, digest in session.lock.run(_named, session):
-        plan = make_plan(session, slot, states.ready_word(generation))
+    for word, slot, digest in session.lock.run(_named, session):
+        plan = make_plan(session, slot, word)
         if plan is None:
             plan = plan_of_digest(session, digest)
         if plan is not None and plan.header["key"] not in seen:
