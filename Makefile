@@ -33,16 +33,22 @@ bench: $(VENV)/.stamp-bench
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 # Forged headers and damaged bytes, 100,000 of each kind; make fuzz FUZZ_ARGS='--count 100 --seed 7'.
+fuzz: export SHMSTORE_NOTE_PROOFS := $(CURDIR)/build/proofs-fuzz.json
 fuzz: $(VENV)/.stamp-test
+	mkdir -p build && rm -f $(SHMSTORE_NOTE_PROOFS)
 	$(BIN)/python tests/fuzzing.py $(FUZZ_ARGS)
+	$(BIN)/python tests/proofs.py $(SHMSTORE_NOTE_PROOFS)
 
 # Everything that is tested by repetition, for long; then the figures go into docs/reliability.md.
 soak: export SHMSTORE_NOTE_PROOFS := $(CURDIR)/build/proofs-soak.json
 soak: $(VENV)/.stamp-test
 	mkdir -p build && rm -f $(SHMSTORE_NOTE_PROOFS)
 	$(BIN)/python tests/kill_matrix.py --all --recovery $(SOAK_DEATHS)
-	test ! -f tests/soak.py || $(BIN)/python tests/soak.py --seconds $(SOAK_SECONDS)
-	test ! -f tests/history.py || $(BIN)/python tests/history.py --operations $(SOAK_OPERATIONS)
+	$(BIN)/python tests/faults.py
+	$(BIN)/python tests/interleave.py --deep
+	$(BIN)/python tests/history.py --operations $(SOAK_OPERATIONS)
+	$(BIN)/python tests/soak.py --seconds $(SOAK_SECONDS)
+	$(BIN)/python tests/leaks.py
 	$(BIN)/python tests/proofs.py $(SHMSTORE_NOTE_PROOFS)
 
 # The table of docs/serialization.md, from tests/rows.toml and the markers of the tests.

@@ -41,9 +41,10 @@ PACKAGE: Final = "shmstore"
 _ELSEWHERE: Final = ("serialization", "cli", "testing")
 
 # The last names of what is stored into, where that lies in shared memory.
-_SHARED: Final = frozenset(
-    {"words", "_words", "bytes", "_bytes", "cells", "table", "memory", "seat"}
-)
+_STORED_INTO = """
+    words _words bytes _bytes cells _cells pins times table memory seat column columns
+"""
+_SHARED: Final = frozenset(_STORED_INTO.split())
 
 # Calls that change what others see: of `os`, and of anything.
 _OF_OS = """
