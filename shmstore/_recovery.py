@@ -8,7 +8,7 @@ a half-made change       `mend`: key index, allocator, lists and counts made ane
 a half-made put          `bury`: the slot is WRITING and its owner's seat is not locked
 pins                     `bury`: they lie in a seat that is not locked
 a seat                   `bury`: its row is cleared, then its file removed
-a seat without a row     `mend`: the file is removed
+a seat without a row     `bury`, `mend`: the file is removed
 an overwritten key       `mend`: of two published ones with one key the younger stays
 =======================  ======================================================================
 
@@ -49,6 +49,7 @@ def bury(session: Session) -> Recovered:
     """
     used = session.index.words[L.W_USED]
     dead = session.clients.bury(session.row)
+    session.clients.remove_strays()
     puts = _doom_abandoned(session)
     session.reclaim(session.identity.max_objects)
     return Recovered(len(dead), puts, used - session.index.words[L.W_USED])

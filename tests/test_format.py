@@ -146,7 +146,7 @@ def test_slot_and_extent_of_an_array_are_these_bytes(store: Store) -> None:
     words = _words(_index(store, SLOTS_AT + 320, 320))
     packed = struct.pack("<24Q", *words[16:])[: words[9]]
     header = msgpack.unpackb(packed)
-    crc = zlib.crc32(struct.pack("<9Q", *words[7:16]) + packed, 2 << 8)
+    crc = zlib.crc32(struct.pack("<9Q", *words[7:16]) + packed, 2 << 8 ^ 0x9E3779B1)
     extent = (0 ^ 2) * 0x9E3779B97F4A7C15 >> 48 & 0xFFFF
     assert words[:9] == [2 << 8 | 2, extent << 48, 1, 0, 0, 2, crc << 32, 1, 64]
     assert words[10:13] == [12, 0, 0]
@@ -218,7 +218,8 @@ def _slot(generation: int, kind: int, sizes: tuple[int, ...], name: str, beside:
     extent_nbytes, header_nbytes, data_nbytes = sizes
     origin = (*_digest(name), 1, 1, 0)
     described = struct.pack("<9Q", 1, extent_nbytes, header_nbytes, data_nbytes, *origin)
-    crc = zlib.crc32(described + beside, generation << 8 | kind)
+    slot = generation - 1
+    crc = zlib.crc32(described + beside, (generation << 8 | kind) ^ slot * 0x9E3779B1)
     words = (generation << 8 | 2, 0, 0, 0, 0, 0, kind | crc << 32)
     return struct.pack("<7Q", *words) + described + beside.ljust(192, b"\0")
 

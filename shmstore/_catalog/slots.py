@@ -164,7 +164,7 @@ class Slots(SlotTable):
         body = (
             _DESCRIPTION.pack(owner, nbytes, sizes, data_nbytes, *digest, *origin) + header + inline
         )
-        crc = crc32(body, states.with_kind(word, kind) & L.CRC_MASK)
+        crc = crc32(body, L.first_crc(slot, states.generation_of(word), kind))
         if kind & L.KIND_HEADER_IN_EXTENT:
             body = body[: _DESCRIPTION.size]
         start += _DESCRIPTION_AT
@@ -186,7 +186,7 @@ class Slots(SlotTable):
     def is_sound(self, record: Record, packed: bytes) -> bool:
         """Return whether the checksums over a published slot, with its header, agree."""
         start = (self._start + record.slot * L.SLOT_WORDS) * L.WORD + _DESCRIPTION_AT
-        crc = states.with_kind(record.word, record.kind) & L.CRC_MASK
+        crc = L.first_crc(record.slot, states.generation_of(record.word), record.kind)
         crc = crc32(packed, crc32(self._bytes[start : start + _DESCRIPTION.size], crc))
         if record.kind & L.KIND_INLINE:
             first, end = self.inline_range(record)

@@ -69,11 +69,6 @@ def spilled_word(generation: int) -> int:
     return generation << 8 | SPILLED
 
 
-def with_kind(word: int, kind: int) -> int:
-    """Return the generation of a slot word with a kind in the place of the state."""
-    return word & ~_STATE_MASK | kind
-
-
 def move(word: int, state: int) -> int:
     """Return `word` with the next state; a move that is not in the table is our own mistake."""
     assert (word & _STATE_MASK, state) in _MOVES, f"illegal move of {word:#x} to {NAMES[state]}"

@@ -95,7 +95,7 @@ kinds: 1 header in the extent, at its end   2 frame in the slot   4 plain pickle
 16 DATA_CRC counts: the crc32 of all frames that readers cannot write
 
 CRC is the crc32 of words 7 to 15, the packed header and the frame in the slot, begun with
-generation << 8 | kinds. The check of an EXTENT are bits 48 to 63 of (offset ^ generation) *
+(generation << 8 | kinds) ^ slot * 0x9E3779B1. The check of an EXTENT are bits 48 to 63 of (offset ^ generation) *
 0x9E3779B97F4A7C15 (D. Knuth, "The art of computer programming" 3, 6.4: Fibonacci hashing).
 
 seat (one file per client)::
@@ -247,6 +247,7 @@ CRC_MASK: Final = (1 << 32) - 1
 EXTENT_SHIFT: Final = 48
 EXTENT_MASK: Final = (1 << EXTENT_SHIFT) - 1
 FIBONACCI: Final = 0x9E3779B97F4A7C15
+FIBONACCI_32: Final = 0x9E3779B1
 
 SEAT_MARK: Final = 0
 SEAT_SERIAL: Final = 1
@@ -285,6 +286,11 @@ assert SITES_OFFSET == 33_554_432
 def align(nbytes: int, boundary: int = ALIGNMENT) -> int:
     """Return `nbytes` rounded up to a multiple of `boundary` (a power of two)."""
     return (nbytes + boundary - 1) & -boundary
+
+
+def first_crc(slot: int, generation: int, kind: int) -> int:
+    """Return what the checksum over a slot begins with: a copy elsewhere does not agree."""
+    return (generation << 8 | kind) & CRC_MASK ^ slot * FIBONACCI_32 & CRC_MASK
 
 
 def extent_check(offset: int, generation: int) -> int:
