@@ -85,6 +85,7 @@ def _after_fork_in_child() -> None:
     born = {id(birth.session) for birth in _births}
     for birth in _births:
         birth.session.adopt(birth.row, birth.seat, birth.lock_fd)
+        birth.session.owner_pid = 0  # a descendant may get the pid of an owner that has died
     for session in list(_lifecycle.sessions.values()):
         if id(session) not in born:
             _lifecycle.forget(session, keep_seat=not session.words[L.W_DESTROYED])
