@@ -13,7 +13,18 @@ directly.
 
 from shmstore import _process
 from shmstore._building import Allocation
-from shmstore._info import ClientInfo, Finding, ObjectInfo, Recovered, StoreStats
+from shmstore._info import (
+    ClientInfo,
+    ClientUse,
+    FileSystemUse,
+    Finding,
+    FullReport,
+    ObjectInfo,
+    ObjectsUse,
+    PinInfo,
+    Recovered,
+    StoreStats,
+)
 from shmstore._options import Options
 from shmstore._pruning import prune
 from shmstore._ref import ObjectRef
@@ -48,13 +59,16 @@ _process.install()
 __all__ = [
     "Allocation",
     "ClientInfo",
+    "ClientUse",
     "CodecNotFoundError",
     "CorruptHeaderError",
     "CorruptStoreError",
     "DeserializationError",
     "FamilyRefusedError",
+    "FileSystemUse",
     "Finding",
     "FormatVersionError",
+    "FullReport",
     "KeyExistsError",
     "LockTimeoutError",
     "ModuleRefusedError",
@@ -63,7 +77,9 @@ __all__ = [
     "ObjectNotFoundError",
     "ObjectRef",
     "ObjectTooLargeError",
+    "ObjectsUse",
     "Options",
+    "PinInfo",
     "ReadOnlyStoreError",
     "Recovered",
     "SerializationError",

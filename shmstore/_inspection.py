@@ -6,7 +6,9 @@ and pins are read under the store lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
 
 from shmstore._catalog import states
 from shmstore._catalog.slots import Record
@@ -15,7 +17,13 @@ from shmstore._memory import layout as L
 from shmstore._plans import Plan
 from shmstore._reading import make_plan, plan_of_digest
 from shmstore._session import Session
-from shmstore._sharing.clients import Client, process_name
+from shmstore._sharing.clients import Client, process_name, process_start_ns
+
+if TYPE_CHECKING:
+    from shmstore._ref import ObjectRef
+
+# Within which start times are the same: that of the system is told in whole seconds.
+_SAME_START_NS: Final = 2_000_000_000
 
 
 def plans(session: Session) -> Iterator[Plan]:
@@ -47,13 +55,13 @@ def _named(session: Session) -> list[tuple[int, int, tuple[int, int]]]:
     return session.slots.named()
 
 
-def objects(session: Session) -> list[ObjectInfo]:
+def objects(session: Session, refer: Callable[[Plan], ObjectRef]) -> list[ObjectInfo]:
     """Return what is known of each object, oldest first."""
     pinned_by = pins_by_slot(session)
-    return [describe(plan, pinned_by) for plan in plans(session)]
+    return [describe(plan, refer(plan), pinned_by) for plan in plans(session)]
 
 
-def describe(plan: Plan, pinned_by: dict[int, set[int]]) -> ObjectInfo:
+def describe(plan: Plan, ref: ObjectRef, pinned_by: dict[int, set[int]]) -> ObjectInfo:
     """Return what is known of the object of a plan."""
     record: Record = plan.record
     return ObjectInfo(
@@ -68,6 +76,7 @@ def describe(plan: Plan, pinned_by: dict[int, set[int]]) -> ObjectInfo:
         pinned_by=tuple(sorted(pinned_by.get(record.slot, ()))),
         slot=record.slot,
         generation=states.generation_of(record.word),
+        ref=ref,
     )
 
 
@@ -122,16 +131,33 @@ def _clients(session: Session) -> list[ClientInfo]:
 
 
 def _describe_client(session: Session, client: Client) -> ClientInfo:
-    pins = session.clients.seat(client).pinned()
-    sizes = (session.slots.read(pin - 1).extent_nbytes for pin in set(pins))
+    views = session.clients.seat(client).views()
+    slots = views.slots.tolist()
+    sizes = (session.slots.read(slot).extent_nbytes for slot in set(slots))
+    alive = session.clients.is_alive(client)
     return ClientInfo(
         pid=client.pid,
-        name=process_name(client.pid),
+        name=name_of(client, alive=alive),
         started=client.started_ns / 1e9,
         attached=client.attached_ns / 1e9,
-        alive=session.clients.is_alive(client),
+        alive=alive,
         readonly=client.readonly,
-        pins=len(pins),
+        pins=len(slots),
         pinned_nbytes=sum(sizes),
+        oldest_pin=wall_clock(float(views.since.min())) if slots else None,
         own=client.row == session.row,
     )
+
+
+def name_of(client: Client, *, alive: bool) -> str:
+    """Return the name of the process of a client, unless its pid is another's in our namespace."""
+    started = process_start_ns(client.pid)
+    if started and abs(started - client.started_ns) < _SAME_START_NS:
+        return process_name(client.pid)
+    return "not seen from here" if alive else "gone"
+
+
+def wall_clock(since: float) -> float:
+    """Return a time of the monotonic clock in seconds since 1970; times to come are now."""
+    now = time.monotonic()
+    return time.time() - (now - since if 0 <= since <= now else 0.0)

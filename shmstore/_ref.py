@@ -98,7 +98,8 @@ class ObjectRef:
     def info(self) -> ObjectInfo:
         """Return size, type, age and owner of the object, and who looks at it."""
         session = _session_of(self)
-        return _inspection.describe(plan_of(session, self), _inspection.pins_by_slot(session))
+        plan = plan_of(session, self)
+        return _inspection.describe(plan, self, _inspection.pins_by_slot(session))
 
     def __enter__(self) -> Self:
         return self
@@ -160,6 +161,13 @@ def plan_of(session: Session, ref: ObjectRef) -> _plans.Plan:
         session.check_alive()
         raise missing(ref)
     return plan
+
+
+def refer(plan: _plans.Plan) -> ObjectRef:
+    """Return a reference to the object of a plan."""
+    session = plan.session
+    place = plan.slot, states.generation_of(plan.word), plan.record.data_nbytes
+    return ObjectRef(session.uuid, session.path_text, *place, plan.header.get("key"))
 
 
 def check_owner(session: Session, ref: ObjectRef) -> None:

@@ -29,6 +29,7 @@ from shmstore._arguments import check_key, check_mode
 from shmstore._building import Allocation
 from shmstore._catalog import states
 from shmstore._catalog.keys import digest_of
+from shmstore._explaining import Explained
 from shmstore._handle import Handle
 from shmstore._info import ClientInfo, Finding, ObjectInfo, Recovered, StoreStats
 from shmstore._mapping import NamedObjects
@@ -42,7 +43,7 @@ _RAISE: Any = object()
 _GONE = _plans.GONE
 
 
-class Store(Handle, NamedObjects, Undecoded):
+class Store(Handle, NamedObjects, Undecoded, Explained):
     """A handle on a store of objects in shared memory.
 
     Handles are made by `create`, `attach` and `open`. A handle is a context manager, a mutable
@@ -355,9 +356,7 @@ class Store(Handle, NamedObjects, Undecoded):
         plan = _reading.plan_of_key(session, key)
         if plan is None:
             raise _reading.missing_key(session, key)
-        generation = states.generation_of(plan.word)
-        place = plan.slot, generation, plan.record.data_nbytes
-        return ObjectRef(session.uuid, session.path_text, *place, key)
+        return _ref.refer(plan)
 
     # --- looking -------------------------------------------------------------------------------
 
@@ -371,7 +370,7 @@ class Store(Handle, NamedObjects, Undecoded):
         plan = _reading.plan_of_key(session, key)
         if plan is None:
             raise _reading.missing_key(session, key)
-        return _inspection.describe(plan, _inspection.pins_by_slot(session))
+        return _inspection.describe(plan, _ref.refer(plan), _inspection.pins_by_slot(session))
 
     def stats(self) -> StoreStats:
         """Return how much is used, free, pinned and waiting, in bytes."""
@@ -379,7 +378,7 @@ class Store(Handle, NamedObjects, Undecoded):
 
     def objects(self) -> list[ObjectInfo]:
         """Return what is known of each object, named or not, oldest first."""
-        return _inspection.objects(self._live())
+        return _inspection.objects(self._live(), _ref.refer)
 
     def clients(self) -> list[ClientInfo]:
         """Return what is known of each attached process."""

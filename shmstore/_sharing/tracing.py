@@ -24,6 +24,9 @@ from shmstore._sharing.seats import Pins, Seat
 _PACKAGE: Final = str(Path(__file__).parents[1]) + os.sep
 _CUT: Final = b"..."
 
+# Before Python 3.12 these are functions of their own, which says nothing to a user.
+_COMPREHENSIONS: Final = frozenset({"<listcomp>", "<dictcomp>", "<setcomp>"})
+
 
 class TracedPins(Pins):
     """Pins that say where they were made.
@@ -59,7 +62,10 @@ class TracedPins(Pins):
             frame = frame.f_back
         if frame is None:
             return 0
-        place = frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name
+        line = frame.f_lineno
+        while frame.f_code.co_name in _COMPREHENSIONS and frame.f_back is not None:
+            frame = frame.f_back
+        place = frame.f_code.co_filename, line, frame.f_code.co_name
         return self._known.get(place) or self._note(place)
 
     def _note(self, place: tuple[str, int, str]) -> int:

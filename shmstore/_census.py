@@ -1,0 +1,187 @@
+"""What does each slot hold, and who looks at it, at one moment?
+
+The slot table and the pins are copied under the store lock, column by column, so that adding up
+and telling can be done afterwards, with NumPy: it costs little at any number of objects.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from shmstore._catalog import states
+from shmstore._catalog.slots import boottime_ns
+from shmstore._catalog.table import extents_of, holds_extent
+from shmstore._inspection import name_of, wall_clock
+from shmstore._memory import layout as L
+from shmstore._session import Session
+from shmstore._sharing.clients import Client
+
+Words = npt.NDArray[np.uint64]
+Numbers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+
+class Sitter(NamedTuple):
+    """An attached process and what it looks at.
+
+    Parameters
+    ----------
+    client, name, alive, own
+        Who it is.
+    slots
+        What it looks at, each slot once.
+    views
+        How many views it has of them.
+    oldest
+        When the oldest of these was made, in seconds since 1970; None: there is none.
+    sites
+        Where those of deleted objects were got, with how many; in a store that traces pins.
+    """
+
+    client: Client
+    name: str
+    alive: bool
+    own: bool
+    slots: npt.NDArray[np.intp]
+    views: int
+    oldest: float | None
+    sites: dict[str, int]
+
+
+class Census(NamedTuple):
+    """Arrays with an entry per slot, and the numbers of the whole store.
+
+    Parameters
+    ----------
+    words
+        The slot words.
+    state, named, expired
+        What the object of a slot is.
+    offset, nbytes
+        Its extent in the segment; 0 bytes: it has none.
+    spilled_nbytes
+        Bytes of its file.
+    owner, pid
+        Who put it: the serial of a seat, and the process.
+    age
+        Seconds since it was published.
+    """
+
+    words: Words
+    state: Words
+    named: Flags
+    expired: Flags
+    offset: Numbers
+    nbytes: Numbers
+    spilled_nbytes: Numbers
+    owner: Words
+    pid: Numbers
+    age: npt.NDArray[np.float64]
+    sitters: list[Sitter]
+    used: int
+    largest_free: int
+    free_extents: int
+
+    def are(self, state: int) -> Flags:
+        """Return which slots are in a state."""
+        which: Flags = self.state == state
+        return which
+
+    def looked_at(self, *, alive: bool = True) -> npt.NDArray[np.intp]:
+        """Return for each slot how many living, or dead, processes look at it."""
+        counts = np.zeros(len(self.state), np.intp)
+        for sitter in self.sitters:
+            if sitter.alive == alive:
+                counts[sitter.slots] += 1
+        return counts
+
+    @property
+    def present(self) -> Flags:
+        """Return which slots hold an object that can be got."""
+        return self.are(states.READY) | self.are(states.SPILLED)
+
+    @property
+    def left_behind(self) -> Flags:
+        """Return which slots were filled by a process that has no seat any more."""
+        serials = [sitter.client.serial for sitter in self.sitters]
+        left: Flags = ~np.isin(self.owner, np.array(serials, np.uint64))
+        return left
+
+    def total(self, which: Flags | npt.NDArray[np.intp]) -> int:
+        """Return the bytes that the chosen slots hold in the segment."""
+        return int(self.nbytes[which].sum())
+
+
+def take(session: Session) -> Census:
+    """Copy what is to be told, after taking back what nobody looks at."""
+    return session.lock.run(_take, session)
+
+
+def _take(session: Session) -> Census:
+    """Requires: the store lock."""
+    session.check_alive()
+    session.reclaim_all()
+    table = session.slots.table()
+    state = states.states_of(table[:, L.S_STATE])
+    present = states.are_present(table[:, L.S_STATE])
+    in_memory = holds_extent(table)
+    # Sizes beyond the store, clocks beyond all times: such a slot is damaged, the rest is not.
+    sizes = np.minimum(table[:, L.S_EXTENT_NBYTES], np.uint64(session.identity.capacity))
+    expires = table[:, L.S_EXPIRES_NS]
+    return Census(
+        words=table[:, L.S_STATE].copy(),
+        state=state,
+        named=present & (table[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0),
+        expired=present & (expires != 0) & (expires <= np.uint64(boottime_ns())),
+        offset=np.where(in_memory, extents_of(table), 0).astype(np.int64),
+        nbytes=np.where(in_memory, sizes, 0).astype(np.int64),
+        spilled_nbytes=np.where(state == states.SPILLED, sizes, 0).astype(np.int64),
+        owner=table[:, L.S_OWNER].copy(),
+        pid=table[:, L.S_PID].astype(np.int64),
+        age=time.time() - table[:, L.S_CREATED_NS] / 1e9,
+        sitters=[_sitter(session, client, state) for client in session.clients.rows()],
+        used=int(session.words[L.W_USED]),
+        largest_free=session.allocator.largest_free(),
+        free_extents=_free_extents(session),
+    )
+
+
+def _sitter(session: Session, client: Client, state: Words) -> Sitter:
+    """Return what a client looks at. A put in progress has a pin too, which is no view."""
+    seat = session.clients.seat(client)
+    slots, since, sites = seat.views()
+    inside = (slots >= 0) & (slots < len(state))
+    slots, since, sites = slots[inside], since[inside], sites[inside]
+    views = (state[slots] != states.FREE) & (state[slots] != states.WRITING)
+    slots, since, sites = slots[views], since[views], sites[views]
+    sites = sites[(state[slots] == states.DOOMED) & (sites != 0)]
+    numbers, counts = np.unique(sites, return_counts=True)
+    alive = session.clients.is_alive(client)
+    return Sitter(
+        client,
+        name_of(client, alive=alive),
+        alive,
+        client.row == session.row,
+        np.unique(slots),
+        len(slots),
+        wall_clock(float(since.min())) if len(since) else None,
+        {seat.site(n): c for n, c in zip(numbers.tolist(), counts.tolist(), strict=True)},
+    )
+
+
+def _free_extents(session: Session) -> int:
+    """Return in how many pieces the free bytes are. Requires: the store lock."""
+    words, geometry = session.words, session.index.geometry
+    rows = min(int(words[L.W_NODE_TOP]), geometry.max_nodes)
+    flat = np.frombuffer(
+        session.index.memory, np.uint64, rows * L.NODE_WORDS, geometry.nodes * L.WORD
+    )
+    free = flat.reshape(rows, L.NODE_WORDS)[:, L.N_STATUS] == L.NODE_FREE
+    last = int(words[L.W_LAST_NODE]) - 1
+    above = session.identity.capacity - int(words[L.W_SEGMENT_TOP])
+    apart = above > 0 and not (0 <= last < rows and free[last])
+    return int(free.sum()) + int(apart)

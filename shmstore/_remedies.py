@@ -1,0 +1,361 @@
+"""What is short in a store that is full, and what would help?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from shmstore._catalog import states
+from shmstore._census import Census, Flags, Sitter
+from shmstore._info import ClientUse, FileSystemUse
+from shmstore._memory import layout as L
+from shmstore._memory.folder import HOW_TO_ENLARGE
+from shmstore._page import nbytes, plural, process
+from shmstore._reading import make_plan
+from shmstore._session import Session
+from shmstore.errors import ShmStoreError
+
+_LITTLE: Final = 1 << 10
+_FEW: Final = 3
+_OLD: Final = ((86400, "a day"), (3600, "an hour"), (60, "a minute"))
+
+
+class Situation(NamedTuple):
+    """What is known when it is asked why there is no room, and for how many bytes it is asked."""
+
+    session: Session
+    census: Census
+    disk: FileSystemUse
+    clients: Sequence[ClientUse]
+    free: int
+    asked: int | None
+
+    @property
+    def capacity(self) -> int:
+        """Bytes for objects."""
+        return self.session.identity.capacity
+
+    @property
+    def max_objects(self) -> int:
+        """Slots of the table."""
+        return self.session.identity.max_objects
+
+    @property
+    def slots_used(self) -> int:
+        """Slots that are not free."""
+        return int((self.census.state != states.FREE).sum())
+
+    @property
+    def has_no_slot(self) -> bool:
+        """Whether a put finds no slot."""
+        return self.slots_used >= self.max_objects
+
+    @property
+    def has_no_pages(self) -> bool:
+        """Whether the file system may not give what the store has free."""
+        return self.disk.free < min(self.disk.unbacked, self.asked or self.free)
+
+    @property
+    def is_in_pieces(self) -> bool:
+        """Whether enough is free, but not in one piece."""
+        largest = self.census.largest_free
+        if self.asked is not None:
+            return largest < self.asked <= self.free
+        return self.census.free_extents > 1 and 2 * largest < self.free
+
+    @property
+    def is_short(self) -> bool:
+        """Whether a put of what is asked for, or one that fills what is free, might fail."""
+        if self.has_no_slot or self.has_no_pages or self.is_in_pieces:
+            return True
+        if self.asked is not None:
+            return self.asked > self.census.largest_free
+        return 2 * self.census.used >= self.capacity
+
+    @property
+    def dead(self) -> list[Sitter]:
+        """Processes that have died, and whose seats nobody has taken away yet."""
+        return [sitter for sitter in self.census.sitters if not sitter.alive]
+
+
+class Remedy(NamedTuple):
+    """What would help: its rank (0: before all), how many bytes it gives, and how to say it."""
+
+    rank: int
+    nbytes: int
+    text: str
+
+
+def reason(now: Situation) -> str:
+    """Return one sentence: what is short, and why."""
+    census = now.census
+    deleted = census.total(census.are(states.DOOMED))
+    half_made = census.total(census.are(states.WRITING))
+    if now.has_no_slot:
+        return f"It has no slot: {plural(now.slots_used, 'object')}, as many as max_objects allows."
+    if now.has_no_pages:
+        return (
+            f"Its file system is full: {now.disk.path} has {nbytes(now.disk.free)} free, of "
+            f"{nbytes(now.free)} that the store has."
+        )
+    if now.is_in_pieces:
+        return (
+            f"Its free memory is in {plural(census.free_extents, 'piece')}: "
+            f"{nbytes(now.free)} are free, but no object above {nbytes(census.largest_free)} fits."
+        )
+    if not now.is_short:
+        return f"It is not full: an object of up to {nbytes(census.largest_free)} fits."
+    most = max(deleted, half_made)
+    if 2 * most > census.used:
+        what = "deleted objects that are still looked at" if most == deleted else "half-made puts"
+        return f"Most of it, {nbytes(most)}, is {what}."
+    objects = int(census.are(states.READY).sum())
+    return (
+        f"It is full of objects: {nbytes(census.used - deleted - half_made)} in "
+        f"{plural(objects, 'object')}; up to {nbytes(census.largest_free)} fits in."
+    )
+
+
+def remedies(now: Situation) -> list[str]:
+    """Return what would help, best first."""
+    found = [
+        remedy
+        for source in (_slots, _pages, _recovery, _views, _pieces, _puts, _deletions, _creation)
+        for remedy in source(now)
+    ]
+    return [r.text for r in sorted(found, key=lambda r: (r.rank, -r.nbytes))]
+
+
+# --- 0: what is short, if it is not memory -------------------------------------------------------
+
+
+def _slots(now: Situation) -> Iterator[Remedy]:
+    if not now.has_no_slot:
+        return
+    census = now.census
+    small = census.are(states.READY) & (census.nbytes <= _LITTLE)
+    yield Remedy(
+        0, 1, f"create the store with a larger max_objects: {now.max_objects:,} are all in use"
+    )
+    if small.sum() > 1:
+        yield Remedy(
+            0,
+            0,
+            f"put small objects together, as one list or dict: {int(small.sum()):,} have at most "
+            f"{nbytes(_LITTLE)}",
+        )
+
+
+def _pages(now: Situation) -> Iterator[Remedy]:
+    if not now.has_no_pages:
+        return
+    disk = now.disk
+    largest = ", ".join(f"{path} ({nbytes(size)})" for path, size in disk.largest)
+    if disk.others:
+        named = f"; the largest: {largest}" if largest else ""
+        yield Remedy(
+            0,
+            disk.others,
+            f"remove what others have on {disk.path}: {nbytes(disk.others)}{named}",
+        )
+    yield Remedy(
+        0,
+        0,
+        f"the file system has only {nbytes(disk.free)} free: {HOW_TO_ENLARGE.removeprefix('Or ')}",
+    )
+
+
+# --- 1: memory that nobody would miss -------------------------------------------------------------
+
+
+def _recovery(now: Situation) -> Iterator[Remedy]:
+    census = now.census
+    living = [s.client.serial for s in census.sitters if s.alive]
+    owned = np.isin(census.owner, np.array(living, np.uint64))
+    doomed = census.are(states.DOOMED) & (census.looked_at() == 0)
+    lost = doomed | (census.are(states.WRITING) & ~owned)
+    if now.dead or lost.any():
+        size = census.total(lost)
+        dead = plural(len(now.dead), "dead process", "dead processes")
+        yield Remedy(1, size, f"recover(): {nbytes(size)} held by {dead}")
+
+
+def _views(now: Situation) -> Iterator[Remedy]:
+    """Deleted objects by those who keep them: one process alone, or several together."""
+    census = now.census
+    doomed = census.are(states.DOOMED)
+    lookers = census.looked_at()
+    traced = now.session.traced
+    for sitter in census.sitters:
+        alone = sitter.slots[doomed[sitter.slots] & (lookers[sitter.slots] == 1)]
+        if sitter.alive and len(alone):
+            size = census.total(alone)
+            who = process(sitter.client.pid, sitter.name, own=sitter.own)
+            yield Remedy(
+                1,
+                size,
+                f"drop views in {who}: {nbytes(size)} of {plural(len(alone), 'deleted object')}"
+                f"{_places(sitter, traced=traced)}",
+            )
+    shared = doomed & (lookers > 1)
+    if shared.any():
+        size = census.total(shared)
+        pids = [str(s.client.pid) for s in census.sitters if s.alive and shared[s.slots].any()]
+        count = plural(int(shared.sum()), "deleted object")
+        yield Remedy(1, size, f"drop views in all of pids {_some(pids)}: {nbytes(size)} of {count}")
+
+
+def _places(sitter: Sitter, *, traced: bool) -> str:
+    if not traced:
+        return " (trace_pins=True at creation would tell where they were got)"
+    places = sorted(sitter.sites, key=lambda site: -sitter.sites[site])
+    return f", got at {_some(places)}" if places else ""
+
+
+def _some(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - _FEW:,} more" if len(texts) > _FEW else ""
+    return ", ".join(texts[:_FEW]) + more
+
+
+# --- 2: memory that comes by waiting --------------------------------------------------------------
+
+
+def _puts(now: Situation) -> Iterator[Remedy]:
+    for client in now.clients:
+        if client.half_made and client.alive:
+            who = process(client.pid, client.name, own=client.own)
+            size = client.half_made_nbytes
+            puts = plural(client.half_made, "put")
+            yield Remedy(2, size, f"wait for {who}: {nbytes(size)} in {puts} that it has begun")
+    expired = now.census.expired
+    if expired.any():
+        size = now.census.total(expired)
+        count = plural(int(expired.sum()), "object")
+        yield Remedy(2, size, f"trim(), or the next put: {nbytes(size)} of {count} that expired")
+
+
+# --- 0 and 3: objects -----------------------------------------------------------------------------
+
+
+def _pieces(now: Situation) -> Iterator[Remedy]:
+    if not now.is_in_pieces:
+        return
+    wanted = now.asked or min(now.free, 4 * now.census.largest_free)
+    slots = _cheapest_run(now.census, now.capacity, wanted)
+    if len(slots):
+        names = [_name_of(now, slot) for slot in slots[:_FEW].tolist()]
+        more = f" and {len(slots) - _FEW:,} more" if len(slots) > _FEW else ""
+        size = now.census.total(slots)
+        yield Remedy(
+            0,
+            size,
+            f"delete {', '.join(names)}{more}: {nbytes(size)} that lie between free pieces; "
+            f"{nbytes(wanted)} would then fit",
+        )
+
+
+def _cheapest_run(census: Census, capacity: int, wanted: int) -> npt.NDArray[np.intp]:
+    """Return the neighbours with fewest bytes whose end would make a free extent of that size."""
+    slots = np.flatnonzero(census.nbytes)
+    slots = slots[np.argsort(census.offset[slots])]
+    starts, sizes = census.offset[slots], census.nbytes[slots]
+    below = np.append(0, (starts + sizes)[:-1])
+    above = np.append(starts[1:], capacity)
+    first = np.arange(len(slots))
+    last = np.maximum(np.searchsorted(above, below + wanted), first)
+    kept = ~_loose(census)[slots]
+    kept_so_far = np.append(0, np.cumsum(kept))
+    nbytes_so_far = np.append(0, np.cumsum(sizes))
+    inside = last < len(slots)
+    first, last = first[inside], last[inside]
+    free = kept_so_far[last + 1] == kept_so_far[first]
+    first, last = first[free], last[free]
+    if not len(first):
+        return slots[:0]
+    best = int(np.argmin(nbytes_so_far[last + 1] - nbytes_so_far[first]))
+    return slots[first[best] : last[best] + 1]
+
+
+def _loose(census: Census) -> Flags:
+    """Return which objects would give their memory back at once if they were deleted."""
+    looked_at = census.looked_at() + census.looked_at(alive=False) > 0
+    loose: Flags = census.are(states.READY) & ~looked_at
+    return loose
+
+
+def _name_of(now: Situation, slot: int) -> str:
+    """Return how a user finds an object."""
+    word = int(now.census.words[slot])
+    try:
+        plan = make_plan(now.session, slot, word)
+    except ShmStoreError:
+        plan = None
+    if plan is not None and "key" in plan.header:
+        return repr(plan.header["key"])
+    return f"the unnamed object of generation {states.generation_of(word)}"
+
+
+def _deletions(now: Situation) -> Iterator[Remedy]:
+    if not now.is_short:
+        return
+    census = now.census
+    loose = _loose(census) & ~census.expired
+    for seconds, name in _OLD:
+        old = loose & (census.age > seconds)
+        if old.any():
+            found = f"store.objects() if o.age > {seconds}"
+            yield _deletion(census, old, f"delete objects older than {name}", found)
+            break
+    else:
+        if loose.any():
+            yield _deletion(census, loose, "delete objects that are not needed any more", "")
+    unknown = loose & ~census.named & census.left_behind
+    if unknown.any():
+        pids = np.unique(census.pid[unknown]).tolist()
+        found = f"store.objects() if o.key is None and o.owner_pid == {pids[0]}"
+        text = f"delete unnamed objects of processes that have left (pid {_some_pids(pids)})"
+        yield _deletion(census, unknown, text, found)
+    looked_at = census.are(states.READY) & (census.looked_at() > 0)
+    if looked_at.any():
+        size = census.total(looked_at)
+        count = plural(int(looked_at.sum()), "object")
+        yield Remedy(
+            4, size, f"delete what is looked at, and drop the views: {nbytes(size)} of {count}"
+        )
+
+
+def _deletion(census: Census, which: Flags, text: str, found: str) -> Remedy:
+    size = census.total(which)
+    count = plural(int(which.sum()), "object")
+    how = f": `store.delete_many(o.ref for o in {found})`" if found else ""
+    return Remedy(3, size, f"{text}: {nbytes(size)} of {count} that nobody looks at{how}")
+
+
+def _some_pids(pids: Sequence[int]) -> str:
+    return _some([str(pid) for pid in pids])
+
+
+# --- 5: another store ----------------------------------------------------------------------------
+
+
+def _creation(now: Situation) -> Iterator[Remedy]:
+    if not now.is_short:
+        return
+    if not (now.has_no_slot or now.has_no_pages):
+        free = nbytes(now.disk.free)
+        yield Remedy(
+            5,
+            0,
+            f"create the store with a larger capacity than {nbytes(now.capacity)}: {now.disk.path} "
+            f"has {free} free",
+        )
+    if not now.session.identity.flags & (L.FLAG_EVICT | L.FLAG_SPILL):
+        yield Remedy(
+            6,
+            0,
+            'create it with on_full="evict" (the least recently used objects go) or '
+            'on_full="spill" (they go to disk and come back)',
+        )
