@@ -163,7 +163,7 @@ def test_lock_held_in_another_pid_namespace_is_waited_for_and_mended(
     assert inside.hear() == "held"
     with pytest.raises(LockTimeoutError) as caught:
         store["k"] = 1
-    assert caught.value.holder == "pid 1 (gone)"
+    assert caught.value.holder == "pid 1 (not seen from here)"
     [client] = [client for client in store_clients_unlocked(store) if client.pid == 1]
     assert client.started_ns != int(psutil.Process(1).create_time() * 1e9)
     inside.kill_inside()

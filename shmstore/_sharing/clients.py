@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import psutil
 
@@ -22,6 +22,11 @@ from shmstore._memory.folder import open_seat
 from shmstore._memory.index import Index
 from shmstore._sharing.seats import SEATS_NAME, Seat, is_taken
 from shmstore.errors import CorruptStoreError
+
+
+# A process of that pid which was started at another time is another one: the pid was used again,
+# or it is that of another pid namespace. Times of a start differ by the ticks of two clocks.
+_SAME_START_NS: Final = 2_000_000_000
 
 
 class Client(NamedTuple):
@@ -162,8 +167,10 @@ class Clients:
         """Return "pid 123 (python)" for a row, as far as it can be told. Takes no lock."""
         if row >= self._index.geometry.max_clients:
             return "a process that is attaching"
-        pid = self._words[self._start + row * L.CLIENT_WORDS + L.C_PID]
-        return f"pid {pid} ({process_name(pid)})"
+        base = self._start + row * L.CLIENT_WORDS
+        pid, started_ns = self._words[base + L.C_PID], self._words[base + L.C_STARTED_NS]
+        ours = abs(process_start_ns(pid) - started_ns) < _SAME_START_NS
+        return f"pid {pid} ({process_name(pid) if ours else 'not seen from here'})"
 
     def _free_row(self) -> int | None:
         words = self._words
