@@ -23,7 +23,6 @@ from shmstore._memory.index import Index
 from shmstore._sharing.seats import SEATS_NAME, Seat, is_taken
 from shmstore.errors import CorruptStoreError
 
-
 # A process of that pid which was started at another time is another one: the pid was used again,
 # or it is that of another pid namespace. Times of a start differ by the ticks of two clocks.
 _SAME_START_NS: Final = 2_000_000_000
