@@ -49,10 +49,11 @@ _SHARED: Final = frozenset(_STORED_INTO.split())
 # Calls that change what others see: of `os`, and of anything.
 _OF_OS = """
     chmod chown close fchmod fchown ftruncate link mkdir mkfifo posix_fallocate pwrite pwritev
-    remove rename replace rmdir symlink truncate unlink write
+    open remove rename replace rmdir setxattr symlink truncate unlink write
 """
 _OF_ANY = """
-    copyto fallocate lock_descriptor pack_into rmdir unlink unlock_descriptor write_into
+    copyto fallocate lock_descriptor madvise pack_into _renameat2 rmdir unlink unlock_descriptor
+    write_into
 """
 _OS_CALLS: Final = frozenset(_OF_OS.split())
 _CALLS: Final = frozenset(_OF_ANY.split())
@@ -164,7 +165,7 @@ def _index(node: ast.expr) -> ast.expr:
 def _changes_something(node: ast.Call) -> bool:
     name = _last_name(node.func)
     if isinstance(node.func, ast.Attribute) and _last_name(node.func.value) == "os":
-        return name in _OS_CALLS or (name == "open" and "O_CREAT" in ast.unparse(node))
+        return name in _OS_CALLS
     return name in _CALLS
 
 
@@ -217,6 +218,7 @@ class Machine:
         self.hits: Counter[str] = Counter()
         self.unlisted: set[str] = set()
         self.in_fork: Callable[[], object] | None = None
+        self._hits_of_place = 0
         self._inside = 0
         self._audited = False
 
@@ -226,7 +228,7 @@ class Machine:
         Parameters
         ----------
         target
-            A point, and at which hit of it.
+            A point, and at which hit of it; or a function, and at which hit of its points.
         child
             Whether a child that this process forks counts and dies instead of it.
         """
@@ -234,6 +236,7 @@ class Machine:
             self._audited = True
             sys.addaudithook(self._watch)
         self.hits.clear()
+        self._hits_of_place = 0
         self.target, self.child, self.in_child, self.armed = target, child, False, True
 
     def disarm(self) -> None:
@@ -255,7 +258,13 @@ class Machine:
     def reach(self, point: str) -> bool:
         """Count a hit; return whether it is the last one."""
         self.hits[point] += 1
-        return (point, self.hits[point]) == self.target
+        if self.target is None:
+            return False
+        wanted, hit = self.target
+        if wanted == point.partition(":")[0]:
+            self._hits_of_place += 1
+            return self._hits_of_place == hit
+        return wanted == point and self.hits[point] == hit
 
     def store(self, point: str | None, value: Any, container: Any, at: Any) -> None:
         """Do ``container[at] = value``, unless that is where this process dies."""
@@ -274,7 +283,7 @@ class Machine:
 
     def call(self, point: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call a function, unless that is where this process dies."""
-        if self._counts():
+        if self._counts() and (function is not os.open or args[1] & os.O_CREAT):
             if self.reach(point):
                 die()
             half = _half_a_call(function, args)

@@ -120,16 +120,21 @@ def one_seat(scene: Scene) -> None:
     store.close()
 
 
-def killed(scene: Scene, task: Callable[[], Any], point: str = "", hit: int = 1) -> None:
-    """Let a process die in a task: at a point, or when it comes to the end."""
+def killed(scene: Scene, task: Callable[[], Any], place: str = "", hit: int = 1) -> None:
+    """Let a process die in a task: at a point or in a function, or when it comes to the end."""
     child = os.fork()
     if child:
-        os.waitpid(child, 0)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status), f"nobody came to {place}, hit {hit}"
         return
-    if point:
-        machine.arm((point, hit))
-    task()
-    die()
+    try:
+        if place:
+            machine.arm((place, hit))
+        task()
+        if not place:
+            die()
+    finally:
+        os._exit(1)
 
 
 def owned(scene: Scene) -> None:
@@ -145,8 +150,8 @@ def two_owned(scene: Scene) -> None:
 
 def cut_short(scene: Scene) -> None:
     """Folders of stores that were being made and removed."""
-    killed(scene, scene.create, "folder.rename:1")
-    killed(scene, lambda: scene.create().destroy(), "folder._remove:1", 2)
+    killed(scene, scene.create, "folder.rename")
+    killed(scene, lambda: scene.create().destroy(), "folder._remove", 2)
 
 
 def nothing(scene: Scene) -> None:
@@ -170,7 +175,7 @@ def let_others_die(scene: Scene) -> None:
         scene.held[-1].__enter__()
         store.put(LARGE, key="more")
 
-    killed(scene, look_and_build, "allocator.Allocator.mark_warm:1")
+    killed(scene, look_and_build, "allocator.Allocator.mark_warm")
     killed(scene, lambda: Store.attach(NAME, root=scene.root))
 
 
@@ -189,13 +194,13 @@ def dirty(scene: Scene) -> None:
 def let_one_die_in_a_change(scene: Scene) -> None:
     """Let a client die between the two steps of an overwrite."""
     task = lambda: Store.attach(NAME, root=scene.root).put(NEW, key="p")  # noqa: E731
-    killed(scene, task, "keys.KeyIndex.swap:2")
+    killed(scene, task, "slots.Slots.doom")
 
 
 def dirty_seats(scene: Scene) -> None:
     """A store with a seat file that no row names."""
     furnished(scene)
-    killed(scene, scene.attach, "clients.Clients.register:6")
+    killed(scene, scene.attach, "clients.Clients.register", 3)
 
 
 # --- bystanders: run to the yield, live on, and look again when the actor is dead -----------------

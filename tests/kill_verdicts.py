@@ -8,12 +8,13 @@ emptied, and removed.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from kill_scenes import NAME, NEW, Scene
@@ -22,6 +23,10 @@ import shmstore
 from shmstore import ObjectRef, Store, StoreNotFoundError
 from shmstore._catalog import states
 from shmstore._memory import layout as L
+
+# States that a slot may be in when nobody does anything.
+_AT_REST: Final = {states.FREE, states.READY, states.SPILLED}
+_WITHOUT_EXTENT: Final = {states.FREE, states.SPILLED}
 
 
 class Holding(NamedTuple):
@@ -62,7 +67,7 @@ def look(scene: Scene, others: bytes | None) -> tuple[Holding | None, list[str]]
     store.recover()
     faults = [f"check: {finding}" for finding in store.check()]
     again = store.recover()
-    if again != shmstore.Recovered(0, 0, 0):
+    if any(dataclasses.astuple(again)):
         faults.append(f"recovering again finds {again}")
     held = _holding(store)
     faults += _count(store, int(store._session.uuid == others))
@@ -99,9 +104,9 @@ def _count(store: Store, others: int) -> Iterator[str]:
     used = 0
     for slot, row in enumerate(session.slots.table().tolist()):
         state = states.state_of(row[L.S_STATE])
-        if state not in {states.FREE, states.READY} and slot not in pinned:
+        if state not in _AT_REST and slot not in pinned:
             yield f"slot {slot} is {states.NAMES.get(state, state)}, and nobody looks at it"
-        used += row[L.S_EXTENT_NBYTES] if state != states.FREE else 0
+        used += row[L.S_EXTENT_NBYTES] if state not in _WITHOUT_EXTENT else 0
     if stats.used != used:
         yield f"{stats.used} bytes are used, the objects have {used}"
     if stats.clients != 1 + others:

@@ -14,7 +14,8 @@ from kill_matrix import Killer, note
 from kill_operations import OPERATIONS
 from kill_weakenings import WEAKENINGS
 
-# Points that no operation comes to here, by where they stand and what stands there.
+# Points that no operation comes to here, by where they stand and what stands there. That nothing
+# is made by an `open` which is no point is watched by `unlisted`; most of them only look.
 NOT_REACHED = {
     "folder._open_own": "os.close",  # what is foreign is refused: see test_folder.py
     "folder.remove_root": "root.rmdir",  # the default root, which is not a test's
@@ -54,6 +55,7 @@ def test_every_point_is_reached_by_some_operation(killer: Killer) -> None:
         point: source
         for point, source in points.items()
         if point not in reached
+        and not source.startswith("os.open")
         and not source.startswith(NOT_REACHED.get(point.partition(":")[0], "?"))
     }
     assert missed == {}
