@@ -119,12 +119,21 @@ class Handle:
         session, self._session = self._session, None
         self._plans = {}
         if session is not None:
-            _lifecycle.leave(session, owner=self._owner)
+            try:
+                _lifecycle.leave(session, owner=self._owner)
+            except BaseException:
+                if not session.closed:
+                    self._session = session  # so that it can be closed again
+                raise
 
     def destroy(self) -> None:
         """Remove the store for everyone. Views stay valid in all processes until they die."""
-        _lifecycle.destroy(self._live())
-        self._session = None
+        session = self._live()
+        try:
+            _lifecycle.destroy(session)
+        finally:
+            if session.closed:
+                self._session = None
 
     def __enter__(self) -> Self:
         self._live()

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from shmstore._catalog import states
 from shmstore._catalog.table import extents_of, holds_extent
-from shmstore._memory import folder
+from shmstore._memory import folder, shortage
 from shmstore._memory import layout as L
 from shmstore._memory.index import INDEX_NAME, create_index, new_identity
 from shmstore._memory.owners import group_of
@@ -63,7 +63,7 @@ def create(name: str | None, options: Options, *, opened: bool = False) -> Sessi
     """
     name = folder.random_name() if name is None else folder.check_name(name)
     root = options.root_path
-    with registry:
+    with registry, _told(root / name, options):
         sweep()
         with root_locked(root, options.lock_timeout, create=True, gid=options.gid) as root_fd:
             try:
@@ -82,7 +82,7 @@ def attach(
 ) -> Session:
     """Join a store that exists; sessions of this process are shared."""
     path = _path_of(name_or_path, options)
-    with registry:
+    with registry, shortage.told(path):
         sweep()
         root_fd = folder.open_root(path.parent, create=False, gid=options.gid)
         with _closing(root_fd):
@@ -93,10 +93,10 @@ def attach(
                 timeout = options.lock_timeout
                 return _enter(_join(folder_fd, path, readonly=readonly, lock_timeout=timeout))
         except BaseException as error:
-            linked = folder.is_linked(folder_fd, path)
-            os.close(folder_fd)
-            if isinstance(error, NotAStoreError) and not linked:
-                raise StoreNotFoundError(f"{path} has just been removed", path=str(path)) from error
+            with _closing(folder_fd):
+                if isinstance(error, NotAStoreError) and not folder.is_linked(folder_fd, path):
+                    gone = f"{path} has just been removed"
+                    raise StoreNotFoundError(gone, path=str(path)) from error
             raise
         os.close(folder_fd)
         return _enter(session)
@@ -147,18 +147,20 @@ def _build(root_fd: int, path: Path, options: Options) -> Session:
     """Make all files of a store and join it, then give the folder its name."""
     flags = _flags_of(options)
     temporary, folder_fd = folder.make_store_folder(root_fd)
+    session = None
     try:
         capacity = _affordable(folder_fd, path, options)
         _write_files(folder_fd, capacity, flags, options)
         session = _join(folder_fd, path, readonly=False, lock_timeout=options.lock_timeout)
-    except BaseException as error:
-        os.close(folder_fd)
-        folder.remove_store(root_fd, temporary)
-        if isinstance(error, OSError) and not isinstance(error, ShmStoreError):
-            asked = L.PAGE if options.capacity is None else parse_size(options.capacity)
-            raise folder.full_file_system(root_fd, path, asked, error) from error
+        folder.rename(root_fd, temporary, path.name)
+    except BaseException:
+        if session is None:
+            os.close(folder_fd)
+        else:
+            session.close_files()
+        with contextlib.suppress(OSError):  # whoever makes the next store removes it
+            folder.remove_store(root_fd, temporary)
         raise
-    folder.rename(root_fd, temporary, path.name)
     return session
 
 
@@ -254,15 +256,17 @@ def _end_if_dead(folder_fd: int, path: Path, lock_timeout: float) -> _Fate:
 
 
 def leave(session: Session, *, owner: bool = False) -> None:
-    """Give back one handle. With the owner's or the last one the seat goes, maybe the store."""
-    with registry:
+    """Give back one handle. With the owner's or the last one the seat goes, maybe the store.
+
+    After an error the session is closed, or the handle may be given back again.
+    """
+    with registry, shortage.told(session.path):
         sweep()
-        session.handles -= 1
-        if session.closed:
-            return
-        if owner and session.owner_pid == os.getpid() and not session.persistent:
+        ends = owner and session.owner_pid == os.getpid() and not session.persistent
+        if ends and not session.closed:
             destroy(session)
-        elif session.handles <= 0:
+        session.handles -= 1
+        if not session.closed and session.handles <= 0:
             session.pins.watch(lambda: _departing.append(session))
             if not session.pins.in_use():
                 depart(session)
@@ -271,21 +275,26 @@ def leave(session: Session, *, owner: bool = False) -> None:
 def destroy(session: Session) -> None:
     """End a store. Views stay valid in every process; everything else of it is gone."""
     session.check_writeable()
-    if session.lock.run(_doom_store, session):
-        remove_folder(session)
-    forget(session)
+    with shortage.told(session.path):
+        try:
+            session.lock.run(_doom_store, session)
+        finally:
+            if session.words[L.W_DESTROYED]:
+                try:
+                    remove_folder(session)
+                finally:
+                    forget(session)
 
 
-def _doom_store(session: Session) -> bool:
-    """Mark a store as destroyed; False if it has been before. Requires: the store lock."""
+def _doom_store(session: Session) -> None:
+    """Mark a store as destroyed. Requires: the store lock."""
     if session.words[L.W_DESTROYED]:
-        return False
+        return
     session.words[L.W_DESTROYED] = 1
     states.doom_all(session.slots.table()[:, L.S_STATE])
     if session.lock_free:
         barrier.membarrier()
     _release_memory(session)
-    return True
 
 
 def sweep() -> None:
@@ -377,6 +386,17 @@ def forget(session: Session, *, keep_seat: bool = False) -> None:
 
 
 # --- the root and the registry -----------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _told(path: Path, options: Options) -> Iterator[None]:
+    """Let what keeps a store from being made be told: a full file system above all."""
+    try:
+        yield
+    except OSError as error:
+        place = next(above for above in path.parents if above.is_dir())
+        asked = L.PAGE if options.capacity is None else parse_size(options.capacity)
+        raise folder.full_file_system(place, path, asked, error) from error
 
 
 @contextlib.contextmanager

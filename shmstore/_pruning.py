@@ -7,7 +7,7 @@ import os
 from typing import Final
 
 from shmstore import _lifecycle
-from shmstore._memory import folder
+from shmstore._memory import folder, shortage
 from shmstore._options import Options
 from shmstore.errors import (
     FormatVersionError,
@@ -68,7 +68,7 @@ def prune(
     options = Options(root=root, group=group, lock_timeout=lock_timeout)
     path = options.root_path
     removed: list[str] = []
-    with _lifecycle.registry, contextlib.suppress(StoreNotFoundError):
+    with _lifecycle.registry, shortage.told(path), contextlib.suppress(StoreNotFoundError):
         _lifecycle.sweep()
         locked = _lifecycle.root_locked(path, lock_timeout, create=False, gid=options.gid)
         with locked as root_fd:

@@ -48,9 +48,11 @@ def bury(session: Session) -> Recovered:
         came back.
     """
     used = session.index.words[L.W_USED]
-    dead = session.clients.bury(session.row)
-    session.clients.remove_strays()
-    puts = _doom_abandoned(session)
+    try:
+        dead = session.clients.bury(session.row)
+        session.clients.remove_strays()
+    finally:  # rows may have gone before a seat file could not be looked at, or removed
+        puts = _doom_abandoned(session)
     session.reclaim(session.identity.max_objects)
     return Recovered(len(dead), puts, used - session.index.words[L.W_USED])
 

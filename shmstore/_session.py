@@ -195,12 +195,14 @@ class Session:
     def _take_seat(self) -> None:
         """Enter this process into the client table; from then on a read-only session only reads."""
         self.lock.mark = self.identity.max_clients + 1
+        # What may fail comes before the seat.
+        unchangeable = self.index.map_readonly() if self.readonly else None
         self.row, seat = self.lock.run(self._enter)
         self.pins = (TracedPins if self.traced else Pins)(seat)
         self.clients.know(self.row, seat)
         self.lock.mark = 0 if self.readonly else self.row + 1
-        if self.readonly:
-            self.index.protect()
+        if unchangeable is not None:
+            self.index.protect(unchangeable)
             self._map_tables()
             self.clients.know(self.row, seat)
             self.lock.words = self.words

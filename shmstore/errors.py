@@ -22,6 +22,7 @@ __all__ = [
     "NotAStoreError",
     "ObjectNotFoundError",
     "ObjectTooLargeError",
+    "ProcessLimitError",
     "ReadOnlyStoreError",
     "SerializationError",
     "ShmStoreError",
@@ -136,6 +137,14 @@ class CodecNotFoundError(ShmStoreError, KeyError, ValueError):
 
 class LockTimeoutError(ShmStoreError, TimeoutError):
     """The store lock was not free in time; the message names the holder."""
+
+
+class ProcessLimitError(ShmStoreError, OSError):
+    """No file descriptors or no addresses are left to this process, or to the system."""
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.errno = facts.get("errno")
 
 
 class StoreClosedError(ShmStoreError, ValueError):

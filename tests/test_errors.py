@@ -29,6 +29,7 @@ STANDARD_CLASSES = {
     "ModuleRefusedError": RuntimeError,
     "CodecNotFoundError": KeyError,
     "LockTimeoutError": TimeoutError,
+    "ProcessLimitError": OSError,
     "StoreClosedError": ValueError,
     "ReadOnlyStoreError": PermissionError,
     "CorruptStoreError": RuntimeError,

@@ -213,7 +213,7 @@ def test_index_protected_cannot_be_written() -> None:
         rooms.open_index(folder, rooms.identity()) as writer,
         rooms.open_index(folder) as reader,
     ):
-        reader.protect()
+        reader.protect(reader.map_readonly())
         writer.words[20] = 7
         assert reader.words[20] == 7
         assert reader.protected

@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from shmstore._memory import owners
+from shmstore._memory import owners, shortage
 from shmstore._memory.owners import FILE_FLAGS, FOLDER_FLAGS, ROOT_VARIABLE
 from shmstore.errors import NotAStoreError, ShmStoreError, StoreFullError, StoreNotFoundError
 
@@ -360,22 +360,27 @@ def is_linked(fd: int, path: Path) -> bool:
     """Return whether an open folder is still the one at `path`."""
     try:
         found = os.stat(path, follow_symlinks=False)
-    except OSError:  # somebody may have put anything in the place of the root
-        return False
+    except OSError as error:
+        if error.errno in owners.FAULTS_OF_A_PATH or isinstance(error, FileNotFoundError):
+            return False  # somebody may have put anything in the place of the root
+        raise
     return os.path.samestat(found, os.fstat(fd))
 
 
-def free_bytes(fd: int) -> int:
-    """Return how many bytes the file system of an open folder still has for us."""
-    status = os.fstatvfs(fd)
+def free_bytes(place: int | Path) -> int:
+    """Return how many bytes the file system of a folder, by path or open, still has for us."""
+    status = os.statvfs(place)
     return status.f_bavail * status.f_frsize
 
 
-def full_file_system(fd: int, path: Path, asked: int, error: OSError) -> StoreFullError:
-    """Return the error for a file system that has no pages left (or another OSError as it is)."""
-    if error.errno not in NO_ROOM:
-        raise error
-    free = free_bytes(fd)
+def full_file_system(place: int | Path, path: Path, asked: int, error: OSError) -> StoreFullError:
+    """Return the error for a file system that has no pages left; raise what is another's.
+
+    `place` is a folder there, by path or open.
+    """
+    if error.errno not in NO_ROOM or isinstance(error, ShmStoreError):
+        shortage.refuse(error, path)
+    free = free_bytes(place)
     return StoreFullError(
         f"the file system of {path} has no room: asked for {asked:,} bytes, {free:,} are free "
         f"({error.strerror}). Delete objects. {HOW_TO_ENLARGE}",

@@ -116,9 +116,13 @@ class Index:
         self.memory: mmap.mmap = map_file(fd, nbytes, writeable=True)
         self.words = memoryview(self.memory).cast("Q")
 
-    def protect(self) -> None:
-        """From now on see the index read-only, through a new mapping."""
-        self.memory = map_file(self.fd, self.geometry.nbytes, writeable=False)
+    def map_readonly(self) -> mmap.mmap:
+        """Map the index once more, for reading only."""
+        return map_file(self.fd, self.geometry.nbytes, writeable=False)
+
+    def protect(self, memory: mmap.mmap) -> None:
+        """From now on see the index through a mapping that is read-only."""
+        self.memory = memory
         self.words = memoryview(self.memory).cast("Q")
         self.protected = True
 

@@ -15,6 +15,7 @@ from typing import Final
 
 import numpy as np
 
+from shmstore._memory import shortage
 from shmstore._memory.layout import PAGE, align
 
 _FALLOC_PUNCH: Final = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
@@ -53,7 +54,19 @@ def map_file(
     -------
     mmap.mmap
         Unmaps itself when the last buffer over it has died.
+
+    Raises
+    ------
+    ProcessLimitError
+        The process has no addresses for it.
     """
+    try:
+        return _map(fd, nbytes, writeable=writeable, private=private, offset=offset)
+    except OSError as error:
+        shortage.refuse_mapping(error, fd, nbytes, private=private)
+
+
+def _map(fd: int, nbytes: int, *, writeable: bool, private: bool, offset: int) -> mmap.mmap:
     prot = mmap.PROT_READ | (mmap.PROT_WRITE if writeable else 0)
     flags = mmap.MAP_PRIVATE | _MAP_NORESERVE if private else mmap.MAP_SHARED
     if sys.version_info >= (3, 13):
@@ -79,12 +92,15 @@ def reserve(fd: int, offset: int, nbytes: int) -> None:
     """Make sure that the pages of a range exist, or raise OSError (ENOSPC)."""
     if nbytes <= 0:
         return
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, offset, nbytes)
-        return
-    zeros = bytes(min(nbytes, 1 << 20))
-    for start in range(offset, offset + nbytes, len(zeros)):
-        os.pwrite(fd, zeros[: offset + nbytes - start], start)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, offset, nbytes)
+            return
+        zeros = bytes(min(nbytes, 1 << 20))
+        for start in range(offset, offset + nbytes, len(zeros)):
+            os.pwrite(fd, zeros[: offset + nbytes - start], start)
+    except OSError as error:
+        shortage.refuse(error, shortage.path_of(fd))
 
 
 def punch(fd: int, offset: int, nbytes: int) -> None:
@@ -98,7 +114,10 @@ def punch(fd: int, offset: int, nbytes: int) -> None:
 def write_all(fd: int, buffer: memoryview, offset: int) -> None:
     """Write a buffer at an offset; a write into pages never touched reserves them as it goes."""
     while buffer.nbytes:
-        written = os.pwrite(fd, buffer, offset)
+        try:
+            written = os.pwrite(fd, buffer, offset)
+        except OSError as error:
+            shortage.refuse(error, shortage.path_of(fd))
         if written <= 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         buffer, offset = buffer[written:], offset + written

@@ -19,6 +19,7 @@ import stat
 from pathlib import Path
 from typing import Final, NoReturn
 
+from shmstore._memory import shortage
 from shmstore.errors import UnsafePathError
 
 ROOT_VARIABLE: Final = "SHMSTORE_ROOT"
@@ -37,7 +38,7 @@ _MOST_LINKS: Final = 40
 
 _ACLS: Final = frozenset({"system.posix_acl_access", "system.posix_acl_default"})
 _NO_ACLS_HERE: Final = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODATA})
-_FAULTS_OF_A_PATH: Final = frozenset(
+FAULTS_OF_A_PATH: Final = frozenset(
     {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EACCES, errno.EPERM}
 )
 
@@ -303,9 +304,9 @@ def _is_unmapped(uid: int) -> bool:
 
 def refuse(path: Path | str, error: OSError) -> NoReturn:
     """Raise what keeps a path from being opened: our error, if it is the path's fault."""
-    if error.errno in _FAULTS_OF_A_PATH:
+    if error.errno in FAULTS_OF_A_PATH:
         raise unsafe(path, f"it cannot be opened ({error.strerror})") from error
-    raise error
+    shortage.refuse(error, path)
 
 
 def unsafe(path: Path | str, reason: str, cure: str = _OURS) -> UnsafePathError:

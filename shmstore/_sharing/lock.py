@@ -15,12 +15,14 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from threading import get_ident
 from typing import Any, TypeVar
 
 from filelock import lock_descriptor, unlock_descriptor
 
 from shmstore._memory import layout as L
+from shmstore._memory import shortage
 from shmstore._memory.folder import NO_ROOM
 from shmstore.errors import (
     CorruptStoreError,
@@ -153,6 +155,8 @@ class StoreLock:
             except BaseException as error:
                 if held:
                     self._unwind(error)
+                if isinstance(error, OSError) and self.fd >= 0:
+                    shortage.refuse(error, Path(shortage.path_of(self.fd)).parent)
                 raise
             finally:
                 try:
