@@ -37,11 +37,13 @@ import proofs
 from fault_operations import OPERATIONS, Operation
 from stores import DESCRIPTORS
 
-from shmstore._memory import mapping
+from shmstore._memory import folder, mapping
 from shmstore.errors import CorruptStoreError, ShmStoreError
 
-ROOM: Final = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT)
 FILES: Final = (errno.EMFILE, errno.ENFILE)
+ROOM: Final = (errno.ENOSPC, errno.EFBIG, errno.ENOMEM)
+# The calls that give memory: what they lack has to be told in words of our own.
+GIVING: Final = ("posix_fallocate", "ftruncate", "pwrite", "mmap", "mmap_fixed")
 
 # What fails, and how it can. A name is a function of `os` unless OWNERS has it.
 ERRORS: Final[dict[str, tuple[int, ...]]] = {
@@ -56,12 +58,15 @@ ERRORS: Final[dict[str, tuple[int, ...]]] = {
     "fallocate": (errno.EIO,),
     "flock": (errno.ENOLCK, errno.EIO),
     "rename": (errno.ENOSPC, errno.EIO),
+    "renameat2": (errno.ENOSPC, errno.EIO),
     "mkdir": (errno.ENOSPC, errno.ENOMEM, errno.EIO),
     "rmdir": (errno.EIO,),
     "unlink": (errno.ENOMEM, errno.EIO),
     "fstat": (errno.ENOMEM, errno.EIO),
     "stat": (errno.ENOMEM, errno.EIO),
-    "fstatvfs": (errno.EIO,),
+    "statvfs": (errno.EIO,),
+    "listxattr": (errno.EIO,),
+    "readlink": (errno.EIO,),
     "listdir": (*FILES, errno.EIO),
     "scandir": (*FILES, errno.EIO),
     "fsync": (errno.ENOSPC, errno.EIO),
@@ -74,9 +79,10 @@ OWNERS: Final[dict[str, tuple[Any, str]]] = {
     "mmap_fixed": (mapping._libc, "mmap"),
     "fallocate": (mapping._libc, "fallocate"),
     "flock": (fcntl, "flock"),
+    "renameat2": (folder, "_renameat2"),
 }
 # Functions of C, which tell an error by what they return.
-RETURNED: Final = {"mmap_fixed": ctypes.c_void_p(-1).value, "fallocate": -1}
+RETURNED: Final = {"mmap_fixed": ctypes.c_void_p(-1).value, "fallocate": -1, "renameat2": -1}
 
 TEST_FOLDER: Final = "shmstore-test-"
 
@@ -144,6 +150,8 @@ class Fault:
             if not watched or not self.strikes(name):
                 return original(*args, **kwargs)
             number = self.error if self.error in ERRORS[name] else ERRORS[name][-1]
+            if name == "open" and number == errno.ENOSPC and not args[1] & os.O_CREAT:
+                number = errno.EIO
             if name in RETURNED:
                 ctypes.set_errno(number)
                 return RETURNED[name]
@@ -231,10 +239,11 @@ def is_well_told(error: BaseException, fault: Fault) -> str:
         return f"a failing call is taken for damage: {error}"
     if isinstance(error, ShmStoreError):
         return ""
-    if isinstance(error, OSError) and error.errno not in (*ROOM, *FILES, errno.EFBIG):
-        told = os.sep in str(error.filename)
-        return "" if told else f"{error!r} names no path (filename {error.filename!r})"
-    return f"{type(error).__name__} is not ours: {error}"
+    if not isinstance(error, OSError):
+        return f"{error!r} is not of the system"
+    if error.errno in FILES or (error.errno in ROOM and fault.hits[0] in GIVING):
+        return f"{error!r} says not what to do"
+    return "" if str(error.filename).startswith(os.sep) else f"{error!r} names no path"
 
 
 class Report:
