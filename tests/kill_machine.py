@@ -170,6 +170,7 @@ class Row:
             faults.append(failed)
             roots.append(self._scene.root)
             if bystander is None:
+                self._scene.root.mkdir(mode=0o700, exist_ok=True)
                 roots[-1] = self._scene.root.rename(self._place / str(number))
         judge = Helper(lambda send, wait: _judge(roots, others, send, wait))
         held = []

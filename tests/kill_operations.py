@@ -46,6 +46,7 @@ from kill_scenes import (
     one_seat,
     owned,
     sits,
+    traced,
     two_owned,
 )
 
@@ -189,6 +190,20 @@ def free_the_top(scene: Scene) -> None:
     store.delete_many([store.put(LARGE), store.put(LARGE[:100_000])])
 
 
+def free_the_top_in_part(scene: Scene) -> None:
+    """Delete the object that lies highest but for memory that was never written."""
+    store = scene.attach()
+    ref = store.put(LARGE[:300_000])
+    with contextlib.suppress(ZeroDivisionError), store.allocate(200_000, "u1"):
+        raise ZeroDivisionError
+    store.delete(ref)
+
+
+def remove_root(scene: Scene) -> None:
+    """Let there be no folder of stores."""
+    scene.root.rmdir()
+
+
 def attach_twice(scene: Scene) -> None:
     """Attach where this process is attached already, also under other conditions."""
     scene.held += [scene.store]
@@ -243,6 +258,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "put the first object": Operation(putting(NEW, key="n"), template=empty),
     "put, large in used memory": Operation(putting(LARGE[:190_000])),
     "put, large where the top is free": Operation(putting(LARGE[:300_000]), free_the_top),
+    "put, large in part fresh memory": Operation(putting(LARGE[:300_000]), free_the_top_in_part),
     "put, large header": Operation(putting(NEW, key=LONG_KEY + "!")),
     "put, large pickle": Operation(putting({"a": LARGE[:100_000], "b": NEW}, key="n")),
     "put, made in place": Operation(putting(IN_PIECES, key="n")),
@@ -269,6 +285,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "build in place, give up": Operation(build_half, keeps=True),
     "get and let go": Operation(look, keeps=True),
     "get under the lock": Operation(look, template=locked, keeps=True),
+    "get, traced": Operation(look, template=traced, keeps=True),
     "exception in a change": Operation(break_a_change),
     "check": Operation(lambda s: s.store.check(), attach_to_die_among, keeps=True),
     "recover": Operation(lambda s: s.store.recover(), attach_to_die_among, keeps=True),
@@ -297,11 +314,13 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "fork, parent": Operation(fork, hold_views),
     "fork, child": Operation(fork, hold_views, child=True),
     "fork, others look": Operation(fork_while_others_look, hold_views),
+    "fork, traced": Operation(fork, hold_views, template=traced),
     "fork, no seat, parent": Operation(fork_without_a_seat, template=one_seat, keeps=True),
     "fork, no seat, child": Operation(
         fork_without_a_seat, template=one_seat, child=True, keeps=True
     ),
     "create": Operation(make(), idle, nothing),
+    "create, with its root": Operation(make(), remove_root, nothing),
     "create, all memory at once": Operation(make(prefault=True, persist=True), idle, nothing),
     "create, too large": Operation(create_too_large, idle, nothing, keeps=True),
     "create over a dead store": Operation(make(), idle, owned, may_miss=True),

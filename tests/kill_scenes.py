@@ -89,6 +89,13 @@ def locked(scene: Scene) -> None:
     store.close()
 
 
+def traced(scene: Scene) -> None:
+    """The same, where it is noted which line of a program looks at what."""
+    store = scene.create(persist=True, trace_pins=True)
+    furnish(scene, store)
+    store.close()
+
+
 def empty(scene: Scene) -> None:
     """A store that never held anything."""
     scene.create(persist=True).close()
