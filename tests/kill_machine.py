@@ -34,7 +34,7 @@ import os
 from kill_operations import OPERATIONS, Operation
 from kill_processes import Case, Copy, Helper, Result, Send, Wait, folder
 from kill_scenes import Scene, furnished
-from kill_verdicts import Holding, amiss, look, use
+from kill_verdicts import Holding, amiss, look, undone, use
 from kill_weakenings import WEAKENINGS
 
 import shmstore
@@ -91,7 +91,7 @@ def recover(scene: Scene, target: tuple[str, int]) -> Helper:
 
 def _finish(send: Send, point: str) -> None:
     machine.disarm()
-    send({"hits": dict(machine.hits), "unlisted": machine.unlisted})
+    send({"hits": dict(machine.hits), "order": machine.order, "unlisted": machine.unlisted})
     if point == END:
         die()
 
@@ -145,6 +145,8 @@ class Row:
             change = "changes" if self.operation.keeps else "does not change"
             self.result.failures.append(f"{name!r} {change} what the store holds")
         self.hits: dict[str, int] = finished.sent.get("hits", {})
+        order: list[tuple[str, int]] = finished.sent.get("order", [])
+        self._step = {hit: number for number, hit in enumerate(order)}
         self.result.reached |= set(self.hits)
 
     def _make_template(self, send: Send, _: Wait) -> None:
@@ -192,12 +194,14 @@ class Row:
     def _die(self, case: Case) -> tuple[dict[str, Any], list[str]]:
         sent, faults = act(self.operation, self._scene, case).end()
         self.result.unlisted |= sent.get("unlisted", set())
+        came_to_the_end = "hits" in sent
+        if came_to_the_end is not (case.point == END):
+            faults.append("who should have died lives, or the other way round")
         if case.then is not None:
             sent, failed = recover(self._scene, case.then).end()
             self.result.unlisted |= sent.get("unlisted", set())
-            faults += failed
-        dead = sent["killed"] or self.operation.child
-        return sent, faults if dead else [*faults, "who should have died lives"]
+            faults += failed if sent["killed"] else [*failed, "who should have died again lives"]
+        return sent, faults
 
     def _verdict(self, seen: dict[str, Any], used: dict[str, Any]) -> Iterator[str]:
         """Yield what is wrong after a case: as it was seen, and as it was when it was used."""
@@ -215,13 +219,17 @@ class Row:
             yield "the store is gone"
 
     def kill(self, cases: Sequence[Case]) -> None:
-        """Let cases happen and count them."""
-        self.let(cases)
-        for case in cases:
-            if case.then is None:
-                self.result.kills[case.point] += 1
-            else:
-                self.result.second[case.then[0]] += 1
+        """Kill the actor in cases, in the order of its steps, and count them."""
+        cases = sorted(cases, key=lambda case: self._step.get((case.point, case.hit), 0))
+        held = [outcome.held for outcome in self.let(cases)]
+        if not self.result.failures:
+            self.result.failures += [f"{self.name}: {fault}" for fault in undone(held)]
+        self.result.kills.update(case.point for case in cases)
+
+    def kill_again(self, death: Case, points: Sequence[tuple[str, int]]) -> None:
+        """Kill the actor, and then who recovers, at points."""
+        self.let([death._replace(then=point) for point in points])
+        self.result.second.update(point for point, _ in points)
 
     def recovery_hits(self, death: Case) -> dict[str, int]:
         """Return what one who recovers comes to after a death."""
@@ -271,7 +279,10 @@ def run_one(name: str, place: Path, case: Case) -> Result:
     """Let one case happen."""
     clean(place)
     row = Row(name, place)
-    row.kill([case])
+    if case.then is None:
+        row.kill([case])
+    else:
+        row.kill_again(case, [case.then])
     return row.result
 
 
@@ -302,13 +313,7 @@ def run(
     for death in random_.sample(first, min(deaths, len(first))):
         found = row.recovery_hits(death)
         some = random_.sample(sorted(found), min(points, len(found)))
-        row.kill(
-            [
-                death._replace(then=(point, n))
-                for point in some
-                for n in chosen(found[point], hits, random_)
-            ]
-        )
+        row.kill_again(death, [(p, n) for p in some for n in chosen(found[p], hits, random_)])
     return row.result
 
 

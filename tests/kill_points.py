@@ -204,6 +204,8 @@ class Machine:
     ----------
     hits
         How often it came to each point since it was armed.
+    order
+        The hits in their order: which point, and how often by then.
     unlisted
         Changes of shared state that are no points.
     in_fork
@@ -216,6 +218,7 @@ class Machine:
         self.child = False
         self.in_child = False
         self.hits: Counter[str] = Counter()
+        self.order: list[tuple[str, int]] = []
         self.unlisted: set[str] = set()
         self.in_fork: Callable[[], object] | None = None
         self._hits_of_place = 0
@@ -236,6 +239,7 @@ class Machine:
             self._audited = True
             sys.addaudithook(self._watch)
         self.hits.clear()
+        self.order.clear()
         self._hits_of_place = 0
         self.target, self.child, self.in_child, self.armed = target, child, False, True
 
@@ -258,6 +262,7 @@ class Machine:
     def reach(self, point: str) -> bool:
         """Count a hit; return whether it is the last one."""
         self.hits[point] += 1
+        self.order.append((point, self.hits[point]))
         if self.target is None:
             return False
         wanted, hit = self.target

@@ -11,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 import gc
 import hashlib
+import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -165,3 +166,18 @@ def amiss(before: Holding | None, after: Holding | None, held: Holding | None) -
         counts = sorted((old.anonymous[value], new.anonymous[value]))
         if not counts[0] <= now.anonymous[value] <= counts[1]:
             yield f"there are {now.anonymous[value]} of {value}, allowed are {counts}"
+
+
+def undone(deaths: Iterable[Holding | None]) -> Iterator[str]:
+    """Yield what took effect and went back later: the deaths are in the order of the steps."""
+    held = [one or Holding({}, Counter()) for one in deaths]
+    for key in {key for one in held for key in one.named}:
+        if _changes(one.named.get(key) for one in held) > 1:
+            yield f"{key[:20]!r} goes back to what it was before a step"
+    for value in {value for one in held for value in one.anonymous}:
+        if _changes(one.anonymous[value] for one in held) > 1:
+            yield f"{value} goes back to what it was before a step"
+
+
+def _changes(values: Iterable[object]) -> int:
+    return sum(one != other for one, other in itertools.pairwise(values))

@@ -14,15 +14,27 @@ from kill_matrix import Killer, note
 from kill_operations import OPERATIONS
 from kill_weakenings import WEAKENINGS
 
-# Points that no operation comes to here, by where they stand and what stands there. That nothing
-# is made by an `open` which is no point is watched by `unlisted`; most of them only look.
+# Points that no operation comes to here, by where they stand, with what stands there and why not.
+# That nothing is made by an `open` which is no point is watched by `unlisted`; most only look.
 NOT_REACHED = {
-    "folder._open_own": "os.close",  # what is foreign is refused: see test_folder.py
-    "folder.remove_root": "root.rmdir",  # the default root, which is not a test's
-    "lock.hold": "lock_descriptor",  # again and again, while others hold it: see test_lock.py
-    "mapping.reserve": "os.pwrite",  # where there is no posix_fallocate
-    "seats.Seat.create": "os.",  # what was made goes when there is no room: see test_faults.py
-    "session.open_index": "os.close",  # what is damaged is refused: see test_damage.py
+    # What is foreign, damaged, or of others is refused: see test_folder.py, test_damage.py.
+    "folder._open": "os.close",
+    "folder._open_root": "os.close",
+    "owners.open_above": "os.close",
+    "segment.open_segment": "os.close",
+    "session.open_index": "os.close",
+    # What was made goes when the next step fails: see test_faults.py.
+    "folder._make_shared_root": "os.rmdir",
+    "folder.create_file": "os.",
+    "folder.make_folder": "os.",
+    "seats.Seat.create": "os.",
+    # The default root, which is not a test's.
+    "folder.remove_root": "root.rmdir",
+    # Again and again, while others hold it: see test_lock.py.
+    "lock.hold": "lock_descriptor",
+    # Where the system has no posix_fallocate, or no renameat2.
+    "folder.rename": "os.rename",
+    "mapping.reserve": "os.pwrite",
 }
 
 
