@@ -46,6 +46,7 @@ class Allocation:
         *,
         overwrite: bool,
         readonly: bool,
+        ttl: float | None,
     ) -> None:
         self.ref: ObjectRef | None = None
         self._session = session
@@ -53,7 +54,8 @@ class Allocation:
         self._dtype: np.dtype[Any] = np.dtype(dtype)
         nbytes = math.prod(self._shape) * self._dtype.itemsize
         _writing.check_size(session, nbytes)
-        self._package = _pack(self._shape, self._dtype, nbytes, key, readonly=readonly)
+        package = _pack(self._shape, self._dtype, nbytes, key, readonly=readonly)
+        self._package = session.with_options(package, ttl)
         self._overwrite = overwrite
         self._place: _writing.Place | None = None
         self._row = -1
@@ -107,6 +109,7 @@ class Allocation:
             _writing.discard(session, [package], [place])
             return
         try:
+            _writing.seal(session, package, place)
             session.lock.run(_writing.publish_all, session, [package], [place], self._overwrite)
             self.ref = _writing.refer(session, package, place)
         except BaseException:
@@ -127,5 +130,6 @@ def _pack(
     if key is not None:
         header["key"] = key
     packed = headers.pack(header, [headers.FrameRow(0, nbytes, not readonly)])
-    package = lay_out(packed, [], L.align(nbytes), key)
+    sealed = ((0, nbytes),) if readonly and nbytes else ()
+    package = lay_out(packed, [], L.align(nbytes), key, sealed=sealed)
     return package._replace(content=package.content._replace(data_nbytes=nbytes))

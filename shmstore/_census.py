@@ -79,7 +79,7 @@ class Census(NamedTuple):
     nbytes: Numbers
     spilled_nbytes: Numbers
     owner: Words
-    pid: Numbers
+    pid: Words
     age: npt.NDArray[np.float64]
     sitters: list[Sitter]
     used: int
@@ -104,11 +104,10 @@ class Census(NamedTuple):
         """Return which slots hold an object that can be got."""
         return self.are(states.READY) | self.are(states.SPILLED)
 
-    @property
-    def left_behind(self) -> Flags:
-        """Return which slots were filled by a process that has no seat any more."""
-        serials = [sitter.client.serial for sitter in self.sitters]
-        left: Flags = ~np.isin(self.owner, np.array(serials, np.uint64))
+    def left_by(self, *, with_the_dead: bool) -> Flags:
+        """Return which slots were filled by processes without a seat, or also by dead ones."""
+        there = [s.client.serial for s in self.sitters if s.alive or not with_the_dead]
+        left: Flags = ~np.isin(self.owner, np.array(there, np.uint64))
         return left
 
     def total(self, which: Flags | npt.NDArray[np.intp]) -> int:
@@ -141,7 +140,7 @@ def _take(session: Session) -> Census:
         nbytes=np.where(in_memory, sizes, 0).astype(np.int64),
         spilled_nbytes=np.where(state == states.SPILLED, sizes, 0).astype(np.int64),
         owner=table[:, L.S_OWNER].copy(),
-        pid=table[:, L.S_PID].astype(np.int64),
+        pid=table[:, L.S_PID].copy(),
         age=time.time() - table[:, L.S_CREATED_NS] / 1e9,
         sitters=[_sitter(session, client, state) for client in session.clients.rows()],
         used=int(session.words[L.W_USED]),

@@ -29,9 +29,15 @@ _SECOND_LOOKS: Final = 5
 _PAUSE_S: Final = 2e-3
 
 
-def check(session: Session) -> list[Finding]:
-    """Return a finding for each violation; none when all is well."""
-    return session.lock.run(_check, session)
+def check(session: Session, *, deep: bool = False) -> list[Finding]:
+    """Return a finding for each violation; none when all is well.
+
+    With `deep` the data is read too, without the lock.
+    """
+    findings = session.lock.run(_check, session)
+    if deep:
+        findings += [Finding(DEEP, message) for message in data_is_whole(session)]
+    return findings
 
 
 def _check(session: Session) -> list[Finding]:
@@ -126,7 +132,7 @@ def headers_parse(session: Session, table: Table) -> Iterator[str]:
     """5: a published slot's checksum agrees, its header parses, its frames fit its extent."""
     for slot in np.flatnonzero(_present(table)).tolist():
         try:
-            if make_plan(session, slot, int(table[slot, L.S_STATE])) is None:
+            if make_plan(session, slot, int(table[slot, L.S_STATE]), deep=False) is None:
                 yield f"slot {slot} changes although the lock is held"
         except ShmStoreError as error:
             yield str(error)
@@ -209,6 +215,16 @@ def counts_agree(session: Session, table: Table) -> Iterator[str]:
         yield f"the list of free slots has {free}, {int((state == states.FREE).sum())} are FREE"
 
 
+def data_is_whole(session: Session) -> Iterator[str]:
+    """12: the checksums of data that readers cannot write agree, where they are kept."""
+    for word, slot in session.slots.present():
+        try:
+            make_plan(session, slot, word)
+        except ShmStoreError as error:
+            yield str(error)
+
+
+DEEP: Final = 12
 INVARIANTS: Final[dict[int, Callable[[Session, Table], Iterator[str]]]] = {
     1: extents_are_disjoint,
     2: blocks_fill_the_segment,

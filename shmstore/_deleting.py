@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from shmstore._memory import layout as L
+from shmstore import _room
 from shmstore._session import Session
 
 
@@ -27,13 +27,6 @@ def _delete(session: Session, finders: Sequence[Callable[[], int]]) -> int:
     for find in finders:
         slot = find()
         if slot >= 0:
-            _remove(session, slot)
+            _room.end(session, slot)
             deleted += 1
     return deleted
-
-
-def _remove(session: Session, slot: int) -> None:
-    """Take a READY object away from new readers. Requires: the store lock."""
-    if session.slots.read(slot).kind & L.KIND_NAMED:
-        session.keys.remove(slot)
-    session.slots.doom(slot)

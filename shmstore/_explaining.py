@@ -65,7 +65,11 @@ class Explained(ABC):
         >>> report.remedies[0].startswith("drop views in pid")
         True
         """
-        return _fullness.report(self._live(), None if asked is None else parse_size(asked))
+        wanted = None if asked is None else parse_size(asked)
+        if wanted is not None and wanted < 0:
+            message = f"asked={asked!r}: give a number of bytes"
+            raise ValueError(message)
+        return _fullness.report(self._live(), wanted)
 
     def who_pins(self, target: ObjectRef | str) -> list[PinInfo]:
         """Return which processes look at an object, those with most views first.

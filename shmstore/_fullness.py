@@ -111,7 +111,7 @@ def _use_of(
 
 def _departed(census: Census) -> list[ClientUse]:
     """Return what processes without a seat have left; all but the largest of them together."""
-    left = census.left_behind & census.present
+    left = census.left_by(with_the_dead=False) & census.present
     put = _sums_by(census.pid, left, census.nbytes)
     by_size = sorted(put, key=lambda pid: -put[pid][1])
     users = [_departed_one(census, pid, left & (census.pid == pid)) for pid in by_size[:_MOST_LEFT]]
@@ -141,7 +141,7 @@ def _departed_one(census: Census, pid: int, put: Flags) -> ClientUse:
     )
 
 
-def _sums_by(keys: Words | Numbers, which: Flags, sizes: Numbers) -> dict[int, tuple[int, int]]:
+def _sums_by(keys: Words, which: Flags, sizes: Numbers) -> dict[int, tuple[int, int]]:
     """Return count and bytes of the chosen slots by key."""
     found, place = np.unique(keys[which], return_inverse=True)
     counts = np.bincount(place, minlength=len(found))

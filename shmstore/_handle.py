@@ -58,7 +58,16 @@ class Handle:
             The shared-memory file system cannot give the capacity; the message says how to enlarge
             it.
         UnsafePathError
-            The folder of the stores is a symlink, foreign, or open to others.
+            The folder of the stores is a symlink, foreign, open to others, or lies where others
+            could exchange it; or this user is not in the group.
+
+        Notes
+        -----
+        A store belongs to the user that makes it: nobody else can open it. With ``group=`` its
+        files are shared with the members of a group, and trust is said on both sides: whoever
+        attaches names the group too. Each member can read, change and destroy such a store, and
+        since loading a pickle runs code, a reader trusts all of them (see SECURITY.md). Unless
+        $SHMSTORE_ROOT or ``root`` says otherwise, all members find it by its name.
         """
         chosen = Options(capacity=capacity, **options)
         return cls._of(_lifecycle.create(name, chosen), chosen, owner=True)
@@ -69,6 +78,7 @@ class Handle:
         name_or_path: str | os.PathLike[str],
         *,
         readonly: bool = False,
+        group: str | int | None = None,
         root: str | os.PathLike[str] | None = None,
         lock_timeout: float = 30.0,
         allowed_modules: Collection[str] | None = None,
@@ -81,6 +91,9 @@ class Handle:
             Its name, or the path of its folder.
         readonly
             Map everything read-only except the seat of this process.
+        group
+            The group that shares the store, by name or number. None: only a store of this user
+            alone is opened.
         root, lock_timeout, allowed_modules
             See `Options`.
 
@@ -91,7 +104,9 @@ class Handle:
         NotAStoreError, FormatVersionError, CorruptStoreError, UnsafePathError
             There is something, but it cannot be used; the message says why.
         """
-        options = Options(root=root, lock_timeout=lock_timeout, allowed_modules=allowed_modules)
+        options = Options(
+            root=root, group=group, lock_timeout=lock_timeout, allowed_modules=allowed_modules
+        )
         return cls._of(_lifecycle.attach(name_or_path, options, readonly=readonly), options)
 
     @classmethod
@@ -99,7 +114,7 @@ class Handle:
         """Join a store, or make it when there is none; it goes when its last client leaves.
 
         Processes that call this at once get one store. `capacity` and the options count only for
-        the one that makes it; see `create`.
+        the one that makes it, except `root` and `group`, which all of them give; see `create`.
         """
         chosen = Options(capacity=capacity, **options)
         return cls._of(_lifecycle.open_or_create(name, chosen), chosen)
@@ -184,7 +199,8 @@ class Handle:
 
     def __reduce__(self) -> tuple[Any, ...]:
         session = self._live()
-        return _arrive, (type(self), str(session.path), session.uuid, session.readonly)
+        group = () if session.gid is None else (session.gid,)
+        return _arrive, (type(self), str(session.path), session.uuid, session.readonly, *group)
 
     def __repr__(self) -> str:
         if self.closed:
@@ -197,9 +213,15 @@ class Handle:
         )
 
 
-def _arrive(cls: type[Handle], path: str, store: bytes, readonly: bool) -> Handle:  # noqa: FBT001
+def _arrive(
+    cls: type[Handle],
+    path: str,
+    store: bytes,
+    readonly: bool,  # noqa: FBT001 - as pickle calls it
+    gid: int | None = None,
+) -> Handle:
     """Attach a handle that was pickled in another process."""
-    handle = cls.attach(path, readonly=readonly)
+    handle = cls.attach(path, readonly=readonly, group=gid)
     if handle._live().uuid != store:
         handle.close()
         raise StoreNotFoundError(

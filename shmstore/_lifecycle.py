@@ -9,7 +9,7 @@
   goes back to the system, the folder is renamed away and removed. Views stay valid.
 
 Fork and exit are in `_process`; what a killed process leaves is undone by others, in `_recovery`.
-The root lock is the lock of the root folder itself; only create and destroy take it.
+When the folder of a store may go, and under which lock, is in `_ending`.
 """
 
 from __future__ import annotations
@@ -19,23 +19,19 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from shmstore._catalog import states
 from shmstore._catalog.table import extents_of, holds_extent
+from shmstore._ending import closing, make_way, name_is_taken, remove_folder, root_locked
 from shmstore._memory import folder, shortage
 from shmstore._memory import layout as L
 from shmstore._memory.index import INDEX_NAME, create_index, new_identity
-from shmstore._memory.owners import group_of
 from shmstore._memory.segment import SEGMENT_NAME, Segment
 from shmstore._options import Options, parse_size, ttl_ns
 from shmstore._session import LOCK_NAME, Session, open_index
 from shmstore._sharing import barrier
-from shmstore._sharing.lock import hold
-from shmstore._sharing.seats import SEATS_NAME, is_taken
+from shmstore._sharing.seats import SEATS_NAME
 from shmstore.errors import (
-    CorruptStoreError,
-    LockTimeoutError,
     NotAStoreError,
     ShmStoreError,
     StoreExistsError,
@@ -85,7 +81,7 @@ def attach(
     with registry, shortage.told(path):
         sweep()
         root_fd = folder.open_root(path.parent, create=False, gid=options.gid)
-        with _closing(root_fd):
+        with closing(root_fd):
             folder_fd = folder.open_store(root_fd, path.name, path)
         try:
             session = _shared(_identity_of(folder_fd, path), readonly=readonly)
@@ -93,7 +89,7 @@ def attach(
                 timeout = options.lock_timeout
                 return _enter(_join(folder_fd, path, readonly=readonly, lock_timeout=timeout))
         except BaseException as error:
-            with _closing(folder_fd):
+            with closing(folder_fd):
                 if isinstance(error, NotAStoreError) and not folder.is_linked(folder_fd, path):
                     gone = f"{path} has just been removed"
                     raise StoreNotFoundError(gone, path=str(path)) from error
@@ -112,12 +108,12 @@ def open_or_create(name: str, options: Options) -> Session:
                 return create(name, options, opened=True)
 
 
-def session_of(identity: bytes, path: str) -> Session:
+def session_of(identity: bytes, path: str, gid: int | None = None) -> Session:
     """Return a session for the store that a reference names; attach if there is none."""
     shared = _shared(identity, readonly=False) or _shared(identity, readonly=True)
     if shared is not None:
         return shared
-    session = attach(path, Options())
+    session = attach(path, Options(group=gid))
     if session.uuid != identity:
         leave(session)
         raise StoreNotFoundError(
@@ -153,13 +149,15 @@ def _build(root_fd: int, path: Path, options: Options) -> Session:
         _write_files(folder_fd, capacity, flags, options)
         session = _join(folder_fd, path, readonly=False, lock_timeout=options.lock_timeout)
         folder.rename(root_fd, temporary, path.name)
-    except BaseException:
+    except BaseException as error:
         if session is None:
             os.close(folder_fd)
         else:
             session.close_files()
         with contextlib.suppress(OSError):  # whoever makes the next store removes it
             folder.remove_store(root_fd, temporary)
+        if isinstance(error, FileExistsError):
+            raise name_is_taken(path) from error
         raise
     return session
 
@@ -189,9 +187,9 @@ def _write_files(folder_fd: int, capacity: int, flags: int, options: Options) ->
     backed = capacity if options.prefault else 0
     folder.make_seats(folder_fd, SEATS_NAME)
     os.close(folder.create_file(folder_fd, LOCK_NAME))
-    with _closing(folder.create_file(folder_fd, SEGMENT_NAME)) as fd:
+    with closing(folder.create_file(folder_fd, SEGMENT_NAME)) as fd:
         Segment.create(fd, identity.uuid.int, capacity, prefault=options.prefault)
-    with _closing(folder.create_file(folder_fd, INDEX_NAME)) as fd:
+    with closing(folder.create_file(folder_fd, INDEX_NAME)) as fd:
         create_index(fd, identity, backed=backed)
 
 
@@ -207,49 +205,6 @@ def _affordable(folder_fd: int, path: Path, options: Options) -> int:
             free=free,
         )
     return capacity
-
-
-def make_way(root_fd: int, name: str, path: Path, lock_timeout: float) -> None:
-    """Remove a dead store of this name, or raise because it lives. Requires: the root lock."""
-    try:
-        folder_fd = folder.open_store(root_fd, name, path)
-    except StoreNotFoundError:
-        return
-    try:
-        if not _end_if_dead(folder_fd, path, lock_timeout).gone:
-            raise StoreExistsError(
-                f"there is a live store {name!r} in {path.parent}. Use Store.attach or Store.open "
-                "to join it, or another name.",
-                name=name,
-                path=str(path),
-            )
-    finally:
-        os.close(folder_fd)
-    folder.remove_store(root_fd, name)
-
-
-class _Fate(NamedTuple):
-    """Whether a store is to be removed, and whether some client still sits there."""
-
-    gone: bool
-    taken: bool
-
-
-def _end_if_dead(folder_fd: int, path: Path, lock_timeout: float) -> _Fate:
-    """Mark a store as destroyed if it does not persist and no client of it lives."""
-    with contextlib.ExitStack() as stack:
-        lock_fd = stack.enter_context(_closing(folder.open_file(folder_fd, LOCK_NAME, path)))
-        seats_fd = stack.enter_context(_closing(folder.open_seats(folder_fd, SEATS_NAME, path)))
-        if not hold(lock_fd, lock_timeout):
-            raise _lock_is_busy(path, lock_timeout)
-        taken = any(is_taken(seats_fd, seat, path / SEATS_NAME) for seat in os.listdir(seats_fd))
-        try:
-            index = stack.enter_context(contextlib.closing(open_index(folder_fd, path)))
-        except CorruptStoreError:
-            return _Fate(not taken, taken)
-        if not (taken or index.identity.flags & L.FLAG_PERSIST):
-            index.words[L.W_DESTROYED] = 1
-        return _Fate(bool(index.words[L.W_DESTROYED]), taken)
 
 
 # --- leave and destroy -------------------------------------------------------------------------
@@ -356,28 +311,6 @@ def _release_memory(session: Session) -> None:
         start = max(start, offset + nbytes)
 
 
-def remove_folder(session: Session, *, if_dead: bool = False) -> bool:
-    """Remove the folder of a store, with `if_dead` only if no client lives.
-
-    Returns
-    -------
-    bool
-        True when it was removed because nobody was there any more.
-    """
-    root, timeout_s = session.path.parent, session.lock.timeout_s
-    fate = _Fate(gone=not if_dead, taken=True)
-    gid = group_of(session.folder_fd)
-    locked = root_locked(root, timeout_s, create=False, gid=gid)
-    with contextlib.suppress(StoreNotFoundError), locked as root_fd:
-        if folder.is_linked(session.folder_fd, session.path):
-            if if_dead:
-                fate = _end_if_dead(session.folder_fd, session.path, timeout_s)
-            if fate.gone:
-                folder.remove_store(root_fd, session.path.name)
-        folder.remove_root(root, gid)
-    return fate.gone and not fate.taken
-
-
 def forget(session: Session, *, keep_seat: bool = False) -> None:
     """End a session: close its files. Views keep their mappings."""
     sessions.pop((session.uuid, session.readonly), None)
@@ -385,7 +318,7 @@ def forget(session: Session, *, keep_seat: bool = False) -> None:
         session.close_files(keep_seat=keep_seat)
 
 
-# --- the root and the registry -----------------------------------------------------------------
+# --- the registry -----------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -397,39 +330,6 @@ def _told(path: Path, options: Options) -> Iterator[None]:
         place = next(above for above in path.parents if above.is_dir())
         asked = L.PAGE if options.capacity is None else parse_size(options.capacity)
         raise folder.full_file_system(place, path, asked, error) from error
-
-
-@contextlib.contextmanager
-def root_locked(root: Path, timeout_s: float, *, create: bool, gid: int | None) -> Iterator[int]:
-    """Hold the root lock; yield the descriptor of the root folder.
-
-    Without `create` a root that is not there is a StoreNotFoundError: who comes to remove
-    something must not leave a folder.
-    """
-    while True:
-        with _closing(folder.open_root(root, create=create, gid=gid)) as root_fd:
-            if not hold(root_fd, timeout_s):
-                raise _lock_is_busy(root, timeout_s)
-            if folder.is_linked(root_fd, root):
-                yield root_fd
-                return
-
-
-@contextlib.contextmanager
-def _closing(fd: int) -> Iterator[int]:
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _lock_is_busy(path: Path, timeout_s: float) -> LockTimeoutError:
-    return LockTimeoutError(
-        f"the lock of {path} was not free within {timeout_s:g} s. Is a process that creates, "
-        "attaches or destroys a store there stopped? Continue or end it.",
-        holder="unknown",
-        timeout_s=timeout_s,
-    )
 
 
 def _path_of(name_or_path: str | os.PathLike[str], options: Options) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import decimal
 import grp
+import math
 import os
 import re
 from collections.abc import Collection
@@ -77,7 +78,8 @@ class Options:
         How many processes may be attached at once; from 1 to 65,536, since each is looked at when
         memory is reclaimed.
     root
-        The folder of all stores; None: $SHMSTORE_ROOT or one in shared memory.
+        The folder of all stores; None: $SHMSTORE_ROOT or one in shared memory, which is named
+        after the user or the group.
     lock_timeout
         Seconds to wait for the store lock before `LockTimeoutError`.
     locked_reads
@@ -169,7 +171,7 @@ class Options:
     @property
     def root_path(self) -> Path:
         """The folder of all stores."""
-        return default_root() if self.root is None else Path(self.root).absolute()
+        return default_root(self.gid) if self.root is None else Path(self.root).absolute()
 
     def capacity_within(self, free: int) -> int:
         """Return the capacity in bytes, given what the file system has free."""
@@ -181,7 +183,7 @@ class Options:
 
 
 def ttl_ns(ttl: float) -> int:
-    """Return a time to live in nanoseconds; TypeError or ValueError if it is none.
+    """Return a time to live in nanoseconds, 0 for ever; TypeError or ValueError if it is none.
 
     Examples
     --------
@@ -191,6 +193,8 @@ def ttl_ns(ttl: float) -> int:
     if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
         message = f"ttl={ttl!r}: give a number of seconds, not {type(ttl).__name__}"
         raise TypeError(message)
+    if ttl == math.inf:
+        return 0
     if not 0 < ttl <= LONGEST_TTL_S:
         message = f"ttl={ttl!r}: give a number of seconds above 0, up to {LONGEST_TTL_S:,}"
         raise ValueError(message)

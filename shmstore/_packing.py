@@ -48,12 +48,18 @@ _PLAIN_HANDLERS: Final = (None, serialize_bytes)
 
 
 class Package(NamedTuple):
-    """An object ready to be stored."""
+    """An object ready to be stored; `sealed` are the places (offset, bytes) no reader may write."""
 
     content: Content
     frames: Sequence[Placed]
     extent_nbytes: int
     key: str | None
+    sealed: Sequence[tuple[int, int]] = ()
+
+    def with_options(self, *, ttl_ns: int, checksum: bool) -> Package:
+        """Return it with a time to live, or with a checksum of what is sealed."""
+        kind = self.content.kind | (L.KIND_DATA_CRC if checksum and self.sealed else 0)
+        return self._replace(content=self.content._replace(kind=kind, ttl_ns=ttl_ns))
 
 
 def pack(
@@ -102,7 +108,8 @@ def pack(
             placed += _place(frame, offset, size)
         table.append([offset, size, bool(flag) and not readonly, codec])
         offset = L.align(offset + size)
-    return lay_out(headers.pack(header, table), placed, offset, key)
+    sealed = [(place, size) for place, size, flag, _ in table if size and not flag]
+    return lay_out(headers.pack(header, table), placed, offset, key, sealed=sealed)
 
 
 def _pack_array(
@@ -122,12 +129,14 @@ def _pack_array(
         packed = _header_of_array(x.shape, dtype, size, writeable)
         content = Content(0, packed, b"", size, NO_KEY)
         if len(packed) <= L.INLINE_NBYTES:
-            return Package(content, [(0, view)], L.align(size), None)
+            sealed = () if writeable else ((0, size),)
+            return Package(content, [(0, view)], L.align(size), None, sealed)
     try:
         packed = _pack_array_header(x.shape, dtype, size, writeable, key)
     except NotImplementedError:
         return None
-    return lay_out(packed, [(0, view)], L.align(size), key)
+    sealed = () if writeable else ((0, size),)
+    return lay_out(packed, [(0, view)], L.align(size), key, sealed=sealed)
 
 
 # Of dtypes that are told by their text and that buffers have formats for.
@@ -197,7 +206,8 @@ def _pack_plain(type_name: str, stream: Frame, key: str | None) -> Package:
     size = nbytes(stream)
     if len(packed) + size > L.INLINE_NBYTES:
         placed = _place(stream, 0, size)
-        return lay_out(packed, placed, L.align(size), key, L.KIND_PLAIN)
+        sealed = ((0, size),)
+        return lay_out(packed, placed, L.align(size), key, L.KIND_PLAIN, sealed=sealed)
     kind, digest = _naming(key)
     kind |= L.KIND_PLAIN | L.KIND_INLINE
     return Package(Content(kind, packed, stream, size, digest), (), 0, key)
@@ -219,6 +229,8 @@ def lay_out(
     extent_nbytes: int,
     key: str | None,
     kind: int = 0,
+    *,
+    sealed: Sequence[tuple[int, int]] = (),
 ) -> Package:
     """Put the header behind the frames if it does not fit into the slot."""
     data_nbytes = sum([view.nbytes for _, view in frames])
@@ -228,7 +240,7 @@ def lay_out(
         extent_nbytes += L.align(len(packed))
     named, digest = _naming(key)
     content = Content(kind | named, packed, b"", data_nbytes, digest)
-    return Package(content, frames, extent_nbytes, key)
+    return Package(content, frames, extent_nbytes, key, sealed)
 
 
 def _naming(key: str | None) -> tuple[int, Digest]:

@@ -18,7 +18,7 @@ from weakref import ref as weak_ref
 
 import numpy as np
 
-from shmstore._catalog.slots import Record
+from shmstore._catalog.slots import Record, boottime_ns
 from shmstore._lease import Lease
 from shmstore._memory import layout as L
 from shmstore._session import Session
@@ -48,9 +48,13 @@ class Plan:
 
     __slots__ = (
         "at",
+        "clocked",
+        "expires_ns",
         "extent",
         "extent_nbytes",
+        "flat",
         "header",
+        "place",
         "record",
         "session",
         "slot",
@@ -70,8 +74,12 @@ class Plan:
         self.slot = record.slot
         self.word = record.word
         self.at = session.slots.state_index(record.slot)
+        self.place = record.place
         self.extent = record.extent
         self.extent_nbytes = record.extent_nbytes
+        self.expires_ns = record.expires_ns
+        self.flat = session.flat and not record.expires_ns
+        self.clocked = session.clocked
         self.header = header
         self.table = table
 
@@ -89,7 +97,17 @@ class Plan:
     def secure_once(self) -> Any:
         """Pin the extent, then look at the slot again (the reader's half of the pin race)."""
         lease = Lease(self)
-        return lease if self.session.words[self.at] == self.word else GONE
+        return lease if self.is_there() else GONE
+
+    def is_there(self) -> bool:
+        """Look at the slot again, and note that the object is used. What pins must come before."""
+        words, at = self.session.words, self.at
+        if self.clocked:
+            words[at + L.S_LAST_USED] = words[L.W_NEXT_GENERATION]
+        if self.expires_ns and boottime_ns() >= self.expires_ns:
+            return False
+        there: bool = words[at] == self.word and words[at + L.S_EXTENT] == self.place
+        return there
 
     def build(
         self, held: Any, mode: str = "shared", deserializers: Container[str] | None = None
@@ -135,12 +153,12 @@ class InlinePlan(Plan):
         """Get the object, or GONE. Flat: the workload "get dict" of the benchmarks pays for it."""
         session = self.session
         words = session.words
-        if not session.lock_free:
+        if not self.flat:
             return super().fetch()
         if words[self.at] != self.word:
             return GONE
         stream = session.memory[self.start : self.end]
-        if words[self.at] != self.word:
+        if words[self.at] != self.word or (self.clocked and not self.is_there()):
             return GONE
         try:
             return loads(stream)
@@ -150,7 +168,7 @@ class InlinePlan(Plan):
     def secure_once(self) -> Any:
         """Copy the bytes out and look at the slot again."""
         stream = self.session.memory[self.start : self.end]
-        return stream if self.session.words[self.at] == self.word else GONE
+        return stream if self.is_there() else GONE
 
     def build(
         self,
@@ -199,7 +217,7 @@ class ArrayPlan(Plan):
     def fetch(self) -> Any:
         """Get the array, or GONE. Flat: the workload "get array" of the benchmarks pays for it."""
         session = self.session
-        if not session.flat:
+        if not self.flat:
             return super().fetch()
         pins = session.pins
         segment = session.segment
@@ -214,6 +232,8 @@ class ArrayPlan(Plan):
         pins.holders[cell] = weak_ref(array, pins.droppers[cell])
         pins.times[cell] = monotonic()
         pins.cells[cell] = self.slot + 1
+        if self.clocked:
+            return array if self.is_there() else GONE
         return array if session.words[self.at] == self.word else GONE
 
 
@@ -243,7 +263,7 @@ class PicklePlan(Plan):
     def fetch(self) -> Any:
         """Get the object, or GONE. Flat: the workload "types" of the benchmarks pays for it."""
         session = self.session
-        if not session.lock_free:
+        if not self.flat:
             return super().fetch()
         segment = session.segment
         extent, nbytes, slot, pin = self.extent, self.extent_nbytes, self.slot, session.pins.pin
@@ -258,7 +278,7 @@ class PicklePlan(Plan):
             stream: Any = views[False][begin:end]
         else:
             stream = segment.readonly[extent + begin : extent + end]
-        if session.words[self.at] != self.word:
+        if session.words[self.at] != self.word or (self.clocked and not self.is_there()):
             return GONE
         buffers = [
             views[writeable][start:stop] if start != stop else _empty(writeable)

@@ -22,7 +22,7 @@ import os
 import sys
 from typing import NamedTuple
 
-from shmstore import _lifecycle
+from shmstore import _ending, _lifecycle
 from shmstore._memory import folder
 from shmstore._memory import layout as L
 from shmstore._session import LOCK_NAME, Session
@@ -130,7 +130,7 @@ def _leave_at_exit(session: Session) -> None:
         _lifecycle.depart(session)
     elif not session.persistent and not _lifecycle.has_others(session):
         session.pins.seat.close()
-        _lifecycle.remove_folder(session, if_dead=True)
+        _ending.remove_folder(session, if_dead=True)
 
 
 def install() -> None:

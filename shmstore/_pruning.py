@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import Final
 
-from shmstore import _lifecycle
+from shmstore import _ending, _lifecycle
 from shmstore._memory import folder, shortage
 from shmstore._options import Options
 from shmstore.errors import (
@@ -70,12 +70,12 @@ def prune(
     removed: list[str] = []
     with _lifecycle.registry, shortage.told(path), contextlib.suppress(StoreNotFoundError):
         _lifecycle.sweep()
-        locked = _lifecycle.root_locked(path, lock_timeout, create=False, gid=options.gid)
+        locked = _ending.root_locked(path, lock_timeout, create=False, gid=options.gid)
         with locked as root_fd:
             folder.remove_leftovers(root_fd)
             for name in sorted(os.listdir(root_fd)):
                 try:
-                    _lifecycle.make_way(root_fd, name, path / name, _GLANCE_S)
+                    _ending.make_way(root_fd, name, path / name, _GLANCE_S)
                 except _STAYING:
                     continue
                 removed.append(name)

@@ -13,7 +13,7 @@ import numpy as np
 
 from shmstore._catalog import states
 from shmstore._catalog.keys import digest_of
-from shmstore._catalog.slots import Record
+from shmstore._catalog.slots import Record, boottime_ns
 from shmstore._memory import layout as L
 from shmstore._plans import GONE, ArrayPlan, InlinePlan, PicklePlan, Plan
 from shmstore._session import Session
@@ -43,10 +43,13 @@ class _Pinned:
 # --- from a slot or a key to a plan ------------------------------------------------------------
 
 
-def make_plan(session: Session, slot: int, word: int) -> Plan | None:
-    """Read what a slot says of its object; None when it holds another object by now."""
+def make_plan(session: Session, slot: int, word: int, *, deep: bool = True) -> Plan | None:
+    """Read what a slot says of its object; None when it holds another object by now, or expired.
+
+    With `deep` the checksum of the data is looked at too, if there is one.
+    """
     record = session.slots.read(slot)
-    if record.word != word or session.slots.word(slot) != word:
+    if record.word != word or session.slots.word(slot) != word or is_over(record):
         return None
     _check_place(session, record)
     packed = read_header(session, record)
@@ -57,11 +60,31 @@ def make_plan(session: Session, slot: int, word: int) -> Plan | None:
             return None
         raise session.slots.damaged(slot, "its fields, header and checksum do not agree")
     try:
-        return _interpret(session, record, packed)
+        plan = _interpret(session, record, packed)
     except ShmStoreError:
         raise
     except _NONSENSE as error:
         raise session.slots.damaged(slot, f"its header makes no sense: {error!r}") from error
+    sound = not (deep and record.kind & L.KIND_DATA_CRC) or _has_sound_data(plan)
+    return plan if sound else None
+
+
+def is_over(record: Record) -> bool:
+    """Return whether the time of an object is over."""
+    return 0 < record.expires_ns <= boottime_ns()
+
+
+def _has_sound_data(plan: Plan) -> bool:
+    """Raise unless the checksum of the data agrees; False when the object is gone meanwhile."""
+    session, record = plan.session, plan.record
+    pinned = _Pinned()
+    session.pins.pin(pinned, record.slot)
+    if not session.slots.is_same(record):
+        return False
+    ranges = [(record.extent + row.offset, row.nbytes) for row in plan.table if not row.writeable]
+    if session.segment.checksum(ranges) == record.data_crc:
+        return True
+    raise session.slots.damaged(record.slot, "the checksum of its data does not agree")
 
 
 def _interpret(session: Session, record: Record, packed: bytes) -> Plan:
@@ -147,12 +170,19 @@ def _find_locked(session: Session, digest: tuple[int, int]) -> tuple[int, int] |
 
 
 def _find(session: Session, digest: tuple[int, int]) -> tuple[int, int] | None:
-    slot = session.keys.find(digest)
+    """Find the object that a key leads to.
+
+    Asked twice: a first `find` may come late, with the number that a slot had in an earlier life.
+    In its new life it may be an object that the key does not lead to yet, because the one before
+    is not doomed. A `find` that begins after the new one is there passes the old one first.
+    """
+    find = session.keys.find
+    slot = find(digest)
     if slot < 0:
         return None
     record = session.slots.read(slot)
-    same = record.digest == digest and states.is_present(record.word)
-    return (slot, record.word) if same else None
+    same = record.digest == digest and states.is_present(record.word) and not is_over(record)
+    return (slot, record.word) if same and find(digest) == slot else None
 
 
 def plan_of_key(session: Session, key: str) -> Plan | None:
@@ -185,7 +215,7 @@ def plan_of_slot(session: Session, slot: int, generation: int) -> Plan | None:
     """Return a plan for the object of a reference, or None when it was deleted."""
     word = states.ready_word(generation)
     plan: Plan | None = session.plans.get(word)
-    if plan is not None and plan.slot == slot:
+    if plan is not None and plan.slot == slot and plan.is_there():
         return plan
     if not 0 <= slot < session.words[L.W_SLOT_TOP] or session.slots.word(slot) != word:
         return None

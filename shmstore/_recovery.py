@@ -99,7 +99,7 @@ def _doom_abandoned(session: Session) -> int:
     owners = {client.serial for client in session.clients.rows()}
     abandoned = [slot for slot in writing if int(table[slot, L.S_OWNER]) not in owners]
     for slot in abandoned:
-        session.slots.doom(slot)
+        session.doom(slot)
     return len(abandoned)
 
 

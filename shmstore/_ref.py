@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from shmstore import _deleting, _inspection, _lifecycle, _plans, _reading
 from shmstore._arguments import check_mode
 from shmstore._catalog import states
+from shmstore._memory import layout as L
 from shmstore.errors import ObjectNotFoundError, StoreNotFoundError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class ObjectRef:
     Concurrency: threads and processes may share a reference.
     """
 
-    __slots__ = ("_generation", "_key", "_nbytes", "_path", "_plan", "_slot", "_uuid")
+    __slots__ = ("_generation", "_gid", "_key", "_nbytes", "_path", "_plan", "_slot", "_uuid")
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class ObjectRef:
         generation: int,
         nbytes: int,
         key: str | None = None,
+        gid: int | None = None,
     ) -> None:
         self._uuid = store
         self._path = path
@@ -47,6 +49,7 @@ class ObjectRef:
         self._generation = generation
         self._nbytes = nbytes
         self._key = key
+        self._gid = gid
         self._plan: _plans.Plan | None = None
 
     @property
@@ -134,7 +137,8 @@ class ObjectRef:
             self._slot,
             self._generation,
             self._nbytes,
-            *(() if self._key is None else (self._key,)),
+            *(() if self._key is None and self._gid is None else (self._key,)),
+            *(() if self._gid is None else (self._gid,)),
         )
 
     def __repr__(self) -> str:
@@ -167,7 +171,8 @@ def refer(plan: _plans.Plan) -> ObjectRef:
     """Return a reference to the object of a plan."""
     session = plan.session
     place = plan.slot, states.generation_of(plan.word), plan.record.data_nbytes
-    return ObjectRef(session.uuid, session.path_text, *place, plan.header.get("key"))
+    key = plan.header.get("key")
+    return ObjectRef(session.uuid, session.path_text, *place, key, session.gid)
 
 
 def check_owner(session: Session, ref: ObjectRef) -> None:
@@ -183,6 +188,14 @@ def finder(session: Session, ref: ObjectRef) -> Callable[[], int]:
     return lambda: slot if session.slots.word(slot) == word else -1
 
 
+def is_there(session: Session, ref: ObjectRef) -> bool:
+    """Return whether the object of a reference could be got."""
+    slot = ref._slot
+    words = states.ready_word(ref._generation), states.spilled_word(ref._generation)
+    there = 0 <= slot < session.words[L.W_SLOT_TOP] and session.slots.word(slot) in words
+    return there and not _reading.is_over(session.slots.read(slot))
+
+
 def missing(ref: ObjectRef) -> ObjectNotFoundError:
     """Return the error for a reference whose object is gone."""
     return ObjectNotFoundError(
@@ -195,4 +208,4 @@ def missing(ref: ObjectRef) -> ObjectNotFoundError:
 
 
 def _session_of(ref: ObjectRef) -> Session:
-    return _lifecycle.session_of(ref._uuid, ref._path)
+    return _lifecycle.session_of(ref._uuid, ref._path, ref._gid)

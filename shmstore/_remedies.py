@@ -173,10 +173,8 @@ def _pages(now: Situation) -> Iterator[Remedy]:
 
 def _recovery(now: Situation) -> Iterator[Remedy]:
     census = now.census
-    living = [s.client.serial for s in census.sitters if s.alive]
-    owned = np.isin(census.owner, np.array(living, np.uint64))
     doomed = census.are(states.DOOMED) & (census.looked_at() == 0)
-    lost = doomed | (census.are(states.WRITING) & ~owned)
+    lost = doomed | (census.are(states.WRITING) & census.left_by(with_the_dead=True))
     if now.dead or lost.any():
         size = census.total(lost)
         dead = plural(len(now.dead), "dead process", "dead processes")
@@ -312,7 +310,7 @@ def _deletions(now: Situation) -> Iterator[Remedy]:
     else:
         if loose.any():
             yield _deletion(census, loose, "delete objects that are not needed any more", "")
-    unknown = loose & ~census.named & census.left_behind
+    unknown = loose & ~census.named & census.left_by(with_the_dead=True)
     if unknown.any():
         pids = np.unique(census.pid[unknown]).tolist()
         found = f"store.objects() if o.key is None and o.owner_pid == {pids[0]}"

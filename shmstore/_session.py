@@ -17,14 +17,16 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shmstore import _recovery
+from shmstore import _recovery, _room
 from shmstore._catalog.keys import KeyIndex
 from shmstore._catalog.slots import Slots
 from shmstore._memory import folder
 from shmstore._memory import layout as L
 from shmstore._memory.allocator import Allocator
 from shmstore._memory.index import INDEX_NAME, Index
+from shmstore._memory.owners import group_of
 from shmstore._memory.segment import Segment, open_segment
+from shmstore._options import ttl_ns
 from shmstore._sharing.barrier import membarrier
 from shmstore._sharing.clients import Clients
 from shmstore._sharing.lock import StoreLock
@@ -34,6 +36,7 @@ from shmstore.errors import ReadOnlyStoreError, StoreClosedError, StoreFullError
 
 if TYPE_CHECKING:
     from shmstore._info import Recovered
+    from shmstore._packing import Package
 
 LOCK_NAME = "lock"
 
@@ -42,6 +45,9 @@ _PARTS = ("words", "memory", "index", "segment", "slots", "keys", "allocator", "
 
 # The dead are looked for when there may be this many of them.
 _FEW_CLIENTS = 8
+
+# From this size on pages are wiped by giving them back.
+_PUNCH_NBYTES = 1 << 20
 
 # Objects whose place a process remembers; a plan takes about 1 KiB.
 _MOST_PLANS = 1 << 14
@@ -93,9 +99,8 @@ class Session:
             self.identity = self.index.identity
             self.uuid = self.identity.uuid.bytes
             self.path_text = str(path)
-            self.lock_free = not self.identity.flags & L.FLAG_LOCKED_READS
-            self.traced = bool(self.identity.flags & L.FLAG_TRACE_PINS)
-            self.flat = self.lock_free and not self.traced
+            self.gid = group_of(folder_fd)
+            self._read_flags()
             self._map_tables()
             lock_fd = folder.open_file(folder_fd, LOCK_NAME, path)
             self.lock = StoreLock(lock_fd, self.words, lock_timeout, self._mend, self._describe)
@@ -110,6 +115,21 @@ class Session:
             opened.callback(self.segment.close)
             self._take_seat()
             opened.pop_all()
+
+    def _read_flags(self) -> None:
+        """Say what the options of the store mean for this session.
+
+        `clocked`: gets note when they were; `flat`: gets may take the shortest way.
+        """
+        flags = self.identity.flags
+        self.lock_free = not flags & L.FLAG_LOCKED_READS
+        self.traced = bool(flags & L.FLAG_TRACE_PINS)
+        self.spills = bool(flags & L.FLAG_SPILL)
+        self.evicts = bool(flags & L.FLAG_EVICT)
+        self.checksums = bool(flags & L.FLAG_CHECKSUM)
+        self.optioned = bool(self.checksums or self.identity.ttl_ns)
+        self.clocked = (self.spills or self.evicts) and not self.readonly
+        self.flat = self.lock_free and not self.traced and (self.clocked or not self.spills)
 
     def _map_tables(self) -> None:
         self.words: Any = self.index.words
@@ -142,6 +162,13 @@ class Session:
                 path=str(self.path),
             )
 
+    def with_options(self, package: Package, ttl: float | None) -> Package:
+        """Return a package with the time to live and the checksum that the store wants."""
+        live_ns = self.identity.ttl_ns if ttl is None else ttl_ns(ttl)
+        if not live_ns and not self.checksums:
+            return package
+        return package.with_options(ttl_ns=live_ns, checksum=self.checksums)
+
     def remember(self, key: str | int, plan: Any) -> None:
         """Keep the plan of an object for the next get, by its key or by its slot word."""
         if len(self.plans) >= _MOST_PLANS:
@@ -166,14 +193,29 @@ class Session:
         slots = self.slots
         for slot in slots.take_unpinned(self.clients.pinned(), limit):
             node = slots.node(slot)
+            if node >= 0 and slots.wipes:
+                self._wipe(slot, node)
             slots.free(slot)
             if node >= 0:
                 self.allocator.release(node)
+
+    def _wipe(self, slot: int, node: int) -> None:
+        """Leave nothing of an object behind; a large one's pages go back to the system."""
+        record = self.slots.read(slot)
+        cold = self.allocator.is_cold(node) or record.extent_nbytes >= _PUNCH_NBYTES
+        if cold:
+            self.allocator.mark_cold(node)
+        self.segment.wipe(record.extent, record.extent_nbytes, cold=cold)
+
+    def doom(self, slot: int) -> None:
+        """Take an object, or a half-made one, away from new readers. Requires: the store lock."""
+        self.slots.doom(slot)
 
     def reclaim_all(self) -> None:
         """Free every deleted object that nobody looks at. Requires: the store lock."""
         self._sweep()
         if not self.readonly:
+            _room.expire(self)
             self.reclaim(self.identity.max_objects)
 
     def _sweep(self) -> None:
@@ -182,7 +224,7 @@ class Session:
         while self.abandoned:
             slot, generation = self.abandoned.pop()
             if self.slots.is_writing(slot, generation):
-                self.slots.doom(slot)
+                self.doom(slot)
 
     def bury(self) -> Recovered:
         """Undo what dead clients left: pins, half-made puts, seats. Requires: the store lock."""

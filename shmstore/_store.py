@@ -27,7 +27,6 @@ import numpy.typing as npt
 from shmstore import _check, _deleting, _inspection, _packing, _plans, _reading, _ref, _writing
 from shmstore._arguments import check_key, check_mode
 from shmstore._building import Allocation
-from shmstore._catalog import states
 from shmstore._catalog.keys import digest_of
 from shmstore._explaining import Explained
 from shmstore._handle import Handle
@@ -71,6 +70,7 @@ class Store(Handle, NamedObjects, Undecoded, Explained):
         key: str | None = None,
         overwrite: bool = True,
         readonly: bool | None = None,
+        ttl: float | None = None,
         serializers: Sequence[str] | None = None,
         compression: str | None = None,
     ) -> ObjectRef:
@@ -87,6 +87,9 @@ class Store(Handle, NamedObjects, Undecoded, Explained):
             Whether an object of this name may be replaced; its readers keep their views.
         readonly
             True: readers get read-only views, whatever the flags of the object's buffers are.
+        ttl
+            Seconds until it expires: it can no longer be got, and its memory is free for others.
+            None: as the store was created, by default never; `math.inf`: never.
         serializers
             Families to ask, in this order; default ``("custom", "pickle")``.
         compression
@@ -114,6 +117,8 @@ class Store(Handle, NamedObjects, Undecoded, Explained):
         package = _packing.pack(
             obj, key, readonly=readonly, serializers=serializers, compression=compression
         )
+        if ttl is not None or session.optioned:
+            package = session.with_options(package, ttl)
         return _writing.put(session, package, overwrite=overwrite)
 
     @overload
@@ -123,6 +128,7 @@ class Store(Handle, NamedObjects, Undecoded, Explained):
         *,
         overwrite: bool = ...,
         readonly: bool | None = ...,
+        ttl: float | None = ...,
         serializers: Sequence[str] | None = ...,
         compression: str | None = ...,
     ) -> dict[str, ObjectRef]: ...
@@ -133,6 +139,7 @@ class Store(Handle, NamedObjects, Undecoded, Explained):
         *,
         overwrite: bool = ...,
         readonly: bool | None = ...,
+        ttl: float | None = ...,
         serializers: Sequence[str] | None = ...,
         compression: str | None = ...,
     ) -> list[ObjectRef]: ...
@@ -142,6 +149,7 @@ class Store(Handle, NamedObjects, Undecoded, Explained):
         *,
         overwrite: bool = True,
         readonly: bool | None = None,
+        ttl: float | None = None,
         serializers: Sequence[str] | None = None,
         compression: str | None = None,
     ) -> dict[str, ObjectRef] | list[ObjectRef]:
@@ -151,7 +159,7 @@ class Store(Handle, NamedObjects, Undecoded, Explained):
         ----------
         objects
             A mapping of keys to objects, or any objects without keys.
-        overwrite, readonly, serializers, compression
+        overwrite, readonly, ttl, serializers, compression
             As in `put`.
 
         Returns
@@ -172,6 +180,8 @@ class Store(Handle, NamedObjects, Undecoded, Explained):
             )
             for key, x in pairs
         ]
+        if ttl is not None or session.optioned:
+            packages = [session.with_options(package, ttl) for package in packages]
         refs = _writing.put_many(session, packages, overwrite=overwrite)
         return {key: ref for (key, _), ref in zip(pairs, refs, strict=True)} if named else refs
 
@@ -183,6 +193,7 @@ class Store(Handle, NamedObjects, Undecoded, Explained):
         key: str | None = None,
         overwrite: bool = True,
         readonly: bool = False,
+        ttl: float | None = None,
     ) -> Allocation:
         """Build an array in place: it is published when the ``with`` block ends, without any copy.
 
@@ -192,7 +203,7 @@ class Store(Handle, NamedObjects, Undecoded, Explained):
             Of the array, C-ordered.
         dtype
             Of its elements; anything but objects of Python.
-        key, overwrite
+        key, overwrite, ttl
             As in `put`.
         readonly
             Readers get read-only views.
@@ -215,7 +226,9 @@ class Store(Handle, NamedObjects, Undecoded, Explained):
             key = check_key(key)
         session = self._live()
         session.check_writeable()
-        return Allocation(session, shape, dtype, key, overwrite=overwrite, readonly=readonly)
+        return Allocation(
+            session, shape, dtype, key, overwrite=overwrite, readonly=readonly, ttl=ttl
+        )
 
     # --- getting -------------------------------------------------------------------------------
 
@@ -339,7 +352,7 @@ class Store(Handle, NamedObjects, Undecoded, Explained):
         session = self._live()
         if isinstance(target, ObjectRef):
             _ref.check_owner(session, target)
-            return session.slots.word(target._slot) == states.ready_word(target._generation)
+            return _ref.is_there(session, target)
         return isinstance(target, str) and _reading.find_key(session, check_key(target)) is not None
 
     def __len__(self) -> int:
@@ -384,9 +397,15 @@ class Store(Handle, NamedObjects, Undecoded, Explained):
         """Return what is known of each attached process."""
         return _inspection.clients(self._live())
 
-    def check(self) -> list[Finding]:
-        """Prove every invariant of the format; return what is broken (nothing: all is well)."""
-        return _check.check(self._live())
+    def check(self, *, deep: bool = False) -> list[Finding]:
+        """Prove every invariant of the format; return what is broken (nothing: all is well).
+
+        Parameters
+        ----------
+        deep
+            Read the data too, and hold it against its checksums (``checksum=True`` at creation).
+        """
+        return _check.check(self._live(), deep=deep)
 
     def recover(self) -> Recovered:
         """Undo what dead processes left: their pins, half-made puts and seats."""

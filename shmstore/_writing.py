@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from shmstore import _room
 from shmstore._catalog import states
 from shmstore._memory import folder
 from shmstore._memory import layout as L
@@ -32,6 +33,9 @@ from shmstore.errors import (
 
 # How many deleted objects one put looks at before it takes fresh memory.
 _RECLAIM_FEW: Final = 64
+
+# How many slots one put looks at for objects whose time is over.
+_EXPIRE_FEW: Final = 64
 
 
 class Place(NamedTuple):
@@ -117,6 +121,8 @@ def _put_small(
         session.check_alive()
     if session.readonly or not overwrite:
         _check_allowed(session, [package])
+    if words[L.W_NEXT_EXPIRY_NS]:
+        _room.expire_some(session, _EXPIRE_FEW)
     if words[L.W_DOOMED_HEAD]:
         session.reclaim(_RECLAIM_FEW)
     _reserve(session, package, places)
@@ -158,6 +164,8 @@ def reserve_all(
     session.check_alive()
     if session.readonly or not overwrite:
         _check_allowed(session, packages)
+    if session.words[L.W_NEXT_EXPIRY_NS]:
+        _room.expire_some(session, _EXPIRE_FEW)
     if session.words[L.W_DOOMED_HEAD]:
         session.reclaim(_RECLAIM_FEW)
     for package in packages:
@@ -217,7 +225,7 @@ def _discard_all(
         if no_room and half_made and place.extent is not None and place.extent.cold:
             session.segment.release_pages(place.extent.offset, place.extent.nbytes)
         if half_made or (package.key is None and word == states.ready_word(place.generation)):
-            session.slots.doom(place.slot)
+            session.doom(place.slot)
 
 
 def refer(session: Session, package: Package, place: Place) -> ObjectRef:
@@ -229,6 +237,7 @@ def refer(session: Session, package: Package, place: Place) -> ObjectRef:
         place.generation,
         package.content.data_nbytes,
         package.key,
+        session.gid,
     )
 
 
@@ -256,13 +265,22 @@ def check_size(session: Session, nbytes: int) -> None:
 
 
 def _reserve(session: Session, package: Package, places: list[Place]) -> None:
-    """Take a slot and an extent; bury the dead and look again before giving up."""
+    """Take a slot and an extent; find room and look again before giving up."""
     if package.extent_nbytes:
         check_size(session, package.extent_nbytes)
-    if not _try_reserve(session, package, places):
-        session.bury()
-        if not _try_reserve(session, package, places):
-            raise full(session, package.extent_nbytes)
+    if _try_reserve(session, package, places):
+        return
+    _room.expire(session)
+    session.bury()
+    if _try_reserve(session, package, places):
+        return
+    if session.evicts:
+        asked = package.extent_nbytes if session.slots.take() is not None else 0
+        while _room.evict_for(session, asked):
+            if _try_reserve(session, package, places):
+                return
+            asked = package.extent_nbytes
+    raise full(session, package.extent_nbytes)
 
 
 def _try_reserve(session: Session, package: Package, places: list[Place]) -> bool:
@@ -302,6 +320,15 @@ def copy(session: Session, package: Package, place: Place) -> None:
         except BaseException as error:
             raise PlanFailed(error) from error
     segment.write(ready, cold=cold)
+    seal(session, package, place)
+
+
+def seal(session: Session, package: Package, place: Place) -> None:
+    """Keep the checksum of what lies in the extent and cannot be written by readers."""
+    if package.content.kind & L.KIND_DATA_CRC and place.extent is not None:
+        start = place.extent.offset
+        ranges = [(start + offset, nbytes) for offset, nbytes in package.sealed]
+        session.slots.note_data_crc(place.slot, session.segment.checksum(ranges))
 
 
 class PlanFailed(BaseException):
@@ -328,7 +355,7 @@ def _publish(session: Session, package: Package, place: Place) -> None:
     session.slots.publish(place.slot, package.content, session.pid)
     if old >= 0:
         session.keys.add_behind(old, place.slot)
-        session.slots.doom(old)
+        session.doom(old)
         session.keys.remove(old)
     else:
         session.keys.add(place.slot)

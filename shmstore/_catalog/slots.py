@@ -92,6 +92,7 @@ class Slots(SlotTable):
 
     def __init__(self, index: Index) -> None:
         super().__init__(index)
+        self.wipes = bool(index.identity.flags & L.FLAG_ZERO_ON_FREE)
         self._bytes = memoryview(index.memory)
 
     # --- the life of a slot --------------------------------------------------------------------
@@ -142,12 +143,12 @@ class Slots(SlotTable):
         slot: int,
         content: Content,
         pid: int,
-        data_crc: int | None = None,
         state: int = states.READY,
     ) -> None:
         """Make the object of a slot visible: everything else first, the state word last.
 
-        Requires: the store lock; the frames lie in the extent, or in a file if `state` says so.
+        Requires: the store lock; the frames lie in the extent, or in a file if `state` says so;
+        `note_data_crc` has been called if the kind says that there is one.
         """
         words = self._words
         base = self._start + slot * L.SLOT_WORDS
@@ -155,9 +156,8 @@ class Slots(SlotTable):
         word = words[base]
         kind, header, inline, data_nbytes, digest, ttl_ns = content
         sizes = len(header)
-        if data_crc is not None:
-            kind |= L.KIND_DATA_CRC
-            sizes |= data_crc << L.CRC_SHIFT
+        if kind & L.KIND_DATA_CRC:
+            sizes |= words[base + L.S_HEADER_NBYTES] & ~L.CRC_MASK
         owner, nbytes = words[base + L.S_OWNER], words[base + L.S_EXTENT_NBYTES]
         expires_ns = self._expiry(ttl_ns) if ttl_ns else 0
         origin = time.time_ns(), pid, expires_ns
@@ -174,6 +174,10 @@ class Slots(SlotTable):
         words[L.W_OBJECTS] += 1
         if kind & L.KIND_NAMED:
             words[L.W_NAMED] += 1
+
+    def note_data_crc(self, slot: int, crc: int) -> None:
+        """Keep the checksum of the frames of a put. Requires: it has its slot to itself."""
+        self._words[self._start + slot * L.SLOT_WORDS + L.S_HEADER_NBYTES] = crc << L.CRC_SHIFT
 
     def _expiry(self, ttl_ns: int) -> int:
         """Return when an object expires that is published now; keep the earliest in mind."""
@@ -227,6 +231,20 @@ class Slots(SlotTable):
         self._append_doomed(slot)
         return False
 
+    def leave_memory(self, slot: int) -> None:
+        """Make an object SPILLED; its extent is still its own. Requires: the store lock."""
+        words, base = self._words, self._start + slot * L.SLOT_WORDS
+        words[base] = states.move(words[base], states.SPILLED)
+        words[L.W_SPILLED] += 1
+        words[L.W_SPILLED_BYTES] += words[base + L.S_EXTENT_NBYTES]
+
+    def return_to_memory(self, slot: int) -> None:
+        """Make an object READY that has an extent (again). Requires: the store lock."""
+        words, base = self._words, self._start + slot * L.SLOT_WORDS
+        words[L.W_SPILLED] -= 1
+        words[L.W_SPILLED_BYTES] -= words[base + L.S_EXTENT_NBYTES]
+        words[base] = states.move(words[base], states.READY)
+
     def is_writing(self, slot: int, generation: int) -> bool:
         """Return whether a put still has its slot to itself."""
         return self.word(slot) == states.first_word(generation)
@@ -235,6 +253,10 @@ class Slots(SlotTable):
         """End the life of a doomed slot that no list holds any more. Requires: the store lock."""
         words = self._words
         base = self._start + slot * L.SLOT_WORDS
+        if self.wipes:
+            start = base * L.WORD + _DESCRIPTION_AT
+            nbytes = L.SLOT_NBYTES - _DESCRIPTION_AT
+            self._bytes[start : start + nbytes] = bytes(nbytes)
         words[base + L.S_STATE] = states.move(words[base + L.S_STATE], states.FREE)
         words[base + L.S_LINK] = words[L.W_FREE_SLOT]
         words[L.W_FREE_SLOT] = slot + 1

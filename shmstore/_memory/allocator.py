@@ -129,6 +129,14 @@ class Allocator:
         """Note that an extent belongs to another slot from now on."""
         self._words[self._base(node) + L.N_SLOT] = slot + 1
 
+    def is_cold(self, node: int) -> bool:
+        """Return whether some pages of an extent may not exist."""
+        return bool(self._words[self._base(node) + L.N_COLD] != L.WARM)
+
+    def mark_cold(self, node: int) -> None:
+        """Note that pages of an extent are about to go."""
+        self._words[self._base(node) + L.N_COLD] = L.PARTLY_COLD
+
     def rebuild(self, extents: Iterable[tuple[int, int, int]]) -> list[int]:
         """Make all tables anew from the used ranges.
 
@@ -172,6 +180,26 @@ class Allocator:
             for node in self._free_list(level * L.SECOND_LEVELS + second):
                 best = max(best, words[self._base(node) + L.N_NBYTES])
         return best
+
+    def nbytes(self, node: int) -> int:
+        """Return the size of a block."""
+        return int(self._words[self._base(self._checked(node)) + L.N_NBYTES])
+
+    def owner(self, node: int) -> int:
+        """Return the slot that a block belongs to; -1: it is free."""
+        base = self._base(node)
+        used = self._words[base + L.N_STATUS] == L.NODE_USED
+        return int(self._words[base + L.N_SLOT]) - 1 if used else -1
+
+    def neighbour(self, node: int, *, up: bool) -> int | None:
+        """Return the block above or below another one, or None."""
+        following = self._words[self._base(node) + (L.N_UPPER if up else L.N_LOWER)]
+        return self._checked(int(following) - 1) if following else None
+
+    def room_above(self, node: int) -> int:
+        """Return the bytes above the uppermost block that were never given out."""
+        last = self._words[L.W_LAST_NODE] == node + 1
+        return self._capacity - int(self._words[L.W_SEGMENT_TOP]) if last else 0
 
     def blocks(self) -> Iterator[Block]:
         """Walk all blocks from the top of the segment downward.

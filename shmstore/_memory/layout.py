@@ -95,8 +95,9 @@ kinds: 1 header in the extent, at its end   2 frame in the slot   4 plain pickle
 16 DATA_CRC counts: the crc32 of all frames that readers cannot write
 
 CRC is the crc32 of words 7 to 15, the packed header and the frame in the slot, begun with
-(generation << 8 | kinds) ^ slot * 0x9E3779B1. The check of an EXTENT are bits 48 to 63 of (offset ^ generation) *
-0x9E3779B97F4A7C15 (D. Knuth, "The art of computer programming" 3, 6.4: Fibonacci hashing).
+(generation << 8 | kinds) ^ slot * 0x9E3779B1. The check of an EXTENT are bits 48 to 63 of
+(offset ^ generation) * 0x9E3779B97F4A7C15 (D. Knuth, "The art of computer programming" 3, 6.4:
+Fibonacci hashing).
 
 seat (one file per client)::
 

@@ -103,10 +103,13 @@ def reserve(fd: int, offset: int, nbytes: int) -> None:
         shortage.refuse(error, shortage.path_of(fd))
 
 
-def punch(fd: int, offset: int, nbytes: int) -> None:
-    """Give the whole pages inside a range back to the system; elsewhere than Linux do nothing."""
-    start = align(offset, PAGE)
-    nbytes = (offset + nbytes) // PAGE * PAGE - start
+def punch(fd: int, offset: int, nbytes: int, *, partial: bool = False) -> None:
+    """Give the whole pages inside a range back to the system; elsewhere than Linux do nothing.
+
+    With `partial` what the range has of other pages becomes zero.
+    """
+    start = offset if partial else align(offset, PAGE)
+    nbytes = nbytes if partial else (offset + nbytes) // PAGE * PAGE - start
     if nbytes > 0 and sys.platform == "linux":
         _libc.fallocate(fd, _FALLOC_PUNCH, ctypes.c_int64(start), ctypes.c_int64(nbytes))
 

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
+from zlib import crc32
 
 import numpy as np
 
@@ -116,6 +118,20 @@ class Segment:
     def reserve(self, offset: int, nbytes: int) -> None:
         """Make sure that the pages of an extent exist; OSError (ENOSPC) if they cannot."""
         reserve(self.fd, offset, nbytes)
+
+    def checksum(self, ranges: Iterable[tuple[int, int]]) -> int:
+        """Return the crc32 of ranges (offset, bytes), one after the other."""
+        crc = 0
+        for offset, nbytes in ranges:
+            crc = crc32(memoryview(self.readonly)[offset : offset + nbytes], crc)
+        return crc
+
+    def wipe(self, offset: int, nbytes: int, *, cold: bool) -> None:
+        """Make a range zero; with `cold` its pages go back to the system."""
+        if cold and sys.platform == "linux":
+            punch(self.fd, offset, nbytes, partial=True)
+        else:
+            np.frombuffer(self.writeable, np.uint8, nbytes, offset)[:] = 0
 
     def release_pages(self, offset: int, nbytes: int) -> None:
         """Give the pages of a range that nobody looks at back to the system."""

@@ -39,15 +39,19 @@ def refuse(error: OSError, path: Path | str) -> NoReturn:
 
     It is the very error where nothing better can be said, with the whole path in it.
     """
-    if isinstance(error, ShmStoreError):
+    try:
+        if isinstance(error, ShmStoreError):
+            raise error
+        if error.errno in _NO_DESCRIPTORS:
+            raise _no_descriptors(error, path) from error
+        name = os.fspath(error.filename) if isinstance(error.filename, (str, os.PathLike)) else ""
+        if not os.path.isabs(name):
+            own = not name or os.path.basename(path) == name
+            error.filename = str(path) if own else os.path.join(path, name)
         raise error
-    if error.errno in _NO_DESCRIPTORS:
-        raise _no_descriptors(error, path) from error
-    name = os.fspath(error.filename) if isinstance(error.filename, (str, os.PathLike)) else ""
-    if not os.path.isabs(name):
-        own = not name or os.path.basename(path) == name
-        error.filename = str(path) if own else os.path.join(path, name)
-    raise error
+    finally:
+        # The error holds this frame: it must not hold the error, or views would live on in a circle.
+        del error
 
 
 def refuse_mapping(error: OSError, fd: int, nbytes: int, *, private: bool) -> NoReturn:

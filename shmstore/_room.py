@@ -1,0 +1,223 @@
+"""Where does room come from when there is none?
+
+In this order: deleted objects that nobody looks at any more, objects whose time is over, what dead
+processes left, and where the store was created for it the objects that were not used for longest
+(`on_full="evict"`; for "spill" see `_spilling`).
+
+Which objects these are is told by LAST_USED: get writes there what NEXT_GENERATION is, a clock that
+goes on with each put. Of a large store a random sample is looked at, as Redis does for its
+"allkeys-lru": what is oldest among hundreds is almost always among the oldest of all, and costs the
+same whatever the number of objects.
+
+Concurrency: everything here requires the store lock.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from shmstore._catalog import states
+from shmstore._catalog.slots import boottime_ns
+from shmstore._memory import layout as L
+from shmstore._sharing.barrier import membarrier
+
+if TYPE_CHECKING:
+    from shmstore._session import Session
+
+# Of so many slots at a time the oldest objects are found.
+_SAMPLE: Final = 256
+
+# Around so many of them room is looked for.
+_CENTRES: Final = 8
+
+
+# --- objects whose time is over ----------------------------------------------------------------
+
+
+def expire(session: Session) -> int:
+    """Delete all objects whose time is over; return how many there were."""
+    words = session.words
+    now = boottime_ns()
+    if not words[L.W_NEXT_EXPIRY_NS] or now < words[L.W_NEXT_EXPIRY_NS]:
+        return 0
+    table = session.slots.table()
+    ends = table[:, L.S_EXPIRES_NS]
+    present = states.are_present(table[:, L.S_STATE]) & (ends != 0)
+    over = present & (ends <= np.uint64(now))
+    for slot in np.flatnonzero(over).tolist():
+        end(session, slot)
+    words[L.W_EXPIRATIONS] += int(over.sum())
+    left = ends[present & ~over]
+    words[L.W_NEXT_EXPIRY_NS] = int(left.min()) if len(left) else 0
+    return int(over.sum())
+
+
+def expire_some(session: Session, count: int) -> None:
+    """Look at the next `count` slots for objects whose time is over."""
+    words = session.words
+    table = session.slots.table()
+    first = words[L.W_EXPIRY_HAND] if words[L.W_EXPIRY_HAND] < len(table) else 0
+    rows = table[first : first + count]
+    ends = rows[:, L.S_EXPIRES_NS]
+    over = (ends != 0) & (ends <= np.uint64(boottime_ns())) & states.are_present(rows[:, L.S_STATE])
+    words[L.W_EXPIRY_HAND] = first + len(rows)
+    for row in np.flatnonzero(over).tolist():
+        end(session, first + row)
+        words[L.W_EXPIRATIONS] += 1
+
+
+def end(session: Session, slot: int) -> None:
+    """Take a published object away from new readers."""
+    if session.words[session.slots.state_index(slot) + L.S_KIND] & L.KIND_NAMED:
+        session.keys.remove(slot)
+    session.doom(slot)
+
+
+# --- objects that were not used for long -------------------------------------------------------
+
+
+def evict_for(session: Session, nbytes: int) -> bool:
+    """Delete the least recently used objects until `nbytes` (0: a slot) must be free.
+
+    Returns
+    -------
+    bool
+        False when what nobody looks at is not enough.
+    """
+    victims = withdraw(session, choose(session, nbytes))
+    for slot in victims:
+        end(session, slot)
+    session.words[L.W_EVICTIONS] += len(victims)
+    if victims:
+        session.reclaim(session.identity.max_objects)
+    return bool(victims)
+
+
+def choose(session: Session, nbytes: int) -> list[int]:
+    """Return slots of unpinned objects, least recently used first, that lie side by side.
+
+    Parameters
+    ----------
+    nbytes
+        Without these objects there is an extent of so many bytes; 0: one object will do.
+    """
+    table = session.slots.table()
+    pinned = session.clients.pinned()
+    rows = _sample(len(table))
+    centres = _oldest(table, rows, pinned, with_extent=nbytes > 0)
+    if not centres and len(rows) < len(table):
+        everything = np.arange(len(table))
+        centres = _oldest(table, everything, pinned, with_extent=nbytes > 0)
+    if not nbytes:
+        return centres[:1]
+    best: _Window | None = None
+    for centre in centres:
+        window = _window_around(session, centre, nbytes, pinned)
+        if window is not None and (best is None or window.last_used < best.last_used):
+            best = window
+    return [] if best is None else best.slots
+
+
+def _sample(count: int) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+    """Return the numbers of some of `count` slots, or of all if these are few."""
+    if count <= _SAMPLE:
+        return np.arange(count)
+    drawn = random.randbytes(_SAMPLE * L.WORD)  # noqa: S311 - no secret
+    numbers = np.frombuffer(drawn, np.uint64)
+    return np.unique(numbers % np.uint64(count)).astype(np.intp)
+
+
+def _oldest(
+    table: np.ndarray[tuple[int, int], np.dtype[np.uint64]],
+    rows: np.ndarray[tuple[int], np.dtype[np.intp]],
+    pinned: set[int],
+    *,
+    with_extent: bool,
+) -> list[int]:
+    """Return those of the slots that were not used for longest and that nobody looks at."""
+    fits = states.states_of(table[rows, L.S_STATE]) == states.READY
+    if with_extent:
+        fits &= table[rows, L.S_NODE] != 0
+    rows = rows[fits]
+    rows = rows[np.argsort(table[rows, L.S_LAST_USED], kind="stable")]
+    return [slot for slot in rows.tolist() if slot not in pinned][:_CENTRES]
+
+
+class _Window(NamedTuple):
+    """Objects side by side, and the last time that one of them was used."""
+
+    last_used: int
+    slots: list[int]
+
+
+def _window_around(session: Session, centre: int, nbytes: int, pinned: set[int]) -> _Window | None:
+    """Return the objects that must go for an extent around one of them, or None.
+
+    It grows to the side where it finds what is free, or else what was not used for longer.
+    """
+    blocks = session.allocator
+    node = session.slots.node(centre)
+    slots, last_used = [centre], _last_used(session, centre)
+    size = blocks.nbytes(node)
+    ends = {False: node, True: node}
+    while size < nbytes:
+        sides: list[tuple[int, bool, int]] = []
+        for up, edge in ends.items():
+            following = blocks.neighbour(edge, up=up)
+            if following is None:
+                continue
+            slot = blocks.owner(following)
+            if slot < 0:
+                sides.append((0, up, following))
+            elif slot not in pinned and _is_ready(session, slot, following):
+                sides.append((_last_used(session, slot) + 1, up, following))
+        if not sides:
+            room_above = blocks.room_above(ends[True])
+            return _Window(last_used, slots) if size + room_above >= nbytes else None
+        age, up, following = min(sides)
+        ends[up] = following
+        size += blocks.nbytes(following)
+        if age:
+            slots.append(blocks.owner(following))
+            last_used = max(last_used, age - 1)
+    return _Window(last_used, slots)
+
+
+def _last_used(session: Session, slot: int) -> int:
+    return int(session.words[session.slots.state_index(slot) + L.S_LAST_USED])
+
+
+def _is_ready(session: Session, slot: int, node: int) -> bool:
+    word = session.slots.word(slot)
+    return states.state_of(word) == states.READY and session.slots.node(slot) == node
+
+
+# --- out of circulation ------------------------------------------------------------------------
+
+
+def withdraw(session: Session, slots: Iterable[int]) -> list[int]:
+    """Take objects that nobody looks at out of circulation: SPILLED, although they are there.
+
+    A reader (1) pins, (2) looks at the slot word. Here (3) the word changes, (4) comes the barrier,
+    (5) the pins are loaded. Whoever was there before (4) is seen by (5), and the object goes back;
+    whoever comes later sees the change, asks for the lock, and finds what became of the object.
+
+    Returns
+    -------
+    list of int
+        The slots that were withdrawn; the others are as they were.
+    """
+    words, at = session.words, session.slots.state_index
+    slots = [slot for slot in slots if states.state_of(words[at(slot)]) == states.READY]
+    for slot in slots:
+        session.slots.leave_memory(slot)
+    if session.lock_free and slots:
+        membarrier()
+    pinned = session.clients.pinned()
+    for slot in pinned.intersection(slots):
+        session.slots.return_to_memory(slot)
+    return [slot for slot in slots if slot not in pinned]
