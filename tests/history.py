@@ -36,6 +36,9 @@ from shmstore import Store
 # How often somebody is killed when the processes are disturbed.
 KILLED_SHARE: Final = 0.7
 
+# Threads take turns so often that some of them do in the middle of every kind of step.
+SWITCH_S: Final = 2e-6
+
 ALL_SHAPES: Final = ("number", "dict", "array", "nested")
 
 
@@ -53,6 +56,8 @@ class Scenario:
         Threads of each process.
     keys
         How few they fight for.
+    pause_s
+        See `Worker`.
     kills, stops
         Whether processes are killed, or stopped for a moment, as they work.
     may_vanish
@@ -66,6 +71,7 @@ class Scenario:
     readers: int = 0
     threads: int = 1
     keys: int = 4
+    pause_s: float = 0.0
     kills: bool = False
     stops: bool = False
     may_vanish: bool = False
@@ -79,6 +85,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "everything": Scenario(writers=3, readers=1, threads=2),
     "locked reads": Scenario(options={"locked_reads": True}),
     "little room": Scenario(shapes=("array", "nested"), options={"capacity": "192KiB"}),
+    "one key": Scenario(writers=2, readers=4, keys=1, pause_s=5e-4),
     "stops": Scenario(stops=True, readers=2),
     "kills": Scenario(kills=True, stops=True, readers=1),
     "kills, locked reads": Scenario(kills=True, options={"locked_reads": True}),
@@ -165,8 +172,10 @@ class Run:
     def _be_workers(self, numbers: list[int], recorders: list[Recorder], *, readonly: bool) -> None:
         store = Store.attach(self.store.path, readonly=readonly) if readonly else self.store
         scenario = self.scenario
+        if scenario.threads > 1:
+            sys.setswitchinterval(SWITCH_S)
         workers = [
-            Worker(store, recorder, number, scenario.keys, scenario.shapes)
+            Worker(store, recorder, number, scenario.keys, scenario.shapes, scenario.pause_s)
             for number, recorder in zip(numbers, recorders, strict=True)
         ]
         failed: list[BaseException] = []

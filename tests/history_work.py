@@ -6,7 +6,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from time import monotonic_ns
+from time import monotonic_ns, sleep
 from typing import Any, Final
 
 import history_records as R
@@ -84,16 +84,25 @@ class Worker:
         How many keys there are.
     shapes
         Names of `SHAPES`.
+    pause_s
+        How long to wait at most between two changes, so that everybody knows the last one.
     """
 
     def __init__(
-        self, store: Store, recorder: Recorder, number: int, keys: int, shapes: tuple[str, ...]
+        self,
+        store: Store,
+        recorder: Recorder,
+        number: int,
+        keys: int,
+        shapes: tuple[str, ...],
+        pause_s: float = 0.0,
     ) -> None:
         self.store = store
         self.recorder = recorder
         self.random = random.Random(number)
         self.names = [f"key-{key}" for key in range(keys)]
         self._next = (number + 1) << VALUE_BITS
+        self._pause_s = pause_s
         self._shapes = [SHAPES[shape] for shape in shapes]
         self._held: deque[tuple[int, Any]] = deque(maxlen=3)
         self._refs: deque[tuple[int, int, ObjectRef]] = deque(maxlen=12)
@@ -134,6 +143,8 @@ class Worker:
         ]
 
     def _new(self) -> tuple[int, Any]:
+        if self._pause_s:
+            sleep(self.random.uniform(0, self._pause_s))
         value = self._next
         self._next += 1
         return value, self.random.choice(self._shapes)(value, self.random)
