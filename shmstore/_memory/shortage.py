@@ -50,7 +50,7 @@ def refuse(error: OSError, path: Path | str) -> NoReturn:
             error.filename = str(path) if own else os.path.join(path, name)
         raise error
     finally:
-        # The error holds this frame: it must not hold the error, or views would live on in a circle.
+        # The error holds this frame; if it held the error, views would live on in a circle.
         del error
 
 
