@@ -136,7 +136,7 @@ class Row:
         sent, failures = Helper(self._make_template).end()
         assert not failures, failures
         self._scene.refs = sent["refs"]
-        self._copy = Copy(self._scene.root)
+        self._copy = Copy(self._scene.root, self._scene.spill_dir)
         self._allowed: list[Holding | None] = []
         [untouched] = self.let([Case(BEGIN, 1)])
         [finished] = self.let([Case(END, 1)])
@@ -155,7 +155,7 @@ class Row:
 
     def let(self, cases: Sequence[Case]) -> list[Outcome]:
         """Let cases happen, and judge what they leave."""
-        if self.operation.bystander is not None:
+        if self.operation.alone:
             return [outcome for case in cases for outcome in self._let_some([case])]
         starts = range(0, len(cases), _BATCH)
         return [outcome for at in starts for outcome in self._let_some(cases[at : at + _BATCH])]
@@ -171,7 +171,7 @@ class Row:
             counted.append(sent)
             faults.append(failed)
             roots.append(self._scene.root)
-            if bystander is None:
+            if not self.operation.alone:
                 self._scene.root.mkdir(mode=0o700, exist_ok=True)
                 roots[-1] = self._scene.root.rename(self._place / str(number))
         judge = Helper(lambda send, wait: _judge(roots, others, send, wait))

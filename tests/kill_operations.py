@@ -75,6 +75,8 @@ class Operation:
         There may be no store in between.
     keeps
         Afterwards the store holds what it held before.
+    spills
+        There is a folder for objects that there is no memory for.
     """
 
     run: Callable[[Scene], object]
@@ -84,6 +86,12 @@ class Operation:
     child: bool = False
     may_miss: bool = False
     keeps: bool = False
+    spills: bool = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether others know where the store lies, so that it cannot be moved to be judged."""
+        return self.spills or self.bystander is not None
 
 
 def build(scene: Scene) -> None:

@@ -156,16 +156,16 @@ def folder() -> Iterator[Path]:
 
 
 class Copy:
-    """What a folder holds, kept on the heap: files with their holes, modes, folders."""
+    """What some folders hold, kept on the heap: files with their holes, modes, folders."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, *tops: Path) -> None:
+        self._tops = tops
         self._folders: list[tuple[Path, int]] = []
         self._files: list[tuple[Path, int, int, list[tuple[int, bytes]]]] = []
-        for path in sorted(root.rglob("*")):
+        for path in [found for top in tops for found in (top, *sorted(top.rglob("*")))]:
             if path.is_dir():
                 self._folders.append((path, stat.S_IMODE(path.stat().st_mode)))
-            else:
+            elif path.exists():
                 self._keep(path)
 
     def _keep(self, path: Path) -> None:
@@ -182,10 +182,10 @@ class Copy:
         self._files.append((path, stat.S_IMODE(status.st_mode), status.st_size, pieces))
 
     def restore(self) -> None:
-        """Make the folder hold this, and nothing else."""
-        if self.root.exists():
-            shutil.rmtree(self.root)
-        self.root.mkdir(mode=0o700)
+        """Make the folders hold this, and nothing else."""
+        for top in self._tops:
+            if top.exists():
+                shutil.rmtree(top)
         for path, mode in self._folders:
             path.mkdir(mode)
         for path, mode, nbytes, pieces in self._files:

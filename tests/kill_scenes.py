@@ -48,6 +48,11 @@ class Scene:
     held: list[Any] = field(default_factory=list)
     forked: int = -1
 
+    @property
+    def spill_dir(self) -> Path:
+        """Where objects go for which there is no memory."""
+        return self.root.parent / "spilled"
+
     def create(self, name: str = NAME, **options: Any) -> Store:
         """Make a store, a small one."""
         options = {"capacity": MIB, "max_objects": 512, "max_clients": 16, **options}
