@@ -34,11 +34,9 @@ def make_way(root_fd: int, name: str, path: Path, lock_timeout: float) -> None:
         folder_fd = folder.open_store(root_fd, name, path)
     except StoreNotFoundError:
         return
-    try:
+    with folder_fd:
         if not _end_if_dead(folder_fd, path, lock_timeout).gone:
             raise name_is_taken(path)
-    finally:
-        os.close(folder_fd)
     folder.remove_store(root_fd, name)
 
 
@@ -62,8 +60,8 @@ class _Fate(NamedTuple):
 def _end_if_dead(folder_fd: int, path: Path, lock_timeout: float) -> _Fate:
     """Mark a store as destroyed if it does not persist and no client of it lives."""
     with contextlib.ExitStack() as stack:
-        lock_fd = stack.enter_context(closing(folder.open_file(folder_fd, LOCK_NAME, path)))
-        seats_fd = stack.enter_context(closing(folder.open_seats(folder_fd, SEATS_NAME, path)))
+        lock_fd = stack.enter_context(folder.open_file(folder_fd, LOCK_NAME, path))
+        seats_fd = stack.enter_context(folder.open_seats(folder_fd, SEATS_NAME, path))
         if not hold(lock_fd, lock_timeout):
             raise _lock_is_busy(path, lock_timeout)
         taken = any(is_taken(seats_fd, seat, path / SEATS_NAME) for seat in os.listdir(seats_fd))
@@ -106,21 +104,12 @@ def root_locked(root: Path, timeout_s: float, *, create: bool, gid: int | None) 
     something must not leave a folder.
     """
     while True:
-        with closing(folder.open_root(root, create=create, gid=gid)) as root_fd:
+        with folder.open_root(root, create=create, gid=gid) as root_fd:
             if not hold(root_fd, timeout_s):
                 raise _lock_is_busy(root, timeout_s)
             if folder.is_linked(root_fd, root):
                 yield root_fd
                 return
-
-
-@contextlib.contextmanager
-def closing(fd: int) -> Iterator[int]:
-    """Close a descriptor at the end."""
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _lock_is_busy(path: Path, timeout_s: float) -> LockTimeoutError:

@@ -22,9 +22,10 @@ from pathlib import Path
 
 from shmstore._catalog import states
 from shmstore._catalog.table import extents_of, holds_extent
-from shmstore._ending import closing, make_way, name_is_taken, remove_folder, root_locked
+from shmstore._ending import make_way, name_is_taken, remove_folder, root_locked
 from shmstore._memory import folder, shortage
 from shmstore._memory import layout as L
+from shmstore._memory.descriptors import Descriptor
 from shmstore._memory.index import INDEX_NAME, create_index, new_identity
 from shmstore._memory.segment import SEGMENT_NAME, Segment
 from shmstore._options import Options, parse_size, ttl_ns
@@ -80,8 +81,7 @@ def attach(
     path = _path_of(name_or_path, options)
     with registry, shortage.told(path):
         sweep()
-        root_fd = folder.open_root(path.parent, create=False, gid=options.gid)
-        with closing(root_fd):
+        with folder.open_root(path.parent, create=False, gid=options.gid) as root_fd:
             folder_fd = folder.open_store(root_fd, path.name, path)
         try:
             session = _shared(_identity_of(folder_fd, path), readonly=readonly)
@@ -89,12 +89,12 @@ def attach(
                 timeout = options.lock_timeout
                 return _enter(_join(folder_fd, path, readonly=readonly, lock_timeout=timeout))
         except BaseException as error:
-            with closing(folder_fd):
+            with folder_fd:
                 if isinstance(error, NotAStoreError) and not folder.is_linked(folder_fd, path):
                     gone = f"{path} has just been removed"
                     raise StoreNotFoundError(gone, path=str(path)) from error
             raise
-        os.close(folder_fd)
+        folder_fd.close()
         return _enter(session)
 
 
@@ -124,12 +124,11 @@ def session_of(identity: bytes, path: str, gid: int | None = None) -> Session:
     return session
 
 
-def _join(folder_fd: int, path: Path, *, readonly: bool, lock_timeout: float) -> Session:
+def _join(folder_fd: Descriptor, path: Path, *, readonly: bool, lock_timeout: float) -> Session:
     """Make a session on an open folder, which it owns if this succeeds."""
     session = Session(folder_fd, path, readonly=readonly, lock_timeout=lock_timeout)
     if session.lock_free and not barrier.register():
         session.leave_seat()
-        session.folder_fd = os.dup(folder_fd)
         session.close_files()
         raise ShmStoreError(
             f"the store {path.name!r} is read without a lock, which needs membarrier(2); this "
@@ -150,9 +149,8 @@ def _build(root_fd: int, path: Path, options: Options) -> Session:
         session = _join(folder_fd, path, readonly=False, lock_timeout=options.lock_timeout)
         folder.rename(root_fd, temporary, path.name)
     except BaseException as error:
-        if session is None:
-            os.close(folder_fd)
-        else:
+        folder_fd.close()
+        if session is not None:
             session.close_files()
         with contextlib.suppress(OSError):  # whoever makes the next store removes it
             folder.remove_store(root_fd, temporary)
@@ -186,10 +184,10 @@ def _write_files(folder_fd: int, capacity: int, flags: int, options: Options) ->
     identity = new_identity(*sizes, flags, ttl, group)
     backed = capacity if options.prefault else 0
     folder.make_seats(folder_fd, SEATS_NAME)
-    os.close(folder.create_file(folder_fd, LOCK_NAME))
-    with closing(folder.create_file(folder_fd, SEGMENT_NAME)) as fd:
+    folder.create_file(folder_fd, LOCK_NAME).close()
+    with folder.create_file(folder_fd, SEGMENT_NAME) as fd:
         Segment.create(fd, identity.uuid.int, capacity, prefault=options.prefault)
-    with closing(folder.create_file(folder_fd, INDEX_NAME)) as fd:
+    with folder.create_file(folder_fd, INDEX_NAME) as fd:
         create_index(fd, identity, backed=backed)
 
 

@@ -25,6 +25,7 @@ from typing import NamedTuple
 from shmstore import _ending, _lifecycle
 from shmstore._memory import folder
 from shmstore._memory import layout as L
+from shmstore._memory.descriptors import Descriptor
 from shmstore._session import LOCK_NAME, Session
 from shmstore._sharing import barrier
 from shmstore._sharing.seats import Seat
@@ -41,10 +42,12 @@ class _Birth(NamedTuple):
     session: Session
     row: int
     seat: Seat
-    lock_fd: int
+    lock_fd: Descriptor
 
 
 _births: list[_Birth] = []
+# What keeps views valid that this process was born with and has no seat for.
+_seats_of_parents: list[Seat] = []
 
 
 def _before_fork() -> None:
@@ -67,14 +70,14 @@ def _prepare(session: Session) -> _Birth:
     try:
         return _Birth(session, *session.lock.run(session.new_child_seat), lock_fd)
     except BaseException:
-        os.close(lock_fd)
+        lock_fd.close()
         raise
 
 
 def _after_fork_in_parent() -> None:
     for birth in _births:
         birth.session.pins.stay()
-        os.close(birth.lock_fd)
+        birth.lock_fd.close()
         birth.seat.close()
         birth.session.lock.let_threads()
     _births.clear()
@@ -88,7 +91,10 @@ def _after_fork_in_child() -> None:
         birth.session.owner_pid = 0  # a descendant may get the pid of an owner that has died
     for session in list(_lifecycle.sessions.values()):
         if id(session) not in born:
-            _lifecycle.forget(session, keep_seat=not session.words[L.W_DESTROYED])
+            keep = not session.words[L.W_DESTROYED]
+            _lifecycle.forget(session, keep_seat=keep)
+            if keep:
+                _seats_of_parents.append(session.pins.seat)
     _births.clear()
     _lifecycle.registry.release()
     barrier.register()

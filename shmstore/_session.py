@@ -23,6 +23,7 @@ from shmstore._catalog.slots import Slots
 from shmstore._memory import folder
 from shmstore._memory import layout as L
 from shmstore._memory.allocator import Allocator
+from shmstore._memory.descriptors import Descriptor
 from shmstore._memory.index import INDEX_NAME, Index
 from shmstore._memory.owners import group_of
 from shmstore._memory.segment import Segment, open_segment
@@ -59,7 +60,7 @@ def open_index(folder_fd: int, path: Path) -> Index:
     try:
         return Index(fd, str(path / INDEX_NAME))
     except BaseException:
-        os.close(fd)
+        fd.close()
         raise
 
 
@@ -78,7 +79,9 @@ class Session:
         Seconds to wait for the store lock.
     """
 
-    def __init__(self, folder_fd: int, path: Path, *, readonly: bool, lock_timeout: float) -> None:
+    def __init__(
+        self, folder_fd: Descriptor, path: Path, *, readonly: bool, lock_timeout: float
+    ) -> None:
         self.folder_fd = folder_fd
         self.path = path
         self.readonly = readonly
@@ -93,7 +96,7 @@ class Session:
         self.allowed_modules: Collection[str] | None = None
         with contextlib.ExitStack() as opened:
             self.seats_fd = folder.open_seats(folder_fd, SEATS_NAME, path)
-            opened.callback(os.close, self.seats_fd)
+            opened.callback(self.seats_fd.close)
             self.index = open_index(self.folder_fd, self.path)
             opened.callback(self.index.close)
             self.identity = self.index.identity
@@ -308,7 +311,7 @@ class Session:
             self.lock.run(clients.remove, self.row)
         return True
 
-    def adopt(self, row: int, seat: Seat, lock_fd: int) -> None:
+    def adopt(self, row: int, seat: Seat, lock_fd: Descriptor) -> None:
         """Go on in a forked child, with the seat and the lock file that the parent made for it."""
         self.pins.move_to(seat)
         self.abandoned.clear()
@@ -349,8 +352,8 @@ class Session:
         self.lock.close()
         self.index.close()
         self.segment.close()
-        os.close(self.seats_fd)
-        os.close(self.folder_fd)
+        self.seats_fd.close()
+        self.folder_fd.close()
         for name in (
             "words",
             "memory",

@@ -18,9 +18,7 @@ from interleave_explorer import Explorer, Result
 from interleave_memory import Counterexample, Process
 from interleave_world import World
 
-from shmstore import ObjectNotFoundError, ObjectRef, StoreFullError, _writing
-from shmstore._catalog import keys as keys_module
-from shmstore._catalog.keys import digest_of
+from shmstore import ObjectRef, StoreFullError
 
 CAPACITY = 4096
 OLD, NEW, NEWER, OTHER = 1, 2, 3, 4

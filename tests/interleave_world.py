@@ -47,6 +47,7 @@ from shmstore import ObjectRef, Store, _session
 from shmstore._catalog import slots as slots_module
 from shmstore._catalog import states
 from shmstore._memory import layout as L
+from shmstore._memory.descriptors import Descriptor
 from shmstore._options import Options
 from shmstore._session import Session
 from shmstore._sharing import clients as clients_module
@@ -110,7 +111,7 @@ class World:
         self._kept: list[tuple[Any, dict[str, Any], list[Any]]] = []
 
     def _new_session(self, number: int) -> Any:
-        folder_fd = os.dup(self._judge.folder_fd)
+        folder_fd = Descriptor(os.dup(self._judge.folder_fd))
         session = Session(folder_fd, self._judge.path, readonly=False, lock_timeout=1.0)
         session.pid = 1000 + number
         return session
@@ -275,7 +276,7 @@ class World:
     def _field(self, address: int) -> int:
         """Return which word of a slot lies at an address, or -1."""
         at = address - self._geometry.slots
-        return at % L.SLOT_WORDS if 0 <= at else -1
+        return at % L.SLOT_WORDS if at >= 0 else -1
 
     def _check_states(self, address: int, old: int, new: int, number: int) -> None:
         """A slot is freed, or begins a new life: its extent may be nobody's."""

@@ -18,6 +18,7 @@ from typing import Any, Self
 import pytest
 
 from shmstore._memory import layout as L
+from shmstore._memory.descriptors import open_descriptor
 from shmstore._memory.index import Identity, Index, create_index
 
 PAGE = 4096
@@ -105,13 +106,13 @@ def open_index(
     flags = os.O_RDWR | os.O_CLOEXEC
     if made_from is not None:
         flags |= os.O_CREAT | os.O_TRUNC
-    fd = os.open(folder / "index", flags, 0o600)
+    fd = open_descriptor(folder / "index", flags)
     try:
         if made_from is not None:
             create_index(fd, made_from, backed=backed)
         index = Index(fd, str(folder / "index"))
     except BaseException:
-        os.close(fd)
+        fd.close()
         raise
     try:
         yield index

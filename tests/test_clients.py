@@ -20,6 +20,7 @@ from shmstore.errors import CorruptStoreError
 
 ATTACHING = """
 import os, sys
+from shmstore._memory.descriptors import open_descriptor
 from shmstore._memory.index import Index
 from shmstore._sharing.clients import Clients
 from shmstore._sharing.seats import Pins
@@ -27,7 +28,7 @@ from shmstore._sharing.seats import Pins
 class Anchor: pass
 
 folder = sys.argv[1]
-index = Index(os.open(folder + "/index", os.O_RDWR), folder)
+index = Index(open_descriptor(folder + "/index", os.O_RDWR), folder)
 clients = Clients(index, os.open(folder + "/seats", os.O_RDONLY))
 row, seat = clients.register(readonly=True, pid=os.getpid())
 pins, anchor = Pins(seat), Anchor()

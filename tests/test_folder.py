@@ -80,7 +80,7 @@ def test_root_is_made_for_its_user_alone_whatever_the_umask(base: Path, mask: in
     """Nobody else can look into it, not even for a moment."""
     old = os.umask(mask)
     try:
-        os.close(folder.open_root(base / "root", create=True))
+        folder.open_root(base / "root", create=True).close()
     finally:
         os.umask(old)
     assert stat.S_IMODE((base / "root").stat().st_mode) == 0o700
@@ -89,8 +89,8 @@ def test_root_is_made_for_its_user_alone_whatever_the_umask(base: Path, mask: in
 def test_root_that_exists_is_opened_as_it_is(base: Path) -> None:
     """Making it twice is no error."""
     for _ in range(2):
-        os.close(folder.open_root(base / "root", create=True))
-    os.close(folder.open_root(base / "root", create=False))
+        folder.open_root(base / "root", create=True).close()
+    folder.open_root(base / "root", create=False).close()
 
 
 def test_root_that_is_missing_is_not_found(base: Path) -> None:
@@ -200,7 +200,7 @@ def test_store_folder_that_is_none_of_ours_is_refused(
 def test_store_folder_is_made_in_hiding_and_renamed(base: Path, base_fd: int) -> None:
     """Until it has its name nobody finds it; its mode is that of the root."""
     hidden, fd = folder.make_store_folder(base_fd)
-    os.close(fd)
+    fd.close()
     assert hidden.startswith(".")
     with pytest.raises(ValueError, match="dot"):
         folder.check_name(hidden)
@@ -212,7 +212,7 @@ def test_store_folder_is_made_in_hiding_and_renamed(base: Path, base_fd: int) ->
     assert not folder.is_linked(fd, base / "training")
     (base / "training").mkdir()
     assert not folder.is_linked(fd, base / "training")
-    os.close(fd)
+    fd.close()
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ def test_file_of_ours_is_opened_for_reading_or_writing(base: Path, base_fd: int)
                 os.write(fd, b"x")
         else:
             assert os.write(fd, b"x") == 1
-        os.close(fd)
+        fd.close()
 
 
 def test_file_that_is_missing_means_that_the_folder_is_no_store(base: Path, base_fd: int) -> None:
@@ -283,7 +283,7 @@ def test_file_with_a_second_name_is_refused(base: Path, base_fd: int) -> None:
     reason = "2 hard links"
     _assert_refused(path, reason, lambda: folder.open_file(base_fd, "index", base))
     (base / "second").unlink()
-    os.close(folder.open_file(base_fd, "index", base))
+    folder.open_file(base_fd, "index", base).close()
 
 
 def test_file_of_somebody_else_is_refused(base: Path, base_fd: int) -> None:
@@ -298,7 +298,7 @@ def test_file_is_made_new_and_for_its_user_alone(base: Path, base_fd: int) -> No
     """What exists is never taken over, not even through a link."""
     old = os.umask(0)
     try:
-        os.close(folder.create_file(base_fd, "index"))
+        folder.create_file(base_fd, "index").close()
     finally:
         os.umask(old)
     assert stat.S_IMODE((base / "index").stat().st_mode) == 0o600

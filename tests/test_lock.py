@@ -14,6 +14,7 @@ import pytest
 import rooms
 
 from shmstore._memory import layout as L
+from shmstore._memory.descriptors import open_descriptor
 from shmstore._memory.index import Index
 from shmstore._sharing.lock import StoreLock, hold, is_locked
 from shmstore.errors import CorruptStoreError, LockTimeoutError, StoreFullError
@@ -25,18 +26,19 @@ COUNTER = 202
 OTHER_PROCESS = """
 import os, signal, sys, time
 from shmstore._memory import layout as L
+from shmstore._memory.descriptors import open_descriptor
 from shmstore._memory.index import Index
 from shmstore._sharing.lock import StoreLock
 
 LEFT, RIGHT, COUNTER = 200, 201, 202
 folder, mark = sys.argv[1], int(sys.argv[2])
-index = Index(os.open(folder + "/index", os.O_RDWR), folder)
+index = Index(open_descriptor(folder + "/index", os.O_RDWR), folder)
 words = index.words
 
 def mend():
     words[RIGHT] = words[LEFT]
 
-lock = StoreLock(os.open(folder + "/lock", os.O_RDWR), words, 30.0, mend, str)
+lock = StoreLock(open_descriptor(folder + "/lock", os.O_RDWR), words, 30.0, mend, str)
 lock.mark = mark
 
 def say(word):
@@ -80,7 +82,7 @@ class Place:
 
     def lock(self, *, mark: int = 1, timeout_s: float = 30.0) -> StoreLock:
         """Make a lock as a process of its own would have it."""
-        fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        fd = open_descriptor(self.folder / "lock", os.O_RDWR | os.O_CREAT)
         lock = StoreLock(fd, self.words, timeout_s, self._mend, lambda row: f"client {row}")
         lock.mark = mark
         self.locks.append(lock)
@@ -478,7 +480,7 @@ def test_lock_of_a_forked_child_is_its_own(place: Place) -> None:
     """After the fork the child holds the file through a descriptor that its parent has not."""
     lock, childs = place.lock(), place.lock(timeout_s=0.01)
     lock.hold_threads()
-    childs.replace_descriptor(os.open(place.folder / "lock", os.O_RDWR))
+    childs.replace_descriptor(open_descriptor(place.folder / "lock", os.O_RDWR))
     lock.let_threads()
 
     def step() -> None:

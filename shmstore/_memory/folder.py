@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from shmstore._memory import owners, shortage
+from shmstore._memory.descriptors import CLOSED, Descriptor, open_descriptor
 from shmstore._memory.owners import FILE_FLAGS, FOLDER_FLAGS, ROOT_VARIABLE
 from shmstore.errors import NotAStoreError, ShmStoreError, StoreFullError, StoreNotFoundError
 
@@ -82,7 +83,7 @@ def random_name() -> str:
     return f"store-{secrets.token_hex(6)}"
 
 
-def open_root(root: Path, *, create: bool, gid: int | None = None) -> int:
+def open_root(root: Path, *, create: bool, gid: int | None = None) -> Descriptor:
     """Open the root folder after checking it; the caller closes the descriptor.
 
     Parameters
@@ -111,14 +112,12 @@ def open_root(root: Path, *, create: bool, gid: int | None = None) -> int:
         above_fd = owners.open_above(root.parent, gid)
     except FileNotFoundError:
         raise _no_folder_above(root) if create else missing from None
-    try:
+    with above_fd:
         for _ in range(_ROOT_TRIES if create else 0):
             _make_root(above_fd, root, gid)
             with contextlib.suppress(StoreNotFoundError):  # removed, being empty, by others
                 return _open_root(above_fd, root, gid, missing)
         return _open_root(above_fd, root, gid, missing)
-    finally:
-        os.close(above_fd)
 
 
 def _no_folder_above(root: Path) -> StoreNotFoundError:
@@ -133,7 +132,7 @@ def _make_root(above_fd: int, root: Path, gid: int | None) -> None:
     name = root.name or "."
     try:
         if gid is None:
-            os.close(make_folder(above_fd, name, root, None))
+            make_folder(above_fd, name, root, None).close()
         else:
             _make_shared_root(above_fd, name, root, gid)
     except (FileExistsError, FileNotFoundError):
@@ -151,7 +150,7 @@ def _make_shared_root(above_fd: int, name: str, root: Path, gid: int) -> None:
     with contextlib.suppress(OSError):
         _remove_unfinished_roots(above_fd)
     unfinished = f".shmstore-group-{gid}-{secrets.token_hex(8)}"
-    os.close(make_folder(above_fd, unfinished, root, gid))
+    make_folder(above_fd, unfinished, root, gid).close()
     try:
         rename(above_fd, unfinished, name)
     except BaseException:
@@ -161,14 +160,14 @@ def _make_shared_root(above_fd: int, name: str, root: Path, gid: int) -> None:
 
 def _remove_unfinished_roots(above_fd: int) -> None:
     """Remove what a killed process left; who is just making one notices, and makes another."""
-    fd = os.open(".", FOLDER_FLAGS, dir_fd=above_fd)
+    fd = open_descriptor(".", FOLDER_FLAGS, dir_fd=above_fd)
     try:
         for entry in _entries(fd):
             if _UNFINISHED_ROOT.fullmatch(entry.name):
                 with contextlib.suppress(OSError):
                     os.rmdir(entry.name, dir_fd=fd)
     finally:
-        os.close(fd)
+        fd.close()
 
 
 def _exists(folder_fd: int, name: str) -> bool:
@@ -179,12 +178,12 @@ def _exists(folder_fd: int, name: str) -> bool:
     return True
 
 
-def _open_root(above_fd: int, root: Path, gid: int | None, missing: ShmStoreError) -> int:
-    fd = _open(root.name or ".", FOLDER_FLAGS, above_fd, root, gid, missing)
+def _open_root(above_fd: int, root: Path, gid: int | None, missing: ShmStoreError) -> Descriptor:
     above = os.fstat(above_fd)
+    fd = _open(root.name or ".", FOLDER_FLAGS, above_fd, root, gid, missing)
     owner = os.fstat(fd).st_uid
     if owners.is_open_to_planting(above, gid) and not owners.belongs_to_us(owner):
-        os.close(fd)
+        fd.close()
         raise owners.unsafe(
             root,
             f"it belongs to user {owner}, and strangers can make folders of group {gid} there",
@@ -192,7 +191,7 @@ def _open_root(above_fd: int, root: Path, gid: int | None, missing: ShmStoreErro
     return fd
 
 
-def open_store(root_fd: int, name: str, path: Path) -> int:
+def open_store(root_fd: int, name: str, path: Path) -> Descriptor:
     """Open the folder of a store after checking it; the caller closes the descriptor."""
     missing = StoreNotFoundError(
         f"there is no store {name!r} in {path.parent}. Create it with Store.create({name!r}), or "
@@ -203,20 +202,20 @@ def open_store(root_fd: int, name: str, path: Path) -> int:
     return _open(name, FOLDER_FLAGS, root_fd, path, owners.group_of(root_fd), missing)
 
 
-def open_seats(folder_fd: int, name: str, path: Path) -> int:
+def open_seats(folder_fd: int, name: str, path: Path) -> Descriptor:
     """Open the folder of the seats after checking it; the caller closes the descriptor."""
     gid, missing = owners.group_of(folder_fd), _incomplete(path, name)
     return _open(name, FOLDER_FLAGS, folder_fd, path / name, gid, missing)
 
 
-def open_file(folder_fd: int, name: str, path: Path, *, readonly: bool = False) -> int:
+def open_file(folder_fd: int, name: str, path: Path, *, readonly: bool = False) -> Descriptor:
     """Open a file of a store after checking it; the caller closes the descriptor."""
     flags = (os.O_RDONLY if readonly else os.O_RDWR) | FILE_FLAGS
     gid, missing = owners.group_of(folder_fd), _incomplete(path, name)
     return _open(name, flags, folder_fd, path / name, gid, missing)
 
 
-def open_seat(seats_fd: int, name: str, path: Path, *, readonly: bool = True) -> int:
+def open_seat(seats_fd: int, name: str, path: Path, *, readonly: bool = True) -> Descriptor:
     """Open a seat file after checking it; FileNotFoundError: there is none."""
     flags = (os.O_RDONLY if readonly else os.O_RDWR) | FILE_FLAGS
     return _open(name, flags, seats_fd, path / name, owners.group_of(seats_fd), None)
@@ -246,10 +245,10 @@ def _open(
     path: Path,
     gid: int | None,
     missing: ShmStoreError | None,
-) -> int:
+) -> Descriptor:
     """Open what belongs to this user or the group alone; raise `missing` if it is not there."""
     try:
-        fd = os.open(name, flags, dir_fd=parent_fd)
+        fd = open_descriptor(name, flags, dir_fd=parent_fd)
     except FileNotFoundError as error:
         raise missing or error from None
     except OSError as error:
@@ -257,25 +256,25 @@ def _open(
     try:
         owners.check(fd, path, gid, is_folder=bool(flags & os.O_DIRECTORY))
     except BaseException:
-        os.close(fd)
+        fd.close()
         raise
     return fd
 
 
-def create_file(folder_fd: int, name: str) -> int:
+def create_file(folder_fd: int, name: str) -> Descriptor:
     """Make a new file for whom its folder is for; the caller closes the descriptor."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | FILE_FLAGS
-    fd = os.open(name, flags, 0o600, dir_fd=folder_fd)
+    fd = open_descriptor(name, flags, 0o600, dir_fd=folder_fd)
     try:
         owners.entrust(fd, name, owners.group_of(folder_fd))
     except BaseException:
-        os.close(fd)
+        fd.close()
         os.unlink(name, dir_fd=folder_fd)
         raise
     return fd
 
 
-def make_folder(above_fd: int, name: str, path: Path | str, gid: int | None) -> int:
+def make_folder(above_fd: int, name: str, path: Path | str, gid: int | None) -> Descriptor:
     """Make a new folder for this user or a group; the caller closes the descriptor.
 
     Raises
@@ -286,33 +285,32 @@ def make_folder(above_fd: int, name: str, path: Path | str, gid: int | None) -> 
         This user may not give it to the group, or it came with an ACL from the folder above.
     """
     os.mkdir(name, 0o700, dir_fd=above_fd)
-    fd = -1
+    fd = CLOSED
     try:
         fd = _open_folder(above_fd, name, path)
         owners.entrust(fd, path, gid)
         owners.check(fd, path, gid, is_folder=True)
     except BaseException:
-        if fd >= 0:
-            os.close(fd)
+        fd.close()
         with contextlib.suppress(OSError):
             os.rmdir(name, dir_fd=above_fd)
         raise
     return fd
 
 
-def _open_folder(above_fd: int, name: str, path: Path | str) -> int:
+def _open_folder(above_fd: int, name: str, path: Path | str) -> Descriptor:
     try:
-        return os.open(name, FOLDER_FLAGS, dir_fd=above_fd)
+        return open_descriptor(name, FOLDER_FLAGS, dir_fd=above_fd)
     except OSError as error:
         owners.refuse(path, error)
 
 
 def make_seats(folder_fd: int, name: str) -> None:
     """Make the folder of the seats."""
-    os.close(make_folder(folder_fd, name, name, owners.group_of(folder_fd)))
+    make_folder(folder_fd, name, name, owners.group_of(folder_fd)).close()
 
 
-def make_store_folder(root_fd: int) -> tuple[str, int]:
+def make_store_folder(root_fd: int) -> tuple[str, Descriptor]:
     """Make a folder that no other process will find; return its name and descriptor."""
     name = _NEW + secrets.token_hex(8)
     return name, make_folder(root_fd, name, name, owners.group_of(root_fd))
@@ -398,7 +396,7 @@ def _remove_tree(root_fd: int, name: str) -> None:
             for entry in _entries(fd):
                 _remove(fd, entry)
         finally:
-            os.close(fd)
+            fd.close()
         os.rmdir(name, dir_fd=root_fd)
 
 

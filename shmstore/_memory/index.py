@@ -14,6 +14,7 @@ import zlib
 from typing import NamedTuple
 
 from shmstore._memory import layout as L
+from shmstore._memory.descriptors import CLOSED, Descriptor
 from shmstore._memory.mapping import map_file, reserve
 from shmstore.errors import CorruptStoreError, FormatVersionError, NotAStoreError
 
@@ -93,7 +94,7 @@ class Index:
         The constant part says: not ours, not this version or machine, damaged.
     """
 
-    def __init__(self, fd: int, path: str) -> None:
+    def __init__(self, fd: Descriptor, path: str) -> None:
         self.fd = fd
         self.path = path
         self.protected = False
@@ -154,8 +155,8 @@ class Index:
 
     def close(self) -> None:
         """Close the descriptor. The mapping ends with the last view over it."""
-        os.close(self.fd)
-        self.fd = -1
+        self.fd.close()
+        self.fd = CLOSED
 
 
 def _is_sane(words: memoryview) -> bool:

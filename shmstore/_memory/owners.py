@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from shmstore._memory import shortage
+from shmstore._memory.descriptors import Descriptor, open_descriptor
 from shmstore.errors import UnsafePathError
 
 ROOT_VARIABLE: Final = "SHMSTORE_ROOT"
@@ -137,7 +138,7 @@ def entrust(fd: int, path: Path | str, gid: int | None) -> None:
 # --- the way there -------------------------------------------------------------------------------
 
 
-def open_above(folder: Path, gid: int | None) -> int:
+def open_above(folder: Path, gid: int | None) -> Descriptor:
     """Open the folder that a root lies in, unless strangers could put another root in its place.
 
     Each folder and link on the way there is opened relative to the one before, and looked at: it
@@ -146,8 +147,8 @@ def open_above(folder: Path, gid: int | None) -> int:
 
     Returns
     -------
-    int
-        A descriptor that serves as ``dir_fd``; the caller closes it.
+    Descriptor
+        It serves as ``dir_fd``; the caller closes it.
 
     Raises
     ------
@@ -165,7 +166,7 @@ def open_above(folder: Path, gid: int | None) -> int:
                 target = way.follow(name)
                 todo.extend(part for part in reversed(target.split("/")) if part)
     except BaseException:
-        os.close(way.fd)
+        way.fd.close()
         raise
     return way.fd
 
@@ -198,11 +199,11 @@ class _Way:
         self._gid = gid
         self._links = 0
         self._path = Path("/")
-        self.fd = os.open("/", _PASSING_FLAGS)
+        self.fd = open_descriptor("/", _PASSING_FLAGS)
         self._status = os.fstat(self.fd)
 
-    def _go(self, fd: int, path: Path) -> None:
-        os.close(self.fd)
+    def _go(self, fd: Descriptor, path: Path) -> None:
+        self.fd.close()
         self.fd = fd
         self._path = path
         self._status = os.fstat(fd)
@@ -211,7 +212,7 @@ class _Way:
         """Go on to a folder; False if it is a link instead."""
         path = self._path / name
         try:
-            fd = os.open(name, _PASSING_FLAGS, dir_fd=self.fd)
+            fd = open_descriptor(name, _PASSING_FLAGS, dir_fd=self.fd)
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -242,7 +243,7 @@ class _Way:
             raise unsafe(path, "there are too many links on the way there")
         target = os.readlink(name, dir_fd=self.fd)
         if target.startswith("/"):
-            self._go(os.open("/", _PASSING_FLAGS), Path("/"))
+            self._go(open_descriptor("/", _PASSING_FLAGS), Path("/"))
         return target
 
     def _check(self, above: os.stat_result) -> None:
@@ -271,13 +272,11 @@ class _Way:
             return False
         if group.gr_name != user or not set(group.gr_mem) <= {user}:
             return False
-        with contextlib.suppress(OSError):
-            fd = os.open(".", FOLDER_FLAGS, dir_fd=self.fd)
-            try:
+        try:
+            with open_descriptor(".", FOLDER_FLAGS, dir_fd=self.fd) as fd:
                 return not has_acl(fd)  # with one, the mode speaks of others than the group
-            finally:
-                os.close(fd)
-        return False
+        except OSError:
+            return False
 
 
 def _is_volume(status: os.stat_result, above: os.stat_result) -> bool:

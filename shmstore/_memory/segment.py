@@ -24,6 +24,7 @@ import numpy as np
 
 from shmstore._memory import folder
 from shmstore._memory import layout as L
+from shmstore._memory.descriptors import CLOSED, Descriptor
 from shmstore._memory.layout import PAGE
 from shmstore._memory.mapping import map_file, punch, reserve, write_all
 from shmstore.errors import CorruptStoreError, NotAStoreError
@@ -58,7 +59,9 @@ class Segment:
         It has another length, or belongs to another store.
     """
 
-    def __init__(self, fd: int, path: str, store: int, nbytes: int, *, readonly: bool) -> None:
+    def __init__(
+        self, fd: Descriptor, path: str, store: int, nbytes: int, *, readonly: bool
+    ) -> None:
         found = os.fstat(fd).st_size
         if found != nbytes + PAGE:
             raise CorruptStoreError(
@@ -146,8 +149,8 @@ class Segment:
     def close(self) -> None:
         """Close the descriptor. The mappings end by themselves, with the last view over them."""
         self._bytes.release()
-        os.close(self.fd)
-        self.fd = -1
+        self.fd.close()
+        self.fd = CLOSED
 
 
 class Absent(Segment):
@@ -188,10 +191,10 @@ def open_segment(folder_fd: int, path: Path, store: int, nbytes: int, *, readonl
     try:
         return Segment(fd, str(path / SEGMENT_NAME), store, nbytes, readonly=readonly)
     except CorruptStoreError as error:
-        os.close(fd)
+        fd.close()
         return Absent(error)
     except BaseException:
-        os.close(fd)
+        fd.close()
         raise
 
 

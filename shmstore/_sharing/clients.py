@@ -188,7 +188,5 @@ class Clients:
                 serial=client.serial,
                 pid=client.pid,
             ) from None
-        try:
+        with fd:
             return Seat(fd, client.serial)
-        finally:
-            os.close(fd)

@@ -11,7 +11,6 @@ child gets a lock of its own (`replace_descriptor`).
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from filelock import lock_descriptor, unlock_descriptor
 
 from shmstore._memory import layout as L
 from shmstore._memory import shortage
+from shmstore._memory.descriptors import CLOSED, Descriptor
 from shmstore._memory.folder import NO_ROOM
 from shmstore.errors import (
     CorruptStoreError,
@@ -107,7 +107,7 @@ class StoreLock:
 
     def __init__(
         self,
-        fd: int,
+        fd: Descriptor,
         words: memoryview,
         timeout_s: float,
         mend: Callable[[], object],
@@ -219,15 +219,15 @@ class StoreLock:
         """Let the threads of this process in again."""
         self._threads.release()
 
-    def replace_descriptor(self, fd: int) -> None:
+    def replace_descriptor(self, fd: Descriptor) -> None:
         """Go on with a lock file that this (forked) process has opened for itself."""
-        os.close(self.fd)
+        self.fd.close()
         self.fd = fd
         self._threads = threading.Lock()
         self._thread = 0
 
     def close(self) -> None:
         """Close the lock file, and let go of what the callbacks hold."""
-        os.close(self.fd)
-        self.fd = -1
+        self.fd.close()
+        self.fd = CLOSED
         self._mend, self._describe = _closed, str

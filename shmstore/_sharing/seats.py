@@ -24,6 +24,7 @@ import numpy.typing as npt
 from filelock import lock_descriptor
 
 from shmstore._memory import layout as L
+from shmstore._memory.descriptors import CLOSED, Descriptor, open_descriptor
 from shmstore._memory.folder import HOW_TO_ENLARGE, NO_ROOM, create_file, is_unmade, open_seat
 from shmstore._memory.mapping import map_file, reserve
 from shmstore._memory.owners import FILE_FLAGS
@@ -67,7 +68,7 @@ class Seat:
         PIN (as a number) and SINCE (as a double) of each cell, by the number of the cell.
     """
 
-    def __init__(self, fd: int, serial: int, own_fd: int = -1) -> None:
+    def __init__(self, fd: int, serial: int, own_fd: Descriptor = CLOSED) -> None:
         if os.fstat(fd).st_size != L.SEAT_NBYTES:
             raise CorruptStoreError(
                 f"seat {serial} has {os.fstat(fd).st_size} bytes instead of {L.SEAT_NBYTES}",
@@ -93,13 +94,10 @@ class Seat:
             words = L.SEAT_MAGIC.to_bytes(L.WORD, "little") + serial.to_bytes(L.WORD, "little")
             os.pwrite(fd, words, 0)
             lock_descriptor(fd)
-            mapped_fd = os.open(str(serial), os.O_RDWR | FILE_FLAGS, dir_fd=seats_fd)
-            try:
+            with open_descriptor(str(serial), os.O_RDWR | FILE_FLAGS, dir_fd=seats_fd) as mapped_fd:
                 return cls(mapped_fd, serial, fd)
-            finally:
-                os.close(mapped_fd)
         except BaseException:
-            os.close(fd)
+            fd.close()
             os.unlink(str(serial), dir_fd=seats_fd)
             raise
 
@@ -173,8 +171,8 @@ class Seat:
 
     def close(self) -> None:
         """Give the file up, and its lock with it."""
-        os.close(self.fd)
-        self.fd = -1
+        self.fd.close()
+        self.fd = CLOSED
 
 
 class Pins:
@@ -322,7 +320,7 @@ class Pins:
 
         Pins that other threads of the parent were about to make have no anchor here.
         """
-        os.close(self.seat.fd)
+        self.seat.close()
         self.seat = seat
         self.stay()
         for cell in range(L.FIRST_CELL, self._end):
@@ -383,10 +381,8 @@ def is_taken(seats_fd: int, seat: str, path: Path) -> bool:
         if is_unmade(seats_fd, seat):
             return False
         raise
-    try:
+    with fd:
         return is_locked(fd)
-    finally:
-        os.close(fd)
 
 
 def _no_cell(_: object) -> None:
