@@ -167,11 +167,11 @@ def ages(census: Census) -> tuple[ObjectsUse, ...]:
 
 
 def types(session: Session, census: Census) -> tuple[ObjectsUse, ...]:
-    """Return what objects of each type hold, the most first; takes no lock.
+    """Return what objects in memory hold by type, the most first; takes no lock.
 
     The largest objects are looked at, and some of the rest. Only the first types are named.
     """
-    slots = np.flatnonzero(census.present)
+    slots = np.flatnonzero(census.are(states.READY) & ~census.expired)
     slots = slots[np.argsort(-census.nbytes[slots], kind="stable")]
     sums: dict[str, tuple[int, int]] = {}
     for slot in slots[:_LARGEST_TYPED].tolist():
@@ -198,7 +198,7 @@ def _name_of_rest(session: Session, census: Census, slots: npt.NDArray[np.intp])
 
 def _type_of(session: Session, slot: int, word: int) -> str:
     try:
-        plan = make_plan(session, slot, word)
+        plan = make_plan(session, slot, word, deep=False)
     except ShmStoreError:
         return "damaged"
     return "gone since" if plan is None else str(plan.header.get("type", "unknown"))

@@ -282,8 +282,8 @@ class FullReport:
     clients
         What each process holds, the most first.
     ages, types
-        The objects by age and by type (the ten types with most bytes, and the rest), with the bytes
-        that they hold in the segment: what lies in the index has 0.
+        The objects by age, and those in memory by type (the ten types with most bytes, and the
+        rest), with the bytes that they hold in the segment: what lies in the index has 0.
     file_system
         The file system under the store.
     """
@@ -332,8 +332,12 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Recovered:
-    """What `recover` gave back: clients found dead, puts left half done, bytes."""
+    """What `recover` gave back: clients found dead, puts left half done, bytes.
+
+    And what it gave up: objects that were lost because the files of the store are damaged.
+    """
 
     clients: int
     puts: int
     nbytes: int
+    objects: int = 0

@@ -49,6 +49,11 @@ class Situation(NamedTuple):
         return int((self.census.state != states.FREE).sum())
 
     @property
+    def is_too_small(self) -> bool:
+        """Whether what is asked for would not even fit into the empty store."""
+        return self.asked is not None and self.asked > self.capacity
+
+    @property
     def has_no_slot(self) -> bool:
         """Whether a put finds no slot."""
         return self.slots_used >= self.max_objects
@@ -69,7 +74,7 @@ class Situation(NamedTuple):
     @property
     def is_short(self) -> bool:
         """Whether a put of what is asked for, or one that fills what is free, might fail."""
-        if self.has_no_slot or self.has_no_pages or self.is_in_pieces:
+        if self.has_no_slot or self.has_no_pages or self.is_in_pieces or self.is_too_small:
             return True
         if self.asked is not None:
             return self.asked > self.census.largest_free
@@ -91,32 +96,43 @@ class Remedy(NamedTuple):
 
 def reason(now: Situation) -> str:
     """Return one sentence: what is short, and why."""
+    largest = nbytes(now.census.largest_free)
+    if now.is_too_small:
+        asked = nbytes(now.asked or 0)
+        return f"It is too small: {asked} asked for, {nbytes(now.capacity)} in all."
+    if now.has_no_slot:
+        return f"It has no slot: {_holders_of_slots(now)}, as many as max_objects allows."
+    if now.has_no_pages:
+        free = f"{now.disk.path} has {nbytes(now.disk.free)} free"
+        return f"Its file system is full: {free}, of {nbytes(now.free)} that the store has."
+    if now.is_in_pieces:
+        pieces = plural(now.census.free_extents, "piece")
+        fits = f"{nbytes(now.free)} are free, but no object above {largest} fits"
+        return f"Its free memory is in {pieces}: {fits}."
+    if not now.is_short:
+        return f"It is not full: an object of up to {largest} fits."
+    return _holders_of_bytes(now)
+
+
+def _holders_of_slots(now: Situation) -> str:
+    kinds = ((states.DOOMED, "deleted one"), (states.WRITING, "half-made one"))
+    counts = [(int(now.census.are(state).sum()), name) for state, name in kinds]
+    texts = [plural(int(now.census.present.sum()), "object")]
+    return " and ".join(texts + [plural(count, name) for count, name in counts if count])
+
+
+def _holders_of_bytes(now: Situation) -> str:
+    """Return what has most of the memory."""
     census = now.census
     deleted = census.total(census.are(states.DOOMED))
     half_made = census.total(census.are(states.WRITING))
-    if now.has_no_slot:
-        return f"It has no slot: {plural(now.slots_used, 'object')}, as many as max_objects allows."
-    if now.has_no_pages:
-        return (
-            f"Its file system is full: {now.disk.path} has {nbytes(now.disk.free)} free, of "
-            f"{nbytes(now.free)} that the store has."
-        )
-    if now.is_in_pieces:
-        return (
-            f"Its free memory is in {plural(census.free_extents, 'piece')}: "
-            f"{nbytes(now.free)} are free, but no object above {nbytes(census.largest_free)} fits."
-        )
-    if not now.is_short:
-        return f"It is not full: an object of up to {nbytes(census.largest_free)} fits."
     most = max(deleted, half_made)
     if 2 * most > census.used:
         what = "deleted objects that are still looked at" if most == deleted else "half-made puts"
         return f"Most of it, {nbytes(most)}, is {what}."
-    objects = int(census.are(states.READY).sum())
-    return (
-        f"It is full of objects: {nbytes(census.used - deleted - half_made)} in "
-        f"{plural(objects, 'object')}; up to {nbytes(census.largest_free)} fits in."
-    )
+    size = nbytes(census.used - deleted - half_made)
+    objects = plural(int(census.are(states.READY).sum()), "object")
+    return f"It is full: {size} in {objects}; up to {nbytes(census.largest_free)} fits in."
 
 
 def remedies(now: Situation) -> list[str]:
@@ -288,7 +304,7 @@ def _name_of(now: Situation, slot: int) -> str:
     """Return how a user finds an object."""
     word = int(now.census.words[slot])
     try:
-        plan = make_plan(now.session, slot, word)
+        plan = make_plan(now.session, slot, word, deep=False)
     except ShmStoreError:
         plan = None
     if plan is not None and "key" in plan.header:
@@ -297,7 +313,7 @@ def _name_of(now: Situation, slot: int) -> str:
 
 
 def _deletions(now: Situation) -> Iterator[Remedy]:
-    if not now.is_short:
+    if not now.is_short or now.is_too_small:
         return
     census = now.census
     loose = _loose(census) & ~census.expired
@@ -343,13 +359,9 @@ def _creation(now: Situation) -> Iterator[Remedy]:
     if not now.is_short:
         return
     if not (now.has_no_slot or now.has_no_pages):
-        free = nbytes(now.disk.free)
-        yield Remedy(
-            5,
-            0,
-            f"create the store with a larger capacity than {nbytes(now.capacity)}: {now.disk.path} "
-            f"has {free} free",
-        )
+        wanted = max(now.capacity, now.asked or 0)
+        text = f"create the store with a larger capacity than {nbytes(wanted)}"
+        yield Remedy(5, 0, f"{text}: {now.disk.path} has {nbytes(now.disk.free)} free")
     if not now.session.identity.flags & (L.FLAG_EVICT | L.FLAG_SPILL):
         yield Remedy(
             6,

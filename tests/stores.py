@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rooms
 
-from shmstore import ObjectRef, Store, StoreFullError
+from shmstore import FullReport, ObjectRef, Store, StoreFullError
+from shmstore._memory import layout as L
 
 MIB = 1 << 20
 WAIT_S = 60
@@ -65,6 +67,20 @@ def fill_up(store: Store, array: np.ndarray) -> list[ObjectRef]:
 def address(array: np.ndarray) -> int:
     """Return where an array lies in this process."""
     return int(array.__array_interface__["data"][0])
+
+
+def make_old(store: Store, key: str, seconds: float) -> None:
+    """Move the publication of an object into the past."""
+    session: Any = store._session
+    slot = store.info(key).slot
+    session.words[rooms.word_of(slot, L.S_CREATED_NS, session.index)] -= int(seconds * 1e9)
+    rooms.seal(session, slot)
+
+
+def remedy_of(report: FullReport, start: str) -> str:
+    """Return the one remedy that begins like this."""
+    [remedy] = [remedy for remedy in report.remedies if remedy.startswith(start)]
+    return remedy
 
 
 @contextlib.contextmanager
