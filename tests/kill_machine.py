@@ -39,6 +39,7 @@ from kill_weakenings import WEAKENINGS
 
 import shmstore
 from shmstore import StoreNotFoundError
+from shmstore._lifecycle import forget, sessions
 
 BEGIN: Final = "begin"
 
@@ -182,7 +183,10 @@ class Row:
                 bystander.go_on()
                 found.extend(bystander.end()[1])
                 judge.go_on()
-            used = judge.hear() or {"failed": "nobody could use it"}
+            if "over" in seen:
+                used: dict[str, Any] = {}
+            else:
+                used = judge.hear() or {"failed": "nobody could use it"}
             found.extend(self._verdict(seen, used))
             held.append(seen.get("held"))
             self.result.failures += [f"{case.shown(self.name)}: {fault}" for fault in found]
@@ -253,8 +257,9 @@ def _judge(roots: Sequence[Path], others: bytes | None, send: Send, wait: Wait) 
                 wait()
             send({"faults": list(use(scene))})
         except Exception:
-            send({"failed": traceback.format_exc()})
-            return
+            send({"failed": traceback.format_exc(), "over": True})
+            for session in list(sessions.values()):  # copies of one store pass for one store
+                forget(session)
 
 
 # --- which kills ----------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from kill_scenes import (
     dirty,
     dirty_seats,
     empty,
+    evicting,
     full,
     furnish,
     furnished,
@@ -46,8 +47,11 @@ from kill_scenes import (
     one_seat,
     owned,
     sits,
+    summed,
+    timed,
     traced,
     two_owned,
+    zeroed,
 )
 
 import shmstore
@@ -220,6 +224,25 @@ def remove_root(scene: Scene) -> None:
     scene.root.rmdir()
 
 
+def clear_and_put(scene: Scene) -> None:
+    """Delete everything, then use its memory."""
+    scene.store.delete_many([*scene.store, *scene.refs])
+    scene.store.put(NEW)
+
+
+def putting_many_small(scene: Scene) -> None:
+    """Put objects in slots until there is none left."""
+    for number in range(8):
+        scene.store.put([number])
+
+
+def look_at_few(scene: Scene) -> None:
+    """Use objects, so that they are not the ones that go."""
+    views = [scene.store["k"], scene.store["kept"], scene.store["p"], scene.store["k"]]
+    views += [scene.store.get(ref) for ref in scene.refs[:3]]
+    views.clear()
+
+
 def attach_twice(scene: Scene) -> None:
     """Attach where this process is attached already, also under other conditions."""
     scene.held += [scene.store]
@@ -301,6 +324,25 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "build in place, give up": Operation(build_half, keeps=True),
     "get and let go": Operation(look, keeps=True),
     "get under the lock": Operation(look, template=locked, keeps=True),
+    "put, zeroing": Operation(putting(NEW, key="k"), hold_views, template=zeroed),
+    "clear, zeroing": Operation(clear_and_put, template=zeroed),
+    "recover, zeroing": Operation(
+        lambda s: s.store.recover(), attach_to_die_among, zeroed, keeps=True
+    ),
+    "put, checksums": Operation(putting(LARGE, key="n"), template=summed),
+    "put, made in place, checksums": Operation(putting(IN_PIECES, key="k"), template=summed),
+    "put with its time": Operation(putting(NEW, key="n", ttl=1000)),
+    "put where times are over": Operation(putting(LARGE, key="n"), template=timed),
+    "recover where times are over": Operation(
+        lambda s: s.store.recover(), template=timed, keeps=True
+    ),
+    "put, evict": Operation(putting(NEW, key="n"), template=evicting),
+    "put, evict many": Operation(putting(LARGE[:30_000], key="n"), template=evicting),
+    "put in a slot, evict": Operation(putting_many_small, template=evicting),
+    "put, evict, looked at": Operation(
+        putting(LARGE[:30_000], key="n"), template=evicting, bystander=looks
+    ),
+    "get where others evict": Operation(look_at_few, template=evicting, keeps=True),
     "get, traced": Operation(look, template=traced, keeps=True),
     "exception in a change": Operation(break_a_change),
     "check": Operation(lambda s: s.store.check(), attach_to_die_among, keeps=True),

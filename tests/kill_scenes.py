@@ -101,6 +101,40 @@ def traced(scene: Scene) -> None:
     store.close()
 
 
+def zeroed(scene: Scene) -> None:
+    """The same, where memory that is given back is made zero."""
+    store = scene.create(persist=True, zero_on_free=True)
+    furnish(scene, store)
+    store.close()
+
+
+def summed(scene: Scene) -> None:
+    """The same, where objects have checksums."""
+    store = scene.create(persist=True, checksum=True)
+    furnish(scene, store)
+    store.close()
+
+
+def timed(scene: Scene) -> None:
+    """The same, with objects whose time is over, and some whose time comes much later."""
+    store = scene.create(persist=True, ttl=3600)
+    furnish(scene, store)
+    over = {f"over {number}": np.full(100_000, 7, np.uint8) for number in range(4)}
+    store.put_many({**over, "over": [7]}, ttl=1e-6)
+    store.close()
+
+
+def evicting(scene: Scene) -> None:
+    """A full store that lets go what was not used for longest."""
+    store = scene.create(persist=True, capacity="64KiB", max_objects=24, on_full="evict")
+    store.put({"a": OLD, "b": NEW[:7]}, key="kept")
+    store.update({"p": [1], "k": OLD})
+    while store.stats().largest_free >= OLD.nbytes:
+        scene.refs.append(store.put(np.full(3000, len(scene.refs), np.uint8)))
+    store.get(scene.refs[2])
+    store.close()
+
+
 def empty(scene: Scene) -> None:
     """A store that never held anything."""
     scene.create(persist=True).close()

@@ -72,6 +72,7 @@ def look(scene: Scene, others: bytes | None) -> tuple[Holding | None, list[str]]
         faults.append(f"recovering again finds {again}")
     held = _holding(store)
     faults += _count(store, int(store._session.uuid == others))
+    faults += _leftover_bytes(store)
     shmstore.prune(scene.root)
     faults += _files(scene, store)
     return held, faults
@@ -112,6 +113,17 @@ def _count(store: Store, others: int) -> Iterator[str]:
         yield f"{stats.used} bytes are used, the objects have {used}"
     if stats.clients != 1 + others:
         yield f"there are {stats.clients} clients, {1 + others} live"
+
+
+def _leftover_bytes(store: Store) -> Iterator[str]:
+    """Yield free memory that is not zero, in a store that promises this."""
+    session = store._session
+    if not session.identity.flags & L.FLAG_ZERO_ON_FREE:
+        return
+    for block in session.allocator.blocks():
+        start, end = block.offset, block.offset + block.nbytes
+        if block.status == L.NODE_FREE and any(session.segment.readonly[start:end]):
+            yield f"the free memory from {start} to {end} is not zero"
 
 
 def _names(path: os.PathLike[str]) -> set[str]:
