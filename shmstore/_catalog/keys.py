@@ -19,6 +19,7 @@ from hashlib import blake2b
 from shmstore._catalog import states
 from shmstore._memory import layout as L
 from shmstore._memory.index import Index
+from shmstore.errors import CorruptStoreError
 
 Digest = tuple[int, int]
 
@@ -47,6 +48,7 @@ class KeyIndex:
         self._words = index.words
         self._buckets = index.geometry.buckets
         self._slots = index.geometry.slots
+        self._most = index.geometry.max_objects
 
     def find(self, digest: Digest) -> int:
         """Return the slot of a published object with this key, or -1."""
@@ -54,10 +56,14 @@ class KeyIndex:
         low, high = digest
         if not words[L.W_BUCKETS]:
             return -1
-        slot = words[self._bucket(low)]
-        for _ in range(self._index.geometry.max_objects + 1):
+        at = self._bucket(low)
+        most = self._most
+        for _ in range(most + 1):
+            slot = words[at]
             if not slot:
                 return -1
+            if slot > most:
+                raise self._damaged(at, f"leads to slot {slot - 1}, the table has {most}")
             base = self._slots + (slot - 1) * L.SLOT_WORDS
             if (
                 words[base + L.S_DIGEST] == low
@@ -65,8 +71,8 @@ class KeyIndex:
                 and states.is_present(words[base + L.S_STATE])
             ):
                 return int(slot) - 1
-            slot = words[base + L.S_CHAIN]
-        return -1
+            at = base + L.S_CHAIN
+        raise self._damaged(at, "lies in a chain that has a loop")
 
     def prepare(self) -> None:
         """Reserve room to grow. OSError (ENOSPC): nothing was changed. Requires: the store lock."""
@@ -78,10 +84,7 @@ class KeyIndex:
         words = self._words
         if words[L.W_BUCKETS] < min(words[L.W_NAMED], self._room()):
             self._grow()
-        base = self._slots + slot * L.SLOT_WORDS
-        bucket = self._bucket(words[base + L.S_DIGEST])
-        words[base + L.S_CHAIN] = words[bucket]
-        words[bucket] = slot + 1
+        self._enter(slot)
 
     def add_behind(self, old: int, new: int) -> None:
         """Enter `new` behind `old`, which has the same key: found as soon as `old` is doomed."""
@@ -103,21 +106,58 @@ class KeyIndex:
             words[bucket] = 0
         words[L.W_BUCKETS] = wanted
         for slot in slots:
-            base = self._slots + slot * L.SLOT_WORDS
-            bucket = self._bucket(words[base + L.S_DIGEST])
-            words[base + L.S_CHAIN] = words[bucket]
-            words[bucket] = slot + 1
+            self._enter(slot)
 
     def chains(self) -> Iterator[tuple[int, int]]:
-        """Walk all (bucket, slot) pairs; a chain that does not end stops after max_objects."""
+        """Walk all (bucket, slot) pairs, as many as there are slots, and one more.
+
+        Raises
+        ------
+        CorruptStoreError
+            A chain leaves the slot table, or there are more pairs than slots: one has a loop.
+        """
+        words, left = self._words, self._most
+        for bucket in range(self._count()):
+            at = self._buckets + bucket
+            while words[at]:
+                slot = self._slot_at(at)
+                yield bucket, slot
+                left -= 1
+                at = self._slots + slot * L.SLOT_WORDS + L.S_CHAIN
+                if left < 0:
+                    raise self._damaged(at, "lies in a chain that has a loop")
+
+    def _enter(self, slot: int) -> None:
+        """Put a slot in front of the chain of its bucket."""
         words = self._words
-        for bucket in range(words[L.W_BUCKETS]):
-            slot = words[self._buckets + bucket]
-            for _ in range(self._index.geometry.max_objects):
-                if not slot:
-                    break
-                yield bucket, int(slot) - 1
-                slot = words[self._slots + (slot - 1) * L.SLOT_WORDS + L.S_CHAIN]
+        base = self._slots + slot * L.SLOT_WORDS
+        bucket = self._bucket(words[base + L.S_DIGEST])
+        words[base + L.S_CHAIN] = words[bucket]
+        words[bucket] = slot + 1
+
+    def _slot_at(self, at: int) -> int:
+        """Return the slot that a word of a chain leads to."""
+        slot = int(self._words[at])
+        if not 0 < slot <= self._most:
+            raise self._damaged(at, f"leads to slot {slot - 1}, the table has {self._most}")
+        return slot - 1
+
+    def _count(self) -> int:
+        """Return the number of buckets in use."""
+        count, most = int(self._words[L.W_BUCKETS]), self._index.geometry.max_buckets
+        if count > most:
+            raise self._damaged(L.W_BUCKETS, f"counts {count} buckets, there are {most}")
+        return count
+
+    def _damaged(self, word: int, what: str) -> CorruptStoreError:
+        path, offset = self._index.path, word * L.WORD
+        return CorruptStoreError(
+            f"{path}: the key index is damaged: the word at offset {offset} {what} (invariant 4). "
+            "Call recover() to make it anew from the slots.",
+            path=path,
+            offset=offset,
+            invariant=4,
+        )
 
     def _room(self) -> int:
         """Return how many buckets there are pages for."""
@@ -127,6 +167,8 @@ class KeyIndex:
     def _bucket(self, low: int) -> int:
         """Return the word of the bucket that a digest falls into."""
         count = self._words[L.W_BUCKETS]
+        if count > self._index.geometry.max_buckets:
+            count = self._count()
         bits = (count - 1).bit_length()
         number = low & ((1 << bits) - 1)
         if number >= count:
@@ -136,34 +178,32 @@ class KeyIndex:
     def _grow(self) -> None:
         """Add one bucket and move into it what belongs there from the bucket it splits."""
         words = self._words
-        count = words[L.W_BUCKETS]
+        count = self._count()
         if count < _FIRST_BUCKETS:
             for bucket in range(self._buckets, self._buckets + _FIRST_BUCKETS):
                 words[bucket] = 0
             words[L.W_BUCKETS] = _FIRST_BUCKETS
             return
         old = self._buckets + (count ^ (1 << (count.bit_length() - 1)))
-        slot = words[old]
+        moving, at = [], old
+        while words[at]:
+            moving.append(self._slot_at(at))
+            at = self._slots + moving[-1] * L.SLOT_WORDS + L.S_CHAIN
+            if len(moving) > self._most:
+                raise self._damaged(at, "lies in a chain that has a loop")
         words[old] = words[self._buckets + count] = 0
         words[L.W_BUCKETS] = count + 1
-        while slot:
-            base = self._slots + (slot - 1) * L.SLOT_WORDS
-            after = words[base + L.S_CHAIN]
-            bucket = self._bucket(words[base + L.S_DIGEST])
-            words[base + L.S_CHAIN] = words[bucket]
-            words[bucket] = slot
-            slot = after
+        for slot in moving:
+            self._enter(slot)
 
     def _link_to(self, slot: int) -> int:
         """Return the word that points to a slot: its bucket, or the chain word before it."""
         words = self._words
         link = self._bucket(words[self._slots + slot * L.SLOT_WORDS + L.S_DIGEST])
-        for _ in range(self._index.geometry.max_objects + 1):
-            after = words[link]
-            if after == slot + 1:
+        for _ in range(self._most + 1):
+            if words[link] == slot + 1:
                 return link
-            if not after:
+            if not words[link]:
                 break
-            link = self._slots + (after - 1) * L.SLOT_WORDS + L.S_CHAIN
-        message = f"slot {slot} is not in the chain of its key"
-        raise AssertionError(message)
+            link = self._slots + self._slot_at(link) * L.SLOT_WORDS + L.S_CHAIN
+        raise self._damaged(link, f"ends a chain in which slot {slot} is missing")
