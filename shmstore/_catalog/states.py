@@ -53,6 +53,9 @@ _MOVES: Final = frozenset(
 )
 _STATE_MASK: Final = 0xFF
 
+MOST_GENERATIONS: Final = 1 << 55
+NEVER_USED: Final = 0
+
 
 def first_word(generation: int) -> int:
     """Return the word of a slot that a put has just reserved."""
@@ -106,6 +109,12 @@ def are_present(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     found = states_of(words)
     present: npt.NDArray[np.bool_] = (found == READY) | (found == SPILLED)
     return present
+
+
+def are_impossible(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Return which slot words no slot of ours can have."""
+    unknown = states_of(words) > np.uint64(max(NAMES))
+    return unknown | (generations_of(words) >= np.uint64(MOST_GENERATIONS))
 
 
 def doom_all(words: npt.NDArray[np.uint64]) -> None:

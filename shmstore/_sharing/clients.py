@@ -28,6 +28,9 @@ from shmstore.errors import CorruptStoreError
 _SAME_START_NS: Final = 2_000_000_000
 
 
+_MOST_SERIALS: Final = 1 << 62
+
+
 class Client(NamedTuple):
     """One row of the client table."""
 
@@ -86,17 +89,30 @@ class Clients:
         row = self._free_row()
         if row is None:
             return None
-        serial = words[L.W_NEXT_SERIAL]
-        words[L.W_NEXT_SERIAL] = serial + 1
-        seat = Seat.create(self._seats_fd, serial)
+        try:
+            seat = self._make_seat(words[L.W_NEXT_SERIAL])
+        except FileExistsError:
+            seat = self._make_seat(self._unused_serial())
         base = self._start + row * L.CLIENT_WORDS
         words[base + L.C_STARTED_NS] = process_start_ns(pid) if pid else 0
         words[base + L.C_ATTACHED_NS] = time.time_ns()
         words[base + L.C_READONLY] = int(readonly)
         words[base + L.C_PID] = pid
-        words[base + L.C_SERIAL] = serial
+        words[base + L.C_SERIAL] = seat.serial
         words[L.W_CLIENT_TOP] = max(words[L.W_CLIENT_TOP], row + 1)
         return row, seat
+
+    def _make_seat(self, serial: int) -> Seat:
+        if not 0 < serial < _MOST_SERIALS:
+            serial = self._unused_serial()
+        self._words[L.W_NEXT_SERIAL] = serial + 1
+        return Seat.create(self._seats_fd, serial)
+
+    def _unused_serial(self) -> int:
+        """Return a number that no seat has: NEXT_SERIAL was damaged."""
+        names = [int(name) for name in os.listdir(self._seats_fd) if name.isdecimal()]
+        serials = [*names, *(client.serial for client in self.rows())]
+        return max((number for number in serials if number < _MOST_SERIALS - 1), default=0) + 1
 
     def set_pid(self, row: int, pid: int) -> None:
         """Say who sits on a seat that was made before its process."""
@@ -110,7 +126,7 @@ class Clients:
         serial = self._words[base + L.C_SERIAL]
         self._words[base + L.C_SERIAL] = 0
         self._seen.pop(row, None)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
             os.unlink(str(serial), dir_fd=self._seats_fd)
 
     def rows(self) -> Iterator[Client]:
@@ -134,11 +150,44 @@ class Clients:
         return [client.row for client in dead]
 
     def remove_strays(self) -> None:
-        """Remove seat files that no row names: somebody died between the two."""
+        """Remove seat files that no row names: somebody died between the two.
+
+        A client that lives has lost its row by damage. It gets another one, for the sake of its
+        pins.
+        """
         known = {str(client.serial) for client in self.rows()}
         for name in os.listdir(self._seats_fd):
-            if name not in known:
-                os.unlink(name, dir_fd=self._seats_fd)
+            if name in known:
+                continue
+            row = self._free_row() if name.isdecimal() and self._is_taken(name) else None
+            if row is not None:
+                self._write_row(row, int(name))
+            else:
+                with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
+                    os.unlink(name, dir_fd=self._seats_fd)
+
+    def _is_taken(self, name: str) -> bool:
+        return int(name) < _MOST_SERIALS and is_taken(self._seats_fd, name, self._path)
+
+    def _write_row(self, row: int, serial: int) -> None:
+        base = self._start + row * L.CLIENT_WORDS
+        for word in range(base, base + L.CLIENT_WORDS):
+            self._words[word] = 0
+        self._words[base + L.C_SERIAL] = serial
+        self._words[L.W_CLIENT_TOP] = max(self._words[L.W_CLIENT_TOP], row + 1)
+
+    def recount(self, own_row: int, own: Seat | None) -> None:
+        """Find CLIENT_TOP and NEXT_SERIAL anew, and the row of this process, if it has one.
+
+        Requires: the store lock.
+        """
+        words, most = self._words, self._index.geometry.max_clients
+        if own is not None and words[self._start + own_row * L.CLIENT_WORDS] != own.serial:
+            self._write_row(own_row, own.serial)
+        used = [row for row in range(most) if words[self._start + row * L.CLIENT_WORDS]]
+        words[L.W_CLIENT_TOP] = max(used, default=-1) + 1
+        if not 0 < words[L.W_NEXT_SERIAL] < _MOST_SERIALS:
+            words[L.W_NEXT_SERIAL] = self._unused_serial()
 
     def know(self, row: int, seat: Seat) -> None:
         """Use a seat that this process has mapped already."""
@@ -182,9 +231,13 @@ class Clients:
         try:
             fd = open_seat(self._seats_fd, str(client.serial), self._path)
         except FileNotFoundError:
+            path = str(self._path / str(client.serial))
             raise CorruptStoreError(
-                f"the seat file {client.serial} of pid {client.pid} is gone, so its pins cannot be "
-                "read. End that process, then call recover().",
+                f"{path} is gone, the seat of pid {client.pid}, so its pins cannot be read "
+                "(invariant 8). End that process, then call recover().",
+                path=path,
+                offset=0,
+                invariant=8,
                 serial=client.serial,
                 pid=client.pid,
             ) from None
