@@ -13,9 +13,11 @@ import uuid
 import zlib
 from typing import NamedTuple
 
+import numpy as np
+
 from shmstore._memory import layout as L
 from shmstore._memory.descriptors import CLOSED, Descriptor
-from shmstore._memory.mapping import map_file, reserve
+from shmstore._memory.mapping import data_end, map_file, reserve
 from shmstore.errors import CorruptStoreError, FormatVersionError, NotAStoreError
 
 INDEX_NAME = "index"
@@ -126,6 +128,32 @@ class Index:
         self.memory = memory
         self.words = memoryview(self.memory).cast("Q")
         self.protected = True
+
+    def recount_slots(self) -> int:
+        """Find out anew how much of the tables has pages; return how many slots they can hold.
+
+        Requires: the store lock. A number that could be right stays: it counts pages, too, that
+        were reserved and never touched.
+        """
+        geometry = self.geometry
+        tables = (
+            (L.W_SLOTS_RESERVED, geometry.slots, L.SLOT_NBYTES, geometry.max_objects),
+            (L.W_BUCKETS_RESERVED, geometry.buckets, L.WORD, geometry.max_buckets),
+            (L.W_NODES_RESERVED, geometry.nodes, L.NODE_WORDS * L.WORD, geometry.max_nodes),
+        )
+        for word, start, row_nbytes, max_rows in tables:
+            most = L.align(max_rows * row_nbytes, L.PAGE)
+            touched = min(data_end(self.fd, start * L.WORD) - start * L.WORD, most)
+            reserved = self.words[word]
+            if reserved % L.PAGE or not touched <= reserved <= most:
+                self.words[word] = touched
+        return min(self.words[L.W_SLOTS_RESERVED] // L.SLOT_NBYTES, geometry.max_objects)
+
+    def wipe_nodes(self) -> None:
+        """Make every allocator node that has ever been touched an unused one."""
+        start = self.geometry.nodes * L.WORD
+        nbytes = min(data_end(self.fd, start) - start, self.words[L.W_NODES_RESERVED])
+        np.frombuffer(self.memory, np.uint8, nbytes, start)[:] = 0
 
     def grow_slots(self) -> None:
         """Reserve room for more slots. Requires: the store lock. OSError (ENOSPC): no pages."""

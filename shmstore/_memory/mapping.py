@@ -103,6 +103,14 @@ def reserve(fd: int, offset: int, nbytes: int) -> None:
         shortage.refuse(error, shortage.path_of(fd))
 
 
+def data_end(fd: int, offset: int) -> int:
+    """Return where the pages that were touched from a page on end, or the end of the file."""
+    try:
+        return os.lseek(fd, offset, os.SEEK_HOLE)
+    except OSError:
+        return os.fstat(fd).st_size
+
+
 def punch(fd: int, offset: int, nbytes: int, *, partial: bool = False) -> None:
     """Give the whole pages inside a range back to the system; elsewhere than Linux do nothing.
 
