@@ -77,6 +77,26 @@ def _is_clean(error: BaseException) -> bool:
     return refusal and not isinstance(error, (CorruptStoreError, LockTimeoutError))
 
 
+def _is_contradiction(error: BaseException) -> bool:
+    """Return whether an error was raised by our own code over numbers that cannot be right.
+
+    Not by a signal handler, which may raise the same between two of our lines.
+    """
+    if isinstance(error, (IndexError, AssertionError)):
+        return True
+    if isinstance(error, ShmStoreError) or not isinstance(error, _NONSENSE):
+        return False
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    name = "" if at is None else at.tb_frame.f_globals.get("__name__", "")
+    return name.partition(".")[0] in _OURS
+
+
+_NONSENSE = (LookupError, ArithmeticError, ValueError, TypeError)
+_OURS = frozenset({"shmstore", "numpy"})
+
+
 def _closed() -> StoreClosedError:
     return StoreClosedError("the store was closed, or destroyed, by another thread meanwhile")
 
@@ -121,6 +141,7 @@ class StoreLock:
         self._describe = describe
         self._threads = threading.Lock()
         self._thread = 0
+        self.path = ""
 
     def run(self, step: Callable[..., Result], *args: Any) -> Result:
         """Call a function under the lock and return its result.
@@ -184,10 +205,12 @@ class StoreLock:
             if not _is_clean(error):
                 self._mend()
             self.words[L.W_DIRTY] = 0
-        if isinstance(error, (IndexError, AssertionError)):
+        if _is_contradiction(error):
             raise CorruptStoreError(
-                f"the index contradicts itself ({error}); its tables were rebuilt from the slots. "
-                "Call check() to see what is wrong."
+                f"{self.path}: the index contradicts itself ({error}); its tables were rebuilt "
+                "from the slots. Try again; call check() to see what is wrong.",
+                path=self.path,
+                offset=None,
             ) from error
 
     def _reentered(self) -> LockTimeoutError:
