@@ -12,6 +12,7 @@ list of free cells is a Python list, whose pop and append are atomic.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections.abc import Callable
@@ -70,10 +71,8 @@ class Seat:
 
     def __init__(self, fd: int, serial: int, own_fd: Descriptor = CLOSED) -> None:
         if os.fstat(fd).st_size != L.SEAT_NBYTES:
-            raise CorruptStoreError(
-                f"seat {serial} has {os.fstat(fd).st_size} bytes instead of {L.SEAT_NBYTES}",
-                serial=serial,
-            )
+            found = os.fstat(fd).st_size
+            raise _damaged(fd, serial, f"has {found} bytes instead of {L.SEAT_NBYTES}", found)
         self.fd = own_fd
         self.serial = serial
         self.bytes = memoryview(map_file(fd, L.SEAT_NBYTES, writeable=own_fd >= 0))
@@ -82,7 +81,7 @@ class Seat:
         self.pins = self.words[cells][:: L.CELL_WORDS]
         self.times: Any = self.bytes.cast("d")[cells][L.CELL_SINCE :: L.CELL_WORDS]
         if self.words[L.SEAT_MARK] != L.SEAT_MAGIC or self.words[L.SEAT_SERIAL] != serial:
-            raise CorruptStoreError(f"the file of seat {serial} is not that seat", serial=serial)
+            raise _damaged(fd, serial, "does not begin as that seat does", 0)
 
     @classmethod
     def create(cls, seats_fd: int, serial: int) -> Seat:
@@ -383,6 +382,21 @@ def is_taken(seats_fd: int, seat: str, path: Path) -> bool:
         raise
     with fd:
         return is_locked(fd)
+
+
+def _damaged(fd: int, serial: int, what: str, offset: int) -> CorruptStoreError:
+    """Return the error for a seat whose pins cannot be read."""
+    path = f"seats/{serial}"
+    with contextlib.suppress(OSError):
+        path = os.readlink(f"/proc/self/fd/{fd}")
+    return CorruptStoreError(
+        f"{path}: seat {serial} {what}, so the pins of its client cannot be read (invariant 8). "
+        "End that process (clients() names it), then call recover().",
+        path=path,
+        offset=offset,
+        invariant=8,
+        serial=serial,
+    )
 
 
 def _no_cell(_: object) -> None:
