@@ -34,6 +34,9 @@ NOTHING: Final = (1 << 64) - 1
 COUNTED: Final = ("operations", "forks", "refused", "verified", "attached", "held", "missed")
 
 _GONE: Any = object()
+
+# Of common objects only: nobody can tell whether one of these is still there.
+_TTLS: Final = (None, 0.01, 1000)
 _MOST_HELD: Final = 6
 
 
@@ -286,7 +289,7 @@ class Worker:
         action = self.random.randrange(5)
         try:
             if action == 0:
-                self.store.put(obj, key=name)
+                self.store.put(obj, key=name, ttl=self.random.choice(_TTLS))
             elif action == 1:
                 with contextlib.suppress(KeyExistsError):
                     self.store.put(obj, key=name, overwrite=False)
