@@ -48,12 +48,12 @@ _SHARED: Final = frozenset(_STORED_INTO.split())
 
 # Calls that change what others see: of `os`, and of anything.
 _OF_OS = """
-    chmod chown close fchmod fchown ftruncate link mkdir mkfifo posix_fallocate pwrite pwritev
-    open remove rename replace rmdir setxattr symlink truncate unlink write
+    chmod chown close fchmod fchown ftruncate link mkdir mkfifo open posix_fallocate preadv pwrite
+    pwritev remove rename replace rmdir setxattr symlink truncate unlink write
 """
 _OF_ANY = """
-    copyto fallocate lock_descriptor madvise pack_into _renameat2 rmdir unlink unlock_descriptor
-    write_into
+    _close copyto fallocate lock_descriptor madvise open_descriptor pack_into _renameat2 rmdir
+    unlink unlock_descriptor write_into
 """
 _OS_CALLS: Final = frozenset(_OF_OS.split())
 _CALLS: Final = frozenset(_OF_ANY.split())
@@ -288,7 +288,7 @@ class Machine:
 
     def call(self, point: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call a function, unless that is where this process dies."""
-        if self._counts() and (function is not os.open or args[1] & os.O_CREAT):
+        if self._counts() and not _only_looks(function, args):
             if self.reach(point):
                 die()
             half = _half_a_call(function, args)
@@ -311,6 +311,12 @@ class Machine:
 def die() -> None:
     """End as by the kernel's hand: no handler, no finalizer, no flush."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _only_looks(function: Callable[..., Any], args: Sequence[Any]) -> bool:
+    """Return whether a call opens what is there already."""
+    opens = function is os.open or getattr(function, "__name__", "") == "open_descriptor"
+    return opens and not args[1] & os.O_CREAT
 
 
 def _is_shared(container: Any) -> bool:

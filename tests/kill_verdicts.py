@@ -64,7 +64,7 @@ def look(scene: Scene, others: bytes | None) -> tuple[Holding | None, list[str]]
         store = scene.attach()
     except StoreNotFoundError:
         shmstore.prune(scene.root)
-        return None, [f"left in the root: {name}" for name in _names(scene.root)]
+        return None, list(_left(scene))
     store.recover()
     faults = [f"check: {finding}" for finding in store.check()]
     again = store.recover()
@@ -75,6 +75,7 @@ def look(scene: Scene, others: bytes | None) -> tuple[Holding | None, list[str]]
     faults += _leftover_bytes(store)
     shmstore.prune(scene.root)
     faults += _files(scene, store)
+    faults += _spilled_files(scene, store)
     return held, faults
 
 
@@ -134,12 +135,34 @@ def _files(scene: Scene, store: Store) -> Iterator[str]:
     """Yield files and folders that should not be there."""
     if _names(scene.root) != {NAME}:
         yield f"the root holds {_names(scene.root)}"
-    rest = _names(store.path) - {"index", "lock", "seats"}
+    rest = _names(store.path) - {"index", "lock", "seats", "spill"}
     if any(not name.startswith("segment-") for name in rest):
         yield f"the folder holds {rest}"
     seats = {str(client.serial) for client in store._session.clients.rows()}
     if _names(store.path / "seats") != seats:
         yield f"there are seats {_names(store.path / 'seats')}, of clients {seats}"
+
+
+def _spilled_files(scene: Scene, store: Store) -> Iterator[str]:
+    """Yield files of objects that are not there, and objects without their files."""
+    if not scene.spill_dir.exists():
+        return
+    wanted = {
+        f"{slot}-{states.generation_of(row[L.S_STATE])}"
+        for slot, row in enumerate(store._session.slots.table().tolist())
+        if states.state_of(row[L.S_STATE]) == states.SPILLED
+    }
+    folders = list(scene.spill_dir.iterdir())
+    found = [name for path in folders for name in _names(path)]
+    if len(folders) > 1 or sorted(found) != sorted(wanted):
+        yield f"objects in files are {wanted}, the files in {len(folders)} folders are {found}"
+
+
+def _left(scene: Scene) -> Iterator[str]:
+    """Yield what is there although there should be nothing."""
+    for path in (scene.root, scene.spill_dir):
+        if path.exists():
+            yield from (f"left in {path.name}: {name}" for name in _names(path))
 
 
 def use(scene: Scene) -> Iterator[str]:
@@ -163,7 +186,7 @@ def use(scene: Scene) -> Iterator[str]:
     if (stats.used, stats.objects, stats.largest_free) != (0, 0, stats.capacity):
         yield f"the emptied store is not empty: {stats}"
     store.destroy()
-    yield from (f"left in the root: {name}" for name in _names(scene.root))
+    yield from _left(scene)
 
 
 def amiss(before: Holding | None, after: Holding | None, held: Holding | None) -> Iterator[str]:
