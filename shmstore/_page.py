@@ -104,10 +104,12 @@ def full_page(report: FullReport) -> str:
 def _facts(report: FullReport) -> Iterator[tuple[str, str]]:
     pieces = f"in {plural(report.free_extents, 'piece')}, the largest has"
     share = f"(fragmentation {report.fragmentation:.0%})"
-    yield "free", f"{nbytes(report.free)} {pieces} {nbytes(report.largest_free)} {share}"
+    free = f"{nbytes(report.free)} {pieces} {nbytes(report.largest_free)} {share}"
+    yield "free", free if report.free else "nothing"
     slots = f"{report.slots_used:,} of {report.max_objects:,} slots taken"
     yield "objects", f"{report.objects:,}, {report.named:,} of them with a key; {slots}"
-    yield "looked at", f"{nbytes(report.pinned_nbytes)} by views in the processes below"
+    if report.pinned_nbytes:
+        yield "looked at", f"{nbytes(report.pinned_nbytes)} by views in the processes below"
     for name, count, size, text in (
         ("deleted", report.deleted, report.deleted_nbytes, "kept by views of them"),
         ("half-made", report.half_made, report.half_made_nbytes, "by puts that have not ended"),

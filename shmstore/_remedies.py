@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -86,10 +87,25 @@ class Situation(NamedTuple):
         return [sitter for sitter in self.census.sitters if not sitter.alive]
 
 
-class Remedy(NamedTuple):
-    """What would help: its rank (0: before all), how many bytes it gives, and how to say it."""
+class Rank(enum.IntEnum):
+    """In which order advice is given: what costs least comes first."""
 
-    rank: int
+    SHORTAGE = enum.auto()
+    RECOVER = enum.auto()
+    VIEWS = enum.auto()
+    WAITING = enum.auto()
+    OBJECTS = enum.auto()
+    ANY_OBJECTS = enum.auto()
+    SEEN_OBJECTS = enum.auto()
+    NEW_STORE = enum.auto()
+    NEW_CHOICE = enum.auto()
+    DEBUGGING = enum.auto()
+
+
+class Remedy(NamedTuple):
+    """What would help: its rank, how many bytes it gives, and how to say it."""
+
+    rank: Rank
     nbytes: int
     text: str
 
@@ -132,7 +148,9 @@ def _holders_of_bytes(now: Situation) -> str:
         return f"Most of it, {nbytes(most)}, is {what}."
     size = nbytes(census.used - deleted - half_made)
     objects = plural(int(census.are(states.READY).sum()), "object")
-    return f"It is full: {size} in {objects}; up to {nbytes(census.largest_free)} fits in."
+    largest = census.largest_free
+    fits = f"up to {nbytes(largest)} fits in" if largest else "nothing fits in"
+    return f"It is full: {size} in {objects}; {fits}."
 
 
 def remedies(now: Situation) -> list[str]:
@@ -145,7 +163,7 @@ def remedies(now: Situation) -> list[str]:
     return [r.text for r in sorted(found, key=lambda r: (r.rank, -r.nbytes))]
 
 
-# --- 0: what is short, if it is not memory -------------------------------------------------------
+# --- what is short, if it is not memory --------------------------------------------------------
 
 
 def _slots(now: Situation) -> Iterator[Remedy]:
@@ -154,11 +172,13 @@ def _slots(now: Situation) -> Iterator[Remedy]:
     census = now.census
     small = census.are(states.READY) & (census.nbytes <= _LITTLE)
     yield Remedy(
-        0, 1, f"create the store with a larger max_objects: {now.max_objects:,} are all in use"
+        Rank.SHORTAGE,
+        1,
+        f"create the store with a larger max_objects: {now.max_objects:,} are all in use",
     )
     if small.sum() > 1:
         yield Remedy(
-            0,
+            Rank.SHORTAGE,
             0,
             f"put small objects together, as one list or dict: {int(small.sum()):,} have at most "
             f"{nbytes(_LITTLE)}",
@@ -173,28 +193,28 @@ def _pages(now: Situation) -> Iterator[Remedy]:
     if disk.others:
         named = f"; the largest: {largest}" if largest else ""
         yield Remedy(
-            0,
+            Rank.SHORTAGE,
             disk.others,
             f"remove what others have on {disk.path}: {nbytes(disk.others)}{named}",
         )
     yield Remedy(
-        0,
+        Rank.SHORTAGE,
         0,
         f"the file system has only {nbytes(disk.free)} free: {HOW_TO_ENLARGE.removeprefix('Or ')}",
     )
 
 
-# --- 1: memory that nobody would miss -------------------------------------------------------------
+# --- memory that nobody would miss -------------------------------------------------------------
 
 
 def _recovery(now: Situation) -> Iterator[Remedy]:
     census = now.census
     doomed = census.are(states.DOOMED) & (census.looked_at() == 0)
     lost = doomed | (census.are(states.WRITING) & census.left_by(with_the_dead=True))
-    if now.dead or lost.any():
+    if lost.any():
         size = census.total(lost)
         dead = plural(len(now.dead), "dead process", "dead processes")
-        yield Remedy(1, size, f"recover(): {nbytes(size)} held by {dead}")
+        yield Remedy(Rank.RECOVER, size, f"recover(): {nbytes(size)} held by {dead}")
 
 
 def _views(now: Situation) -> Iterator[Remedy]:
@@ -202,29 +222,39 @@ def _views(now: Situation) -> Iterator[Remedy]:
     census = now.census
     doomed = census.are(states.DOOMED)
     lookers = census.looked_at()
-    traced = now.session.traced
-    for sitter in census.sitters:
-        alone = sitter.slots[doomed[sitter.slots] & (lookers[sitter.slots] == 1)]
-        if sitter.alive and len(alone):
-            size = census.total(alone)
-            who = process(sitter.client.pid, sitter.name, own=sitter.own)
-            yield Remedy(
-                1,
-                size,
-                f"drop views in {who}: {nbytes(size)} of {plural(len(alone), 'deleted object')}"
-                f"{_places(sitter, traced=traced)}",
-            )
-    shared = doomed & (lookers > 1)
-    if shared.any():
-        size = census.total(shared)
-        pids = [str(s.client.pid) for s in census.sitters if s.alive and shared[s.slots].any()]
-        count = plural(int(shared.sum()), "deleted object")
-        yield Remedy(1, size, f"drop views in all of pids {_some(pids)}: {nbytes(size)} of {count}")
+    alone = [
+        (sitter, sitter.slots[doomed[sitter.slots] & (lookers[sitter.slots] == 1)])
+        for sitter in census.sitters
+        if sitter.alive
+    ]
+    alone = [(sitter, slots) for sitter, slots in alone if len(slots)]
+    alone.sort(key=lambda both: -census.total(both[1]))
+    for sitter, slots in alone[:_FEW]:
+        who = process(sitter.client.pid, sitter.name, own=sitter.own)
+        yield _dropping(census, who, slots, _places(sitter))
+    if rest := [slots for _, slots in alone[_FEW:]]:
+        who = f"{len(rest):,} more processes, each for itself"
+        yield _dropping(census, who, np.concatenate(rest), "")
+    shared = np.flatnonzero(doomed & (lookers > 1))
+    if len(shared):
+        pids = [
+            str(sitter.client.pid)
+            for sitter in census.sitters
+            if sitter.alive and np.isin(sitter.slots, shared).any()
+        ]
+        yield _dropping(census, f"all of pids {_some(pids)}", shared, "")
+    if doomed.any() and not now.session.traced:
+        text = "create the store with trace_pins=True: who_pins() and this page then tell the lines"
+        yield Remedy(Rank.DEBUGGING, 0, f"{text} that got the views")
 
 
-def _places(sitter: Sitter, *, traced: bool) -> str:
-    if not traced:
-        return " (trace_pins=True at creation would tell where they were got)"
+def _dropping(census: Census, who: str, slots: npt.NDArray[np.intp], places: str) -> Remedy:
+    size = census.total(slots)
+    objects = plural(len(slots), "deleted object")
+    return Remedy(Rank.VIEWS, size, f"drop views in {who}: {nbytes(size)} of {objects}{places}")
+
+
+def _places(sitter: Sitter) -> str:
     places = sorted(sitter.sites, key=lambda site: -sitter.sites[site])
     return f", got at {_some(places)}" if places else ""
 
@@ -234,7 +264,7 @@ def _some(texts: Sequence[str]) -> str:
     return ", ".join(texts[:_FEW]) + more
 
 
-# --- 2: memory that comes by waiting --------------------------------------------------------------
+# --- memory that comes by waiting --------------------------------------------------------------
 
 
 def _puts(now: Situation) -> Iterator[Remedy]:
@@ -243,15 +273,19 @@ def _puts(now: Situation) -> Iterator[Remedy]:
             who = process(client.pid, client.name, own=client.own)
             size = client.half_made_nbytes
             puts = plural(client.half_made, "put")
-            yield Remedy(2, size, f"wait for {who}: {nbytes(size)} in {puts} that it has begun")
+            yield Remedy(
+                Rank.WAITING, size, f"wait for {who}: {nbytes(size)} in {puts} that it has begun"
+            )
     expired = now.census.expired
     if expired.any():
         size = now.census.total(expired)
         count = plural(int(expired.sum()), "object")
-        yield Remedy(2, size, f"trim(), or the next put: {nbytes(size)} of {count} that expired")
+        yield Remedy(
+            Rank.WAITING, size, f"trim(), or the next put: {nbytes(size)} of {count} that expired"
+        )
 
 
-# --- 0 and 3: objects -----------------------------------------------------------------------------
+# --- objects -----------------------------------------------------------------------------------
 
 
 def _pieces(now: Situation) -> Iterator[Remedy]:
@@ -264,10 +298,10 @@ def _pieces(now: Situation) -> Iterator[Remedy]:
         more = f" and {len(slots) - _FEW:,} more" if len(slots) > _FEW else ""
         size = now.census.total(slots)
         yield Remedy(
-            0,
+            Rank.SHORTAGE,
             size,
-            f"delete {', '.join(names)}{more}: {nbytes(size)} that lie between free pieces; "
-            f"{nbytes(wanted)} would then fit",
+            f"delete {', '.join(names)}{more}: {nbytes(size)} between free pieces; then "
+            f"{nbytes(wanted)} fit",
         )
 
 
@@ -325,7 +359,8 @@ def _deletions(now: Situation) -> Iterator[Remedy]:
             break
     else:
         if loose.any():
-            yield _deletion(census, loose, "delete objects that are not needed any more", "")
+            remedy = _deletion(census, loose, "delete objects that are not needed any more", "")
+            yield remedy._replace(rank=Rank.ANY_OBJECTS)
     unknown = loose & ~census.named & census.left_by(with_the_dead=True)
     if unknown.any():
         pids = np.unique(census.pid[unknown]).tolist()
@@ -337,22 +372,25 @@ def _deletions(now: Situation) -> Iterator[Remedy]:
         size = census.total(looked_at)
         count = plural(int(looked_at.sum()), "object")
         yield Remedy(
-            4, size, f"delete what is looked at, and drop the views: {nbytes(size)} of {count}"
+            Rank.SEEN_OBJECTS,
+            size,
+            f"delete what is looked at, and drop the views: {nbytes(size)} of {count}",
         )
 
 
 def _deletion(census: Census, which: Flags, text: str, found: str) -> Remedy:
     size = census.total(which)
     count = plural(int(which.sum()), "object")
+    gives = f"{nbytes(size)} of {count}" if size else count
     how = f": `store.delete_many(o.ref for o in {found})`" if found else ""
-    return Remedy(3, size, f"{text}: {nbytes(size)} of {count} that nobody looks at{how}")
+    return Remedy(Rank.OBJECTS, size, f"{text}: {gives} that nobody looks at{how}")
 
 
 def _some_pids(pids: Sequence[int]) -> str:
     return _some([str(pid) for pid in pids])
 
 
-# --- 5: another store ----------------------------------------------------------------------------
+# --- another store -----------------------------------------------------------------------------
 
 
 def _creation(now: Situation) -> Iterator[Remedy]:
@@ -361,10 +399,11 @@ def _creation(now: Situation) -> Iterator[Remedy]:
     if not (now.has_no_slot or now.has_no_pages):
         wanted = max(now.capacity, now.asked or 0)
         text = f"create the store with a larger capacity than {nbytes(wanted)}"
-        yield Remedy(5, 0, f"{text}: {now.disk.path} has {nbytes(now.disk.free)} free")
-    if not now.session.identity.flags & (L.FLAG_EVICT | L.FLAG_SPILL):
+        yield Remedy(Rank.NEW_STORE, 0, f"{text}: {now.disk.path} has {nbytes(now.disk.free)} free")
+    makes_room = now.session.identity.flags & (L.FLAG_EVICT | L.FLAG_SPILL)
+    if not (makes_room or now.has_no_pages or now.is_too_small):
         yield Remedy(
-            6,
+            Rank.NEW_CHOICE,
             0,
             'create it with on_full="evict" (the least recently used objects go) or '
             'on_full="spill" (they go to disk and come back)',
