@@ -42,7 +42,8 @@ _ELSEWHERE: Final = ("serialization", "cli", "testing")
 
 # The last names of what is stored into, where that lies in shared memory.
 _STORED_INTO = """
-    words _words bytes _bytes cells _cells pins times table memory seat column columns
+    words _words bytes _bytes cells _cells pins times table memory seat column columns nodes rows
+    target
 """
 _SHARED: Final = frozenset(_STORED_INTO.split())
 
@@ -125,7 +126,7 @@ class _Finder(ast.NodeTransformer):
 
     def _store(self, node: ast.stmt, target: ast.expr, value: ast.expr) -> ast.stmt:
         assert isinstance(target, ast.Subscript), "a tuple of targets: not needed until now"
-        shared = _last_name(target.value) in _SHARED
+        shared = _may_be_shared(target.value)
         name = self._named(target) if shared else ast.Constant(None)
         at = _index(self.visit(target.slice))
         call = ast.Call(
@@ -144,6 +145,12 @@ class _Finder(ast.NodeTransformer):
             ast.Name("__kill_call__", ast.Load()), [name, node.func, *node.args], node.keywords
         )
         return ast.fix_missing_locations(ast.copy_location(call, node))
+
+
+def _may_be_shared(node: ast.expr) -> bool:
+    if isinstance(node, ast.Call):
+        return _last_name(node.func) in {"frombuffer", "memoryview", "ndarray"}
+    return _last_name(node) in _SHARED
 
 
 def _last_name(node: ast.expr) -> str:
