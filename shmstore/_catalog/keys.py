@@ -86,11 +86,22 @@ class KeyIndex:
             self._grow()
         self._enter(slot)
 
-    def add_behind(self, old: int, new: int) -> None:
-        """Enter `new` behind `old`, which has the same key: found as soon as `old` is doomed."""
+    def add_behind(self, old: int, new: int) -> int:
+        """Enter `new` behind `old`, which has the same key: found as soon as `old` is doomed.
+
+        Returns
+        -------
+        int
+            The word that leads to `old`, for `pass_by`.
+        """
         after_old = self._slots + old * L.SLOT_WORDS + L.S_CHAIN
         self._words[self._slots + new * L.SLOT_WORDS + L.S_CHAIN] = self._words[after_old]
         self._words[after_old] = new + 1
+        return self._link_to(old)
+
+    def pass_by(self, link: int, new: int) -> None:
+        """Take what stood before `new` out of the chain; its slot may be free and empty by now."""
+        self._words[link] = new + 1
 
     def remove(self, slot: int) -> None:
         """Take a slot out of its bucket. Requires: the store lock."""
