@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -179,3 +180,13 @@ def test_size_that_the_store_never_has_is_told(store: Store) -> None:
     report = store.why_full("8 MiB")
     assert report.reason == "It is too small: 8 MiB asked for, 4 MiB in all."
     assert report.remedies[0].startswith("create the store with a larger capacity than 8 MiB")
+
+
+def test_examples_of_the_page_about_it_run() -> None:
+    """Their assertions are the proof."""
+    page = (Path(__file__).parent.parent / "docs" / "explaining.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    assert code.count("assert") > 5
+    exec(code, {})
+    reasons = re.findall(r"^\| (It|Its|Most) .*\|$", page, re.MULTILINE)
+    assert len(reasons) == 8
