@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shmstore import _writing
+from shmstore import _spilling, _writing
 from shmstore._arguments import check_shape
 from shmstore._memory import layout as L
 from shmstore._packing import Package, lay_out
@@ -67,7 +68,18 @@ class Allocation:
         session, package = self._session, self._package
         places: list[_writing.Place] = []
         try:
-            session.lock.run(_writing.reserve_all, session, [package], places, self._overwrite)
+            reserve = partial(
+                session.lock.run,
+                _writing.reserve_all,
+                session,
+                [package],
+                places,
+                self._overwrite,
+            )
+            if session.spills:
+                _spilling.spilling(session, package.extent_nbytes, reserve)
+            else:
+                reserve()
             [self._place] = places
             self._row = session.row
             return self._make_array(self._place)

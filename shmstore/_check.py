@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from shmstore._catalog import states
+from shmstore._catalog.slots import boottime_ns
 from shmstore._catalog.table import extents_of, holds_extent
 from shmstore._info import Finding
 from shmstore._memory import layout as L
 from shmstore._memory.allocator import size_class
 from shmstore._reading import make_plan
 from shmstore._session import Session
-from shmstore.errors import ShmStoreError
+from shmstore.errors import CorruptStoreError, ShmStoreError
 
 Table = npt.NDArray[np.uint64]
 
@@ -42,13 +43,16 @@ def check(session: Session, *, deep: bool = False) -> list[Finding]:
 
 def _check(session: Session) -> list[Finding]:
     session.check_alive()
-    session.reclaim_all()
-    table = session.slots.table().copy()
     findings = []
+    try:
+        session.reclaim_all()
+    except CorruptStoreError as error:
+        findings.append(Finding(error.facts.get("invariant", 10), error.message))
+    table = session.slots.table().copy()
     for number, invariant in INVARIANTS.items():
         try:
             findings += [Finding(number, message) for message in invariant(session, table)]
-        except (ShmStoreError, IndexError) as error:
+        except (ShmStoreError, LookupError, ArithmeticError, ValueError, TypeError) as error:
             findings.append(Finding(number, f"cannot be told: {error}"))
     return findings
 
@@ -132,7 +136,8 @@ def headers_parse(session: Session, table: Table) -> Iterator[str]:
     """5: a published slot's checksum agrees, its header parses, its frames fit its extent."""
     for slot in np.flatnonzero(_present(table)).tolist():
         try:
-            if make_plan(session, slot, int(table[slot, L.S_STATE]), deep=False) is None:
+            plan = make_plan(session, slot, int(table[slot, L.S_STATE]), deep=False)
+            if plan is None and not 0 < int(table[slot, L.S_EXPIRES_NS]) <= boottime_ns():
                 yield f"slot {slot} changes although the lock is held"
         except ShmStoreError as error:
             yield str(error)
@@ -215,6 +220,20 @@ def counts_agree(session: Session, table: Table) -> Iterator[str]:
         yield f"the list of free slots has {free}, {int((state == states.FREE).sum())} are FREE"
 
 
+def files_are_there(session: Session, _: Table) -> Iterator[str]:
+    """11: each object outside of memory has its file, and each file its object or writer."""
+    if not session.spills:
+        if session.words[L.W_SPILLED]:
+            yield f"{session.words[L.W_SPILLED]} objects are SPILLED, the store has no files"
+        return
+    objects = session.slots.in_files()
+    for slot, generation in session.files.missing(objects):
+        yield f"the file of slot {slot}, generation {generation}, is gone"
+    serials = {client.serial for client in session.clients.rows()}
+    for name in session.files.strays(objects, serials):
+        yield f"the file {name} belongs to nobody"
+
+
 def data_is_whole(session: Session) -> Iterator[str]:
     """12: the checksums of data that readers cannot write agree, where they are kept."""
     for word, slot in session.slots.present():
@@ -236,4 +255,5 @@ INVARIANTS: Final[dict[int, Callable[[Session, Table], Iterator[str]]]] = {
     8: pinned_extents_are_used,
     9: used_bytes_add_up,
     10: counts_agree,
+    11: files_are_there,
 }

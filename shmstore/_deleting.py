@@ -26,7 +26,7 @@ def _delete(session: Session, finders: Sequence[Callable[[], int]]) -> int:
     deleted = 0
     for find in finders:
         slot = find()
-        if slot >= 0:
+        if slot >= 0 and not _room.end_if_over(session, slot):
             _room.end(session, slot)
             deleted += 1
     return deleted

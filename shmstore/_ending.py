@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from shmstore._memory import folder
+from shmstore._memory import folder, removal
 from shmstore._memory import layout as L
 from shmstore._memory.owners import group_of
 from shmstore._session import LOCK_NAME, Session, open_index
@@ -37,7 +37,7 @@ def make_way(root_fd: int, name: str, path: Path, lock_timeout: float) -> None:
     with folder_fd:
         if not _end_if_dead(folder_fd, path, lock_timeout).gone:
             raise name_is_taken(path)
-    folder.remove_store(root_fd, name)
+    removal.remove_store(root_fd, name)
 
 
 def name_is_taken(path: Path) -> StoreExistsError:
@@ -91,7 +91,7 @@ def remove_folder(session: Session, *, if_dead: bool = False) -> bool:
             if if_dead:
                 fate = _end_if_dead(session.folder_fd, session.path, timeout_s)
             if fate.gone:
-                folder.remove_store(root_fd, session.path.name)
+                removal.remove_store(root_fd, session.path.name)
         folder.remove_root(root, gid)
     return fate.gone and not fate.taken
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from shmstore._catalog import states
 from shmstore._catalog.slots import Record
@@ -17,13 +17,10 @@ from shmstore._memory import layout as L
 from shmstore._plans import Plan
 from shmstore._reading import make_plan, plan_of_digest
 from shmstore._session import Session
-from shmstore._sharing.clients import Client, process_name, process_start_ns
+from shmstore._sharing.clients import Client, is_process, process_name
 
 if TYPE_CHECKING:
     from shmstore._ref import ObjectRef
-
-# Within which start times are the same: that of the system is told in whole seconds.
-_SAME_START_NS: Final = 2_000_000_000
 
 
 def plans(session: Session) -> Iterator[Plan]:
@@ -109,7 +106,7 @@ def _stats(session: Session) -> StoreStats:
         capacity=session.identity.capacity,
         used=words[L.W_USED],
         free=session.identity.capacity - words[L.W_USED],
-        pinned=sum(session.slots.read(slot).extent_nbytes for slot in pinned),
+        pinned=sum(map(session.slots.extent_nbytes, pinned)),
         reclaimable=words[L.W_DOOMED_BYTES],
         largest_free=session.allocator.largest_free(),
         objects=words[L.W_OBJECTS],
@@ -133,7 +130,7 @@ def _clients(session: Session) -> list[ClientInfo]:
 def _describe_client(session: Session, client: Client) -> ClientInfo:
     views = session.clients.seat(client).views()
     slots = views.slots.tolist()
-    sizes = (session.slots.read(slot).extent_nbytes for slot in set(slots))
+    sizes = map(session.slots.extent_nbytes, set(slots))
     alive = session.clients.is_alive(client)
     return ClientInfo(
         pid=client.pid,
@@ -151,8 +148,7 @@ def _describe_client(session: Session, client: Client) -> ClientInfo:
 
 def name_of(client: Client, *, alive: bool) -> str:
     """Return the name of the process of a client, unless its pid is another's in our namespace."""
-    started = process_start_ns(client.pid)
-    if started and abs(started - client.started_ns) < _SAME_START_NS:
+    if is_process(client.pid, client.started_ns):
         return process_name(client.pid)
     return "not seen from here" if alive else "gone"
 

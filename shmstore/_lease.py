@@ -17,8 +17,6 @@ from shmstore.serialization.compression import decompress_frame
 from shmstore.serialization.frames import allocate, ensure_memoryview
 
 if TYPE_CHECKING:
-    import mmap
-
     from shmstore._plans import Plan
 
 # Below this size private views are copies: a mapping of their own costs more.
@@ -77,13 +75,7 @@ class Lease:
         return view
 
     def _make_anchor(self, mode: str) -> memoryview:
-        exporter, offset = self._exporter(mode)
+        exporter, offset = self._plan.exporter(mode)
         anchor = np.ndarray(self._plan.extent_nbytes, np.uint8, exporter, offset)
         self._plan.session.pins.pass_on(self._cells.pop(), anchor)
         return anchor.data
-
-    def _exporter(self, mode: str) -> tuple[mmap.mmap, int]:
-        segment = self._plan.session.segment
-        if mode == "private":
-            return segment.map_private(self._plan.extent, self._plan.extent_nbytes)
-        return (segment.writeable if mode == "shared" else segment.readonly), self._plan.extent

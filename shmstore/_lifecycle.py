@@ -23,7 +23,7 @@ from pathlib import Path
 from shmstore._catalog import states
 from shmstore._catalog.table import extents_of, holds_extent
 from shmstore._ending import make_way, name_is_taken, remove_folder, root_locked
-from shmstore._memory import folder, shortage
+from shmstore._memory import folder, removal, shortage, spill_files
 from shmstore._memory import layout as L
 from shmstore._memory.descriptors import Descriptor
 from shmstore._memory.index import INDEX_NAME, create_index, new_identity
@@ -64,7 +64,7 @@ def create(name: str | None, options: Options, *, opened: bool = False) -> Sessi
         sweep()
         with root_locked(root, options.lock_timeout, create=True, gid=options.gid) as root_fd:
             try:
-                folder.remove_leftovers(root_fd)
+                removal.remove_leftovers(root_fd)
                 make_way(root_fd, name, root / name, options.lock_timeout)
                 session = _build(root_fd, root / name, options)
             except BaseException:
@@ -145,7 +145,7 @@ def _build(root_fd: int, path: Path, options: Options) -> Session:
     session = None
     try:
         capacity = _affordable(folder_fd, path, options)
-        _write_files(folder_fd, capacity, flags, options)
+        _write_files(folder_fd, path.name, capacity, flags, options)
         session = _join(folder_fd, path, readonly=False, lock_timeout=options.lock_timeout)
         folder.rename(root_fd, temporary, path.name)
     except BaseException as error:
@@ -153,7 +153,7 @@ def _build(root_fd: int, path: Path, options: Options) -> Session:
         if session is not None:
             session.close_files()
         with contextlib.suppress(OSError):  # whoever makes the next store removes it
-            folder.remove_store(root_fd, temporary)
+            removal.remove_store(root_fd, temporary)
         if isinstance(error, FileExistsError):
             raise name_is_taken(path) from error
         raise
@@ -177,7 +177,7 @@ def _flags_of(options: Options) -> int:
     )
 
 
-def _write_files(folder_fd: int, capacity: int, flags: int, options: Options) -> None:
+def _write_files(folder_fd: int, name: str, capacity: int, flags: int, options: Options) -> None:
     ttl = 0 if options.ttl is None else ttl_ns(options.ttl)
     group = 0 if options.gid is None else options.gid + 1
     sizes = capacity, options.max_objects, options.max_clients
@@ -189,6 +189,8 @@ def _write_files(folder_fd: int, capacity: int, flags: int, options: Options) ->
         Segment.create(fd, identity.uuid.int, capacity, prefault=options.prefault)
     with folder.create_file(folder_fd, INDEX_NAME) as fd:
         create_index(fd, identity, backed=backed)
+    if options.on_full == "spill":
+        spill_files.make_folder(folder_fd, options.spill_path, name, identity.uuid, options.gid)
 
 
 def _affordable(folder_fd: int, path: Path, options: Options) -> int:

@@ -8,6 +8,7 @@ import grp
 import math
 import os
 import re
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final
@@ -172,6 +173,14 @@ class Options:
     def root_path(self) -> Path:
         """The folder of all stores."""
         return default_root(self.gid) if self.root is None else Path(self.root).absolute()
+
+    @property
+    def spill_path(self) -> Path:
+        """The folder of the files of objects that find no room in memory."""
+        if self.spill_dir is not None:
+            return Path(self.spill_dir).absolute()
+        whose = f"-{os.getuid()}" if self.gid is None else f"-group-{self.gid}"
+        return Path(tempfile.gettempdir()) / f"shmstore-spill{whose}"
 
     def capacity_within(self, free: int) -> int:
         """Return the capacity in bytes, given what the file system has free."""

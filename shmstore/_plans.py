@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from time import monotonic
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from weakref import ref as weak_ref
 
 import numpy as np
@@ -25,6 +25,9 @@ from shmstore._session import Session
 from shmstore.serialization import Serialized, deserialize, headers, trust
 from shmstore.serialization.handlers.numpy import array_layout, check_extent
 from shmstore.serialization.pickling import loads
+
+if TYPE_CHECKING:
+    import mmap
 
 GONE: Final = object()
 """What `fetch` and `secure` return when the slot holds another object by now."""
@@ -108,6 +111,13 @@ class Plan:
             return False
         there: bool = words[at] == self.word and words[at + L.S_EXTENT] == self.place
         return there
+
+    def exporter(self, mode: str) -> tuple[mmap.mmap, int]:
+        """Return the mapping for views of a mode, and where the extent begins in it."""
+        segment = self.session.segment
+        if mode == "private":
+            return segment.map_private(self.extent, self.extent_nbytes)
+        return (segment.writeable if mode == "shared" else segment.readonly), self.extent
 
     def build(
         self, held: Any, mode: str = "shared", deserializers: Container[str] | None = None

@@ -7,7 +7,7 @@ import os
 from typing import Final
 
 from shmstore import _ending, _lifecycle
-from shmstore._memory import folder, shortage
+from shmstore._memory import folder, removal, shortage
 from shmstore._options import Options
 from shmstore.errors import (
     FormatVersionError,
@@ -72,7 +72,7 @@ def prune(
         _lifecycle.sweep()
         locked = _ending.root_locked(path, lock_timeout, create=False, gid=options.gid)
         with locked as root_fd:
-            folder.remove_leftovers(root_fd)
+            removal.remove_leftovers(root_fd)
             for name in sorted(os.listdir(root_fd)):
                 try:
                     _ending.make_way(root_fd, name, path / name, _GLANCE_S)

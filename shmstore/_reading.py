@@ -11,13 +11,14 @@ from typing import Any, Final
 
 import numpy as np
 
+from shmstore import _restoring
 from shmstore._catalog import states
 from shmstore._catalog.keys import digest_of
 from shmstore._catalog.slots import Record, boottime_ns
 from shmstore._memory import layout as L
 from shmstore._plans import GONE, ArrayPlan, InlinePlan, PicklePlan, Plan
 from shmstore._session import Session
-from shmstore.errors import ObjectNotFoundError, ShmStoreError
+from shmstore.errors import CorruptStoreError, ObjectNotFoundError, ShmStoreError
 from shmstore.serialization import custom_deserialize, headers, trust
 from shmstore.serialization.handlers.numpy import deserialize_array
 
@@ -65,7 +66,8 @@ def make_plan(session: Session, slot: int, word: int, *, deep: bool = True) -> P
         raise
     except _NONSENSE as error:
         raise session.slots.damaged(slot, f"its header makes no sense: {error!r}") from error
-    sound = not (deep and record.kind & L.KIND_DATA_CRC) or _has_sound_data(plan)
+    spilled = states.state_of(word) == states.SPILLED
+    sound = spilled or not (deep and record.kind & L.KIND_DATA_CRC) or _has_sound_data(plan)
     return plan if sound else None
 
 
@@ -99,6 +101,8 @@ def _interpret(session: Session, record: Record, packed: bytes) -> Plan:
         return InlinePlan(session, record, header)
     if any(row.offset + row.nbytes > record.extent_nbytes for row in table):
         raise session.slots.damaged(record.slot, "a frame leaves its extent")
+    if states.state_of(record.word) == states.SPILLED:
+        return _restoring.FilePlan(session, record, header, table)
     is_array = (header.get("serializer"), header["type"]) == ("custom", "numpy.ndarray")
     plain = is_array and len(table) == 1 and "dtype" in header["sub-header"]
     on_mapping = plain and table[0].nbytes and table[0].codec is None
@@ -129,6 +133,8 @@ def read_header(session: Session, record: Record) -> bytes | None:
         start, _ = session.slots.inline_range(record)
         packed = session.memory[start : start + record.header_nbytes]
         return packed if session.slots.word(record.slot) == record.word else None
+    if states.state_of(record.word) == states.SPILLED:
+        return _restoring.read_header(session, record)
     pinned = _Pinned()
     session.pins.pin(pinned, record.slot)
     start = record.extent + record.header_offset
@@ -156,7 +162,11 @@ def find_key(session: Session, key: str) -> tuple[int, int] | None:
 
 def find_digest(session: Session, digest: tuple[int, int]) -> tuple[int, int] | None:
     """As `find_key`, for the digest of a key."""
-    return _find(session, digest) or session.lock.run(_find_locked, session, digest)
+    try:
+        found = _find(session, digest)
+    except CorruptStoreError:
+        found = None  # under the lock it is mended, or raised again
+    return found or session.lock.run(_find_locked, session, digest)
 
 
 def _find_locked(session: Session, digest: tuple[int, int]) -> tuple[int, int] | None:
@@ -199,10 +209,17 @@ def plan_of_digest(session: Session, digest: tuple[int, int]) -> Plan | None:
         found = find_digest(session, digest)
         if found is None:
             return None
-        plan = make_plan(session, *found)
+        plan = make_plan(session, *_in_memory(session, *found))
         if plan is not None:
             return plan
     return session.lock.run(_plan_locked, session, digest)
+
+
+def _in_memory(session: Session, slot: int, word: int) -> tuple[int, int]:
+    """Return a slot and its word after bringing its object back, if it lies in a file."""
+    if states.state_of(word) == states.SPILLED:
+        word = _restoring.bring_back(session, slot, word)
+    return slot, word
 
 
 def _plan_locked(session: Session, digest: tuple[int, int]) -> Plan | None:
@@ -217,12 +234,25 @@ def plan_of_slot(session: Session, slot: int, generation: int) -> Plan | None:
     plan: Plan | None = session.plans.get(word)
     if plan is not None and plan.slot == slot and plan.is_there():
         return plan
-    if not 0 <= slot < session.words[L.W_SLOT_TOP] or session.slots.word(slot) != word:
-        return None
-    plan = make_plan(session, slot, word)
-    if plan is not None:
-        session.remember(word, plan)
-    return plan
+    for _ in range(_UNCERTAIN_TRIES):
+        if not 0 <= slot < session.words[L.W_SLOT_TOP]:
+            return None
+        word = session.slots.word(slot)
+        if not states.is_present(word) or states.generation_of(word) != generation:
+            return None
+        _, word = _in_memory(session, slot, word)
+        plan = make_plan(session, slot, word)
+        if plan is not None:
+            session.remember(word, plan)
+            return plan
+    return session.lock.run(_plan_of_slot_locked, session, slot, generation)
+
+
+def _plan_of_slot_locked(session: Session, slot: int, generation: int) -> Plan | None:
+    """Make a plan for what moves faster than it can be looked at. Requires: the store lock."""
+    word = session.slots.word(slot)
+    same = states.is_present(word) and states.generation_of(word) == generation
+    return make_plan(session, slot, word) if same else None
 
 
 # --- get -----------------------------------------------------------------------------------------
@@ -245,6 +275,13 @@ def _secure_locked(session: Session, key: str) -> tuple[Any, Any]:
     """Secure a key that is overwritten faster than it can be looked at. Requires: the lock."""
     plan = _plan_locked(session, digest_of(key))
     return plan, GONE if plan is None else plan.secure_once()
+
+
+def secure_slot_locked(session: Session, slot: int, generation: int) -> tuple[Plan, Any] | None:
+    """Secure an object that moves faster than it can be looked at. Requires: the store lock."""
+    plan = _plan_of_slot_locked(session, slot, generation)
+    held = GONE if plan is None else plan.secure_once()
+    return None if plan is None or held is GONE else (plan, held)
 
 
 def missing_key(session: Session, key: str) -> ObjectNotFoundError:

@@ -8,9 +8,15 @@ a half-made change       `mend`: key index, allocator, lists and counts made ane
 a half-made put          `bury`: the slot is WRITING and its owner's seat is not locked
 pins                     `bury`: they lie in a seat that is not locked
 a seat                   `bury`: its row is cleared, then its file removed
+a file without an object `bury`, `mend`: it is removed
+an object on its way     `mend`: between memory and file it is READY while it has an extent
 a seat without a row     `bury`, `mend`: the file is removed
 an overwritten key       `mend`: of two published ones with one key the younger stays
 =======================  ======================================================================
+
+Damage is undone in the same way, as far as the slots tell what was there. Where two slots
+contradict each other, the one whose checksum agrees stays, else the younger. An object whose slot
+is damaged is kept by `mend`, so that a get says what happened to it; `recover` gives it up.
 
 Each step may be repeated, and may itself be cut short at any point: what tells that there is work
 to do (DIRTY, a state word, a row) is cleared last.
@@ -20,6 +26,8 @@ Concurrency: everything here requires the store lock.
 
 from __future__ import annotations
 
+import bisect
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -29,17 +37,27 @@ from shmstore._catalog import states
 from shmstore._catalog.table import are_placed, extents_of, holds_extent
 from shmstore._info import Recovered
 from shmstore._memory import layout as L
+from shmstore._memory.segment import Absent
+from shmstore.errors import CorruptStoreError
 
 if TYPE_CHECKING:
     from shmstore._session import Session
 
 Table = npt.NDArray[np.uint64]
+Slots = npt.NDArray[np.intp]
 
 _NEVER: Final = (1 << 64) - 1
+_MANY_GENERATIONS: Final = 1 << 32
 
 
-def bury(session: Session) -> Recovered:
+def bury(session: Session, *, thorough: bool = True) -> Recovered:
     """Undo what dead clients left. Requires: the store lock.
+
+    Parameters
+    ----------
+    thorough
+        False: look for half-made puts, at every slot, only if somebody is found dead. What others
+        buried without looking (a read-only client) is then left.
 
     Returns
     -------
@@ -48,20 +66,56 @@ def bury(session: Session) -> Recovered:
         came back.
     """
     used = session.index.words[L.W_USED]
+    dead = None
     try:
         dead = session.clients.bury(session.row)
         session.clients.remove_strays()
     finally:  # rows may have gone before a seat file could not be looked at, or removed
-        puts = _doom_abandoned(session)
+        puts = _doom_abandoned(session) if thorough or dead != [] else 0
+    if dead:
+        _sweep_files(session)
     session.reclaim(session.identity.max_objects)
     return Recovered(len(dead), puts, used - session.index.words[L.W_USED])
 
 
-def mend(session: Session) -> None:
-    """Make everything that is derived anew from the slot table. Requires: the store lock."""
-    session.clients.bury(session.row)
+def recover(session: Session) -> Recovered:
+    """Make the store whole: `mend`, then give up what is damaged, then `bury`.
+
+    Requires: the store lock.
+    """
+    session.check_alive()
+    words = session.index.words
+    used = words[L.W_USED]
+    dead, puts = mend(session)
+    if used > session.identity.capacity:
+        used = words[L.W_USED]
+    lost = [slot for _, slot in session.slots.present() if not _is_whole(session, slot)]
+    if lost:
+        table = session.slots.table()
+        for slot in lost:
+            table[slot, L.S_STATE] = states.move(int(table[slot, L.S_STATE]), states.DOOMED)
+        mend(session)
+    also = session.bury()
+    return Recovered(
+        dead + also.clients, puts + also.puts, used - words[L.W_USED], objects=len(lost)
+    )
+
+
+def mend(session: Session) -> tuple[int, int]:
+    """Make everything that is derived anew from the slot table. Requires: the store lock.
+
+    Returns
+    -------
+    tuple of int
+        How many clients were found dead, and how many of their puts were half done.
+    """
+    pins = getattr(session, "pins", None)  # None: this process is just attaching
+    session.clients.recount(session.row, None if pins is None else pins.seat)
+    dead = session.clients.bury(session.row)
     session.clients.remove_strays()
-    table = session.slots.table()
+    table = session.slots.recount()
+    _return_withdrawn(table)
+    _end_copies(session, table)
     _end_older_twins(session, table)
     _rebuild_extents(session, table)
     _rebuild_lists(session, table)
@@ -71,12 +125,26 @@ def mend(session: Session) -> None:
     words[L.W_OBJECTS] = int(present.sum())
     words[L.W_NAMED] = int(named.sum())
     _count_special(session, table, present)
-    words[L.W_NEXT_GENERATION] = max(
-        words[L.W_NEXT_GENERATION],
-        int(states.generations_of(table[:, L.S_STATE]).max(initial=0)) + 1,
-    )
+    words[L.W_NEXT_GENERATION] = _next_generation(session, table)
     session.keys.rebuild(np.flatnonzero(named).tolist())
-    _doom_abandoned(session)
+    abandoned = _doom_abandoned(session)
+    _sweep_files(session)
+    return len(dead), abandoned
+
+
+def _return_withdrawn(table: Table) -> None:
+    """Make objects READY that were about to leave memory, or have just come back to it."""
+    state = states.states_of(table[:, L.S_STATE])
+    for slot in np.flatnonzero((state == states.SPILLED) & (table[:, L.S_NODE] != 0)).tolist():
+        table[slot, L.S_STATE] = states.move(int(table[slot, L.S_STATE]), states.READY)
+
+
+def _sweep_files(session: Session) -> None:
+    """Remove the files of objects that are in memory, and those that dead clients were writing."""
+    if session.spills:
+        serials = {client.serial for client in session.clients.rows()}
+        for name in session.files.strays(session.slots.in_files(), serials):
+            session.files.discard(name)
 
 
 def _count_special(session: Session, table: Table, present: npt.NDArray[np.bool_]) -> None:
@@ -90,6 +158,54 @@ def _count_special(session: Session, table: Table, present: npt.NDArray[np.bool_
     if words[L.W_NEXT_EXPIRY_NS] == _NEVER:
         words[L.W_NEXT_EXPIRY_NS] = 0
     words[L.W_EXPIRY_HAND] = 0
+
+
+def _end_copies(session: Session, table: Table) -> None:
+    """Of slots with the same generation leave the one that is right: the others are copies."""
+    generations = states.generations_of(table[:, L.S_STATE])
+    order = np.argsort(generations, kind="stable")
+    ordered = generations[order]
+    same = (ordered[1:] == ordered[:-1]) & (ordered[1:] != 0)
+    if not bool(same.any()):
+        return
+    doubtful = np.flatnonzero(np.isin(generations, ordered[1:][same]))
+    right: set[int] = set()
+    for _, generation, _, _, slot in sorted(_claims(session, table, doubtful)):
+        if generation in right:
+            table[slot, L.S_STATE] = states.NEVER_USED
+        right.add(generation)
+
+
+def _next_generation(session: Session, table: Table) -> int:
+    """Return a generation that no object has had."""
+    following = int(session.index.words[L.W_NEXT_GENERATION])
+    known = int(states.generations_of(table[:, L.S_STATE]).max(initial=0)) + 1
+    if following > states.MOST_GENERATIONS:  # damaged: those of deleted objects are not known
+        return known + _MANY_GENERATIONS
+    return max(following, known)
+
+
+def _is_whole(session: Session, slot: int) -> bool:
+    """Return whether a published slot and its checksum agree, as far as that can be told."""
+    slots = session.slots
+    record = slots.read(slot)
+    in_segment = record.kind & L.KIND_HEADER_IN_EXTENT
+    if in_segment and states.state_of(record.word) == states.SPILLED:
+        return True
+    if in_segment and isinstance(session.segment, Absent):
+        return True
+    try:
+        if in_segment:
+            start = record.extent + record.header_offset
+            if start < 0 or start + record.header_nbytes > session.identity.capacity:
+                return False
+            packed = session.segment.readonly[start : start + record.header_nbytes]
+        else:
+            start, _ = slots.inline_range(record)
+            packed = session.memory[start : start + record.header_nbytes]
+        return slots.is_sound(record, packed)
+    except CorruptStoreError:
+        return False
 
 
 def _doom_abandoned(session: Session) -> int:
@@ -111,9 +227,12 @@ def _end_older_twins(session: Session, table: Table) -> None:
             continue
         digest = int(table[slot, L.S_DIGEST]), int(table[slot, L.S_DIGEST + 1])
         older = youngest.get(digest)
-        if older is not None:
-            table[older, L.S_STATE] = states.move(int(table[older, L.S_STATE]), states.DOOMED)
-        youngest[digest] = slot
+        if older is None:
+            youngest[digest] = slot
+            continue
+        ends = older if _is_whole(session, slot) or not _is_whole(session, older) else slot
+        table[ends, L.S_STATE] = states.move(int(table[ends, L.S_STATE]), states.DOOMED)
+        youngest[digest] = older + slot - ends
 
 
 def _rebuild_extents(session: Session, table: Table) -> None:
@@ -122,33 +241,56 @@ def _rebuild_extents(session: Session, table: Table) -> None:
     An extent that cannot be right is taken from its slot: that object is lost, the others are not.
     While somebody looks at it nobody can tell where, so nothing may be given out.
     """
-    slots = np.flatnonzero(holds_extent(table))
+    state = states.states_of(table[:, L.S_STATE])
+    ready = (state == states.READY) & (table[:, L.S_EXTENT_NBYTES] != 0)
+    slots = np.flatnonzero(holds_extent(table) | ready)
     slots = slots[np.argsort(extents_of(table[slots]), kind="stable")]
-    sound = _are_sound(table[slots], session.identity.capacity)
-    kept = slots[sound]
-    offsets, sizes = extents_of(table[kept]), table[kept, L.S_EXTENT_NBYTES]
-    ends = np.maximum.accumulate(offsets + sizes)
-    apart = np.ones(len(kept), np.bool_)
-    apart[1:] = offsets[1:] >= ends[:-1]
-    lost = np.concatenate([slots[~sound], kept[~apart]])
-    seen = session.clients.pinned().intersection(lost.tolist()) if len(lost) else ()
-    for slot in seen:
+    inside = _are_inside(table[slots], session.identity.capacity)
+    kept = _disjoint(session, table, slots[inside])
+    lost = np.setdiff1d(slots, kept, assume_unique=True)
+    for slot in session.clients.pinned().intersection(lost.tolist()) if len(lost) else ():
         raise session.slots.damaged(slot, "its extent overlaps another or leaves the segment")
     table[lost, L.S_NODE] = 0
-    kept = kept[apart]
-    places = zip(offsets[apart].tolist(), sizes[apart].tolist(), kept.tolist(), strict=True)
-    nodes = session.allocator.rebuild(places)
+    again = lost[are_placed(table[lost])]
+    table[again, L.S_EXTENT] ^= np.uint64(_NEVER) << np.uint64(L.EXTENT_SHIFT)  # for good
+    places = extents_of(table[kept]), table[kept, L.S_EXTENT_NBYTES], kept
+    nodes = session.allocator.rebuild(zip(*(column.tolist() for column in places), strict=True))
     table[kept, L.S_NODE] = np.array(nodes, np.uint64) + np.uint64(1)
 
 
-def _are_sound(rows: Table, capacity: int) -> npt.NDArray[np.bool_]:
+def _are_inside(rows: Table, capacity: int) -> npt.NDArray[np.bool_]:
     """Return which extents lie where their slots say, inside the segment."""
     offsets, sizes = extents_of(rows), rows[:, L.S_EXTENT_NBYTES]
     limit = np.uint64(capacity)
     aligned = (offsets | sizes) % np.uint64(L.ALIGNMENT) == 0
     inside = (sizes != 0) & (sizes <= limit) & (offsets <= limit - np.minimum(sizes, limit))
-    sound: npt.NDArray[np.bool_] = are_placed(rows) & aligned & inside
-    return sound
+    found: npt.NDArray[np.bool_] = are_placed(rows) & aligned & inside
+    return found
+
+
+def _disjoint(session: Session, table: Table, slots: Slots) -> Slots:
+    """Return those of the slots, lowest extent first, that may keep their extents."""
+    offsets, sizes = extents_of(table[slots]), table[slots, L.S_EXTENT_NBYTES]
+    if bool((offsets[1:] >= (offsets + sizes)[:-1]).all()):
+        return slots
+    kept: list[tuple[int, int, int]] = []
+    for *_, start, end, slot in sorted(_claims(session, table, slots)):
+        at = bisect.bisect(kept, (start,))
+        free_below = at == 0 or kept[at - 1][1] <= start
+        if free_below and (at == len(kept) or end <= kept[at][0]):
+            kept.insert(at, (start, end, slot))
+    return np.array([slot for *_, slot in kept], np.intp)
+
+
+def _claims(
+    session: Session, table: Table, slots: Slots
+) -> Iterator[tuple[bool, int, int, int, int]]:
+    """Yield (weak, minus generation, start, end, slot) per extent: the best claim sorts first."""
+    for slot in slots.tolist():
+        word, start = int(table[slot, L.S_STATE]), int(table[slot, L.S_EXTENT]) & L.EXTENT_MASK
+        strong = states.is_present(word) and _is_whole(session, slot)
+        end = start + int(table[slot, L.S_EXTENT_NBYTES])
+        yield not strong, -states.generation_of(word), start, end, slot
 
 
 def _rebuild_lists(session: Session, table: Table) -> None:

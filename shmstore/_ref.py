@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 _GONE = _plans.GONE
 
+# How often an object may move between memory and file while it is looked at.
+_TRIES = 20
+
 
 class ObjectRef:
     """A reference to one object of one store: immutable, hashable, about 100 bytes when pickled.
@@ -149,19 +152,23 @@ class ObjectRef:
 
 def secure(session: Session, ref: ObjectRef) -> tuple[_plans.Plan, Any]:
     """Return the plan of a reference, and what it secured; ObjectNotFoundError: deleted."""
-    plan = plan_of(session, ref)
-    held = plan.secure()
-    if held is _GONE:
+    for _ in range(_TRIES):
+        plan = plan_of(session, ref)
+        held = plan.secure()
+        if held is not _GONE:
+            return plan, held
+    found = session.lock.run(_reading.secure_slot_locked, session, ref._slot, ref._generation)
+    if found is None:
         raise missing(ref)
-    return plan, held
+    return found
 
 
 def plan_of(session: Session, ref: ObjectRef) -> _plans.Plan:
     """Return the plan of a reference, and let it remember that; ObjectNotFoundError: deleted."""
     plan = ref._plan
-    if plan is None or plan.session is not session:
+    if plan is None or plan.session is not session or not plan.is_there():
         plan = ref._plan = _reading.plan_of_slot(session, ref._slot, ref._generation)
-    if plan is None or session.slots.word(plan.slot) != plan.word:
+    if plan is None:
         session.check_alive()
         raise missing(ref)
     return plan
@@ -184,8 +191,8 @@ def check_owner(session: Session, ref: ObjectRef) -> None:
 
 def finder(session: Session, ref: ObjectRef) -> Callable[[], int]:
     """Return a function that gives the slot of a reference, or -1 when its object is gone."""
-    slot, word = ref._slot, states.ready_word(ref._generation)
-    return lambda: slot if session.slots.word(slot) == word else -1
+    slot = ref._slot
+    return lambda: slot if is_there(session, ref) else -1
 
 
 def is_there(session: Session, ref: ObjectRef) -> bool:

@@ -19,20 +19,25 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from shmstore._catalog import states
 from shmstore._catalog.slots import boottime_ns
+from shmstore._catalog.table import Table, extents_of, holds_extent
 from shmstore._memory import layout as L
-from shmstore._sharing.barrier import membarrier
 
 if TYPE_CHECKING:
     from shmstore._session import Session
+
+Rows = npt.NDArray[np.intp]
 
 # Of so many slots at a time the oldest objects are found.
 _SAMPLE: Final = 256
 
 # Around so many of them room is looked for.
 _CENTRES: Final = 8
+
+_NEVER: Final = 1 << 64
 
 
 # --- objects whose time is over ----------------------------------------------------------------
@@ -77,6 +82,16 @@ def end(session: Session, slot: int) -> None:
     session.doom(slot)
 
 
+def end_if_over(session: Session, slot: int) -> bool:
+    """Take an object away whose time is over; False: it may stay."""
+    expires_ns = session.words[session.slots.state_index(slot) + L.S_EXPIRES_NS]
+    if not 0 < expires_ns <= boottime_ns():
+        return False
+    end(session, slot)
+    session.words[L.W_EXPIRATIONS] += 1
+    return True
+
+
 # --- objects that were not used for long -------------------------------------------------------
 
 
@@ -107,23 +122,25 @@ def choose(session: Session, nbytes: int) -> list[int]:
     """
     table = session.slots.table()
     pinned = session.clients.pinned()
-    rows = _sample(len(table))
-    centres = _oldest(table, rows, pinned, with_extent=nbytes > 0)
-    if not centres and len(rows) < len(table):
-        everything = np.arange(len(table))
-        centres = _oldest(table, everything, pinned, with_extent=nbytes > 0)
+    # An extent is looked for where extents are: there may be a million objects without one.
+    count = session.allocator.count() if nbytes else len(table)
+    rows = _sample(count)
+    centres = _oldest(session, table, rows, pinned, with_extent=nbytes > 0)
+    if not centres and len(rows) < count:
+        centres = _oldest(session, table, np.arange(count), pinned, with_extent=nbytes > 0)
     if not nbytes:
         return centres[:1]
     best: _Window | None = None
     for centre in centres:
-        window = _window_around(session, centre, nbytes, pinned)
-        if window is not None and (best is None or window.last_used < best.last_used):
-            best = window
-    return [] if best is None else best.slots
+        before = best.last_used if best else _NEVER
+        best = _window_around(session, centre, nbytes, pinned, before) or best
+    if best is not None:
+        return best.slots
+    return _first_gap(table, pinned, nbytes, session.identity.capacity) if centres else []
 
 
-def _sample(count: int) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
-    """Return the numbers of some of `count` slots, or of all if these are few."""
+def _sample(count: int) -> Rows:
+    """Return the numbers of some of `count` rows, or of all if these are few."""
     if count <= _SAMPLE:
         return np.arange(count)
     drawn = random.randbytes(_SAMPLE * L.WORD)  # noqa: S311 - no secret
@@ -132,19 +149,42 @@ def _sample(count: int) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
 
 
 def _oldest(
-    table: np.ndarray[tuple[int, int], np.dtype[np.uint64]],
-    rows: np.ndarray[tuple[int], np.dtype[np.intp]],
-    pinned: set[int],
-    *,
-    with_extent: bool,
+    session: Session, table: Table, rows: Rows, pinned: set[int], *, with_extent: bool
 ) -> list[int]:
-    """Return those of the slots that were not used for longest and that nobody looks at."""
-    fits = states.states_of(table[rows, L.S_STATE]) == states.READY
+    """Return those of the slots that were not used for longest and that nobody looks at.
+
+    With `with_extent` the rows are blocks of the allocator.
+    """
     if with_extent:
-        fits &= table[rows, L.S_NODE] != 0
-    rows = rows[fits]
+        rows = session.allocator.owners(rows)
+        rows = rows[rows < len(table)]
+    rows = rows[states.states_of(table[rows, L.S_STATE]) == states.READY]
     rows = rows[np.argsort(table[rows, L.S_LAST_USED], kind="stable")]
     return [slot for slot in rows.tolist() if slot not in pinned][:_CENTRES]
+
+
+def _first_gap(table: Table, pinned: set[int], nbytes: int, capacity: int) -> list[int]:
+    """Return the objects to give up between what must stay, wherever there is enough, or none.
+
+    The last resort, for what is so large that around no old object there is room.
+    """
+    held = holds_extent(table)
+    evictable = held & (states.states_of(table[:, L.S_STATE]) == states.READY)
+    evictable[[slot for slot in pinned if slot < len(table)]] = False
+    stays = table[held & ~evictable]
+    starts = extents_of(stays)
+    order = np.argsort(starts)
+    edges = np.concatenate([starts[order], [np.uint64(capacity)]])
+    begins = np.concatenate([[np.uint64(0)], (starts + stays[:, L.S_EXTENT_NBYTES])[order]])
+    (wide,) = np.nonzero(edges >= begins + np.uint64(nbytes))
+    if not len(wide):
+        return []
+    begin = begins[wide[0]]
+    offsets = extents_of(table)
+    ends = offsets + table[:, L.S_EXTENT_NBYTES]
+    inside = (ends > begin) & (offsets < begin + np.uint64(nbytes))
+    slots: list[int] = np.flatnonzero(evictable & inside).tolist()
+    return slots
 
 
 class _Window(NamedTuple):
@@ -154,17 +194,20 @@ class _Window(NamedTuple):
     slots: list[int]
 
 
-def _window_around(session: Session, centre: int, nbytes: int, pinned: set[int]) -> _Window | None:
+def _window_around(
+    session: Session, centre: int, nbytes: int, pinned: set[int], before: int
+) -> _Window | None:
     """Return the objects that must go for an extent around one of them, or None.
 
-    It grows to the side where it finds what is free, or else what was not used for longer.
+    It grows to the side where it finds what is free, or else what was not used for longer, as long
+    as all of them were last used before `before`.
     """
     blocks = session.allocator
     node = session.slots.node(centre)
     slots, last_used = [centre], _last_used(session, centre)
     size = blocks.nbytes(node)
     ends = {False: node, True: node}
-    while size < nbytes:
+    while size < nbytes and last_used < before:
         sides: list[tuple[int, bool, int]] = []
         for up, edge in ends.items():
             following = blocks.neighbour(edge, up=up)
@@ -184,7 +227,7 @@ def _window_around(session: Session, centre: int, nbytes: int, pinned: set[int])
         if age:
             slots.append(blocks.owner(following))
             last_used = max(last_used, age - 1)
-    return _Window(last_used, slots)
+    return _Window(last_used, slots) if last_used < before else None
 
 
 def _last_used(session: Session, slot: int) -> int:
@@ -215,8 +258,8 @@ def withdraw(session: Session, slots: Iterable[int]) -> list[int]:
     slots = [slot for slot in slots if states.state_of(words[at(slot)]) == states.READY]
     for slot in slots:
         session.slots.leave_memory(slot)
-    if session.lock_free and slots:
-        membarrier()
+    if slots:
+        session.pass_barrier()
     pinned = session.clients.pinned()
     for slot in pinned.intersection(slots):
         session.slots.return_to_memory(slot)

@@ -27,13 +27,20 @@ from shmstore._memory.descriptors import Descriptor
 from shmstore._memory.index import INDEX_NAME, Index
 from shmstore._memory.owners import group_of
 from shmstore._memory.segment import Segment, open_segment
+from shmstore._memory.spill_files import SpillFiles
 from shmstore._options import ttl_ns
-from shmstore._sharing.barrier import membarrier
 from shmstore._sharing.clients import Clients
 from shmstore._sharing.lock import StoreLock
 from shmstore._sharing.seats import SEATS_NAME, Pins, Seat
 from shmstore._sharing.tracing import TracedPins
-from shmstore.errors import ReadOnlyStoreError, StoreClosedError, StoreFullError, StoreNotFoundError
+from shmstore._space import Space
+from shmstore.errors import (
+    CorruptStoreError,
+    ReadOnlyStoreError,
+    StoreClosedError,
+    StoreFullError,
+    StoreNotFoundError,
+)
 
 if TYPE_CHECKING:
     from shmstore._info import Recovered
@@ -46,9 +53,6 @@ _PARTS = ("words", "memory", "index", "segment", "slots", "keys", "allocator", "
 
 # The dead are looked for when there may be this many of them.
 _FEW_CLIENTS = 8
-
-# From this size on pages are wiped by giving them back.
-_PUNCH_NBYTES = 1 << 20
 
 # Objects whose place a process remembers; a plan takes about 1 KiB.
 _MOST_PLANS = 1 << 14
@@ -64,7 +68,7 @@ def open_index(folder_fd: int, path: Path) -> Index:
         raise
 
 
-class Session:
+class Session(Space):
     """The files and tables of one store, as one process uses them.
 
     Parameters
@@ -93,6 +97,7 @@ class Session:
         self._bury_at = 0
         self.abandoned: list[tuple[int, int]] = []
         self.plans: dict[str | int, Any] = {}
+        self.verified: set[int] = set()
         self.allowed_modules: Collection[str] | None = None
         with contextlib.ExitStack() as opened:
             self.seats_fd = folder.open_seats(folder_fd, SEATS_NAME, path)
@@ -107,6 +112,7 @@ class Session:
             self._map_tables()
             lock_fd = folder.open_file(folder_fd, LOCK_NAME, path)
             self.lock = StoreLock(lock_fd, self.words, lock_timeout, self._mend, self._describe)
+            self.lock.path = self.index.path
             opened.callback(self.lock.close)
             self.segment: Segment = open_segment(
                 folder_fd,
@@ -116,6 +122,9 @@ class Session:
                 readonly=readonly,
             )
             opened.callback(self.segment.close)
+            if self.spills:
+                self.files = SpillFiles(folder_fd, path, self.identity.uuid)
+                opened.callback(self.files.close)
             self._take_seat()
             opened.pop_all()
 
@@ -178,62 +187,18 @@ class Session:
             self.plans.clear()
         self.plans[key] = plan
 
-    # --- memory that is free again -------------------------------------------------------------
-
-    def reclaim(self, limit: int) -> None:
-        """Free deleted objects that nobody looks at any more. Requires: the store lock.
-
-        The pin race, and why it is won: a reader (1) stores its pin, (2) loads the slot word, and
-        uses the extent only if the word still says READY. A delete (3) stores DOOMED; then, here,
-        (4) the barrier, (5) the pins are loaded. If (5) misses the pin of (1), then (1) came after
-        the barrier, so (2) sees (3) and the reader lets go. Where there is no barrier, (1) and (2)
-        are done under the store lock.
-        """
-        if not self.words[L.W_DOOMED_HEAD]:
-            return
-        if self.lock_free:
-            membarrier()
-        slots = self.slots
-        for slot in slots.take_unpinned(self.clients.pinned(), limit):
-            node = slots.node(slot)
-            if node >= 0 and slots.wipes:
-                self._wipe(slot, node)
-            slots.free(slot)
-            if node >= 0:
-                self.allocator.release(node)
-
-    def _wipe(self, slot: int, node: int) -> None:
-        """Leave nothing of an object behind; a large one's pages go back to the system."""
-        record = self.slots.read(slot)
-        cold = self.allocator.is_cold(node) or record.extent_nbytes >= _PUNCH_NBYTES
-        if cold:
-            self.allocator.mark_cold(node)
-        self.segment.wipe(record.extent, record.extent_nbytes, cold=cold)
-
-    def doom(self, slot: int) -> None:
-        """Take an object, or a half-made one, away from new readers. Requires: the store lock."""
-        self.slots.doom(slot)
-
     def reclaim_all(self) -> None:
         """Free every deleted object that nobody looks at. Requires: the store lock."""
-        self._sweep()
+        self.sweep()
         if not self.readonly:
             _room.expire(self)
             self.reclaim(self.identity.max_objects)
 
-    def _sweep(self) -> None:
-        """Give up what exceptions of this process have cut loose. Requires: the store lock."""
-        self.pins.sweep()
-        while self.abandoned:
-            slot, generation = self.abandoned.pop()
-            if self.slots.is_writing(slot, generation):
-                self.doom(slot)
-
-    def bury(self) -> Recovered:
+    def bury(self, *, thorough: bool = True) -> Recovered:
         """Undo what dead clients left: pins, half-made puts, seats. Requires: the store lock."""
         self.check_alive()
-        self._sweep()
-        return _recovery.bury(self)
+        self.sweep()
+        return _recovery.bury(self, thorough=thorough)
 
     # --- the seat ------------------------------------------------------------------------------
 
@@ -282,7 +247,10 @@ class Session:
             with self._writeable_clients() as clients:
                 clients.bury(self.row)
         else:
-            _recovery.bury(self)
+            try:
+                _recovery.bury(self)
+            except CorruptStoreError:  # the pins of somebody who lives cannot be read: who needs
+                self.clients.bury(self.row)  # memory will say so, not who only comes
 
     def new_child_seat(self) -> tuple[int, Seat]:
         """Make a row and a seat, with all pins of this process, for a child. Requires: the lock."""
@@ -352,6 +320,8 @@ class Session:
         self.lock.close()
         self.index.close()
         self.segment.close()
+        if self.spills:
+            self.files.close()
         self.seats_fd.close()
         self.folder_fd.close()
         for name in (

@@ -24,7 +24,18 @@ from typing import Any, overload
 
 import numpy.typing as npt
 
-from shmstore import _check, _deleting, _inspection, _packing, _plans, _reading, _ref, _writing
+from shmstore import (
+    _check,
+    _deleting,
+    _inspection,
+    _packing,
+    _plans,
+    _reading,
+    _recovery,
+    _ref,
+    _spilling,
+    _writing,
+)
 from shmstore._arguments import check_key, check_mode
 from shmstore._building import Allocation
 from shmstore._catalog.keys import digest_of
@@ -32,7 +43,6 @@ from shmstore._explaining import Explained
 from shmstore._handle import Handle
 from shmstore._info import ClientInfo, Finding, ObjectInfo, Recovered, StoreStats
 from shmstore._mapping import NamedObjects
-from shmstore._memory import layout as L
 from shmstore._ref import ObjectRef
 from shmstore._session import Session
 from shmstore._undecoded import Undecoded
@@ -119,7 +129,8 @@ class Store(Handle, NamedObjects, Undecoded, Explained):
         )
         if ttl is not None or session.optioned:
             package = session.with_options(package, ttl)
-        return _writing.put(session, package, overwrite=overwrite)
+        put = _spilling.put if session.spills else _writing.put
+        return put(session, package, overwrite=overwrite)
 
     @overload
     def put_many(
@@ -182,7 +193,8 @@ class Store(Handle, NamedObjects, Undecoded, Explained):
         ]
         if ttl is not None or session.optioned:
             packages = [session.with_options(package, ttl) for package in packages]
-        refs = _writing.put_many(session, packages, overwrite=overwrite)
+        put_many = _spilling.put_many if session.spills else _writing.put_many
+        refs = put_many(session, packages, overwrite=overwrite)
         return {key: ref for (key, _), ref in zip(pairs, refs, strict=True)} if named else refs
 
     def allocate(
@@ -358,7 +370,7 @@ class Store(Handle, NamedObjects, Undecoded, Explained):
     def __len__(self) -> int:
         session = self._live()
         session.check_alive()
-        return int(session.words[L.W_NAMED])
+        return session.slots.count_named()
 
     def __iter__(self) -> Iterator[str]:
         return _inspection.keys(self._live())
@@ -411,7 +423,7 @@ class Store(Handle, NamedObjects, Undecoded, Explained):
         """Undo what dead processes left: their pins, half-made puts and seats."""
         session = self._live()
         session.check_writeable()
-        return session.lock.run(session.bury)
+        return session.lock.run(_recovery.recover, session)
 
 
 def _finder(session: Session, target: ObjectRef | str) -> Callable[[], int]:

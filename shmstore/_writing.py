@@ -120,19 +120,19 @@ def _put_small(
     if words[L.W_DESTROYED]:
         session.check_alive()
     if session.readonly or not overwrite:
-        _check_allowed(session, [package])
+        check_allowed(session, [package], overwrite=overwrite)
     if words[L.W_NEXT_EXPIRY_NS]:
         _room.expire_some(session, _EXPIRE_FEW)
     if words[L.W_DOOMED_HEAD]:
         session.reclaim(_RECLAIM_FEW)
-    _reserve(session, package, places)
+    reserve(session, package, places)
     place = places[0]
     extent = place.extent
     if extent is not None:
         if extent.cold or extent.nbytes > COPY_LOCKED_NBYTES:
             return Guard(session, place)
         copy(session, package, place)
-    _publish(session, package, place)
+    publish(session, package, place)
     return None
 
 
@@ -150,7 +150,7 @@ def _put_all_small(
         return Guard(session, places[0])
     for package, place in zip(packages, places, strict=True):
         copy(session, package, place)
-        _publish(session, package, place)
+        publish(session, package, place)
     return None
 
 
@@ -163,13 +163,13 @@ def reserve_all(
     """Reserve a place for each package; `places` always tells which. Requires: the store lock."""
     session.check_alive()
     if session.readonly or not overwrite:
-        _check_allowed(session, packages)
+        check_allowed(session, packages, overwrite=overwrite)
     if session.words[L.W_NEXT_EXPIRY_NS]:
         _room.expire_some(session, _EXPIRE_FEW)
     if session.words[L.W_DOOMED_HEAD]:
         session.reclaim(_RECLAIM_FEW)
     for package in packages:
-        _reserve(session, package, places)
+        reserve(session, package, places)
 
 
 def publish_all(
@@ -179,14 +179,20 @@ def publish_all(
     overwrite: bool,  # noqa: FBT001 - called under the lock
 ) -> None:
     """Make objects visible whose frames lie in their extents. Requires: the store lock."""
+    check_publication(session, packages, places, overwrite=overwrite)
+    for package, place in zip(packages, places, strict=True):
+        publish(session, package, place)
+
+
+def check_publication(
+    session: Session, packages: Sequence[Package], places: Sequence[Place], *, overwrite: bool
+) -> None:
+    """Raise unless reserved places are still ours and the keys may be taken."""
     session.check_alive()
-    if not overwrite:
-        _check_allowed(session, packages)
+    check_allowed(session, packages, overwrite=overwrite)
     for place in places:
         if not session.slots.is_writing(place.slot, place.generation):
             raise session.slots.damaged(place.slot, "it was taken away while it was written")
-    for package, place in zip(packages, places, strict=True):
-        _publish(session, package, place)
 
 
 def discard(
@@ -241,11 +247,12 @@ def refer(session: Session, package: Package, place: Place) -> ObjectRef:
     )
 
 
-def _check_allowed(session: Session, packages: Sequence[Package]) -> None:
-    """Raise for a read-only session, and for the first key that is taken."""
+def check_allowed(session: Session, packages: Sequence[Package], *, overwrite: bool) -> None:
+    """Raise for a read-only session, and for the first key that is taken and may not be."""
     session.check_writeable()
-    for package in packages:
-        if package.key is not None and session.keys.find(package.content.digest) >= 0:
+    for package in () if overwrite else packages:
+        slot = -1 if package.key is None else session.keys.find(package.content.digest)
+        if slot >= 0 and not _room.end_if_over(session, slot):
             raise KeyExistsError(
                 f"the key {package.key!r} is taken in store {session.path.name!r}. Delete it, use "
                 "another key, or put with overwrite=True.",
@@ -264,14 +271,14 @@ def check_size(session: Session, nbytes: int) -> None:
         )
 
 
-def _reserve(session: Session, package: Package, places: list[Place]) -> None:
+def reserve(session: Session, package: Package, places: list[Place]) -> None:
     """Take a slot and an extent; find room and look again before giving up."""
     if package.extent_nbytes:
         check_size(session, package.extent_nbytes)
     if _try_reserve(session, package, places):
         return
     _room.expire(session)
-    session.bury()
+    session.bury(thorough=not session.evicts)
     if _try_reserve(session, package, places):
         return
     if session.evicts:
@@ -280,6 +287,9 @@ def _reserve(session: Session, package: Package, places: list[Place]) -> None:
             if _try_reserve(session, package, places):
                 return
             asked = package.extent_nbytes
+        session.bury()
+        if _try_reserve(session, package, places):
+            return
     raise full(session, package.extent_nbytes)
 
 
@@ -339,7 +349,7 @@ class PlanFailed(BaseException):
         self.error = error
 
 
-def _publish(session: Session, package: Package, place: Place) -> None:
+def publish(session: Session, package: Package, place: Place, state: int = states.READY) -> None:
     """Make an object visible; it takes the place of an older one under the same key.
 
     Requires: the store lock. The new slot is READY and stands behind the old one in the chain of
@@ -349,14 +359,14 @@ def _publish(session: Session, package: Package, place: Place) -> None:
     if place.extent is not None and place.extent.cold:
         session.allocator.mark_warm(session.slots.read(place.slot).node)
     if package.key is None:
-        session.slots.publish(place.slot, package.content, session.pid)
+        session.slots.publish(place.slot, package.content, session.pid, state)
         return
     old = session.keys.find(package.content.digest)
-    session.slots.publish(place.slot, package.content, session.pid)
+    session.slots.publish(place.slot, package.content, session.pid, state)
     if old >= 0:
-        session.keys.add_behind(old, place.slot)
+        link = session.keys.add_behind(old, place.slot)
         session.doom(old)
-        session.keys.remove(old)
+        session.keys.pass_by(link, place.slot)
     else:
         session.keys.add(place.slot)
 
@@ -364,7 +374,7 @@ def _publish(session: Session, package: Package, place: Place) -> None:
 def full(session: Session, asked: int) -> StoreFullError:
     """Return the error that tells why there is no room. Requires: the store lock."""
     words = session.words
-    holders = _holders_of_doomed(session)
+    stuck, holders = _what_is_held(session)
     facts = {
         "asked": asked,
         "free": session.identity.capacity - words[L.W_USED],
@@ -372,9 +382,11 @@ def full(session: Session, asked: int) -> StoreFullError:
         "capacity": session.identity.capacity,
         "objects": words[L.W_OBJECTS],
         "pinned": words[L.W_DOOMED_BYTES],
-        "pinned_by": tuple(holders),
+        "stuck": stuck,
+        "pinned_by": holders,
+        "out_of_slots": session.slots.take() is None,
     }
-    if words[L.W_SLOT_TOP] >= session.identity.max_objects and not words[L.W_FREE_SLOT]:
+    if facts["out_of_slots"]:
         reason = f"it holds {facts['objects']:,} objects, as many as it takes"
         remedy = "create the store with a larger max_objects"
     else:
@@ -383,20 +395,38 @@ def full(session: Session, asked: int) -> StoreFullError:
             f"largest extent has {facts['largest_free']:,}"
         )
         remedy = "create the store with a larger capacity"
-    by = f" by {', '.join(holders)}" if holders else ""
+    held = f"{facts['pinned']:,} bytes of deleted objects are still looked at"
+    if session.evicts or session.spills:
+        way = "evicted" if session.evicts else "moved to files"
+        held += f", and {stuck:,} bytes of others, which cannot be {way}"
+    by = f", by {', '.join(holders)}" if holders else ""
+    drop = "views" if stuck else "views of deleted ones"
     return StoreFullError(
-        f"store {session.path.name!r} has no room: {reason}. {facts['pinned']:,} bytes of deleted "
-        f"objects are still looked at{by}. Delete objects, drop views of deleted ones, or "
-        f"{remedy}.",
+        f"store {session.path.name!r} has no room: {reason}. {held}{by}. Delete objects, drop "
+        f"{drop}, or {remedy}; `store.why_full({asked})` tells more.",
         **facts,
     )
 
 
-def _holders_of_doomed(session: Session) -> list[str]:
-    doomed = set(session.slots.doomed())
-    clients = session.clients
-    return [
-        clients.describe(client.row)
-        for client in clients.rows()
-        if any(pin - 1 in doomed for pin in clients.seat(client).pinned())
-    ]
+def _what_is_held(session: Session) -> tuple[int, tuple[str, ...]]:
+    """Return what cannot leave because it is looked at, and by whom that and deleted ones are.
+
+    Returns
+    -------
+    int
+        Bytes of published objects that would leave if nobody looked at them.
+    tuple of str
+        The processes in question.
+    """
+    slots, clients = session.slots, session.clients
+    doomed = set(slots.doomed())
+    pins = {c.row: {pin - 1 for pin in clients.seat(c).pinned()} for c in clients.rows()}
+    held, stuck = doomed, 0
+    if session.evicts or session.spills:
+        known = range(session.words[L.W_SLOT_TOP])
+        live = [slots.read(slot) for slot in set().union(*pins.values()) - doomed if slot in known]
+        live = [record for record in live if states.state_of(record.word) == states.READY]
+        held = doomed.union(record.slot for record in live)
+        stuck = sum(record.extent_nbytes for record in live)
+    holders = [clients.describe(row) for row, seen in pins.items() if held & seen]
+    return stuck, tuple(holders)

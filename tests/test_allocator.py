@@ -113,7 +113,7 @@ class AllocatorMachine(RuleBasedStateMachine):
     def rebuild(self) -> None:
         """Make the tables anew from the extents."""
         self.live.sort(key=lambda extent: extent.offset)
-        nodes = self.allocator.rebuild([(e.offset, e.nbytes, 0) for e in self.live])
+        nodes = self.allocator.rebuild([(e.offset, e.nbytes, -1) for e in self.live])
         self.live = [e._replace(node=node) for e, node in zip(self.live, nodes, strict=True)]
 
     @invariant()
@@ -351,7 +351,7 @@ def test_rebuilt_allocator_gives_what_the_old_one_could_give(
     with _allocator(1 << 20) as (allocator, index):
         for n in asked:
             allocator.allocate(n)
-        nodes = allocator.rebuild([(*extent, 0) for extent in extents.items()])
+        nodes = allocator.rebuild([(*extent, -1) for extent in extents.items()])
         assert len(set(nodes)) == len(extents)
         _assert_in_order(allocator, index, extents)
         gaps = [gap * UNIT for gap, _ in gaps_and_sizes]

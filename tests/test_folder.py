@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shmstore import Store
-from shmstore._memory import folder
+from shmstore._memory import folder, removal
 from shmstore.errors import (
     NotAStoreError,
     ShmStoreError,
@@ -400,10 +400,10 @@ def test_store_removed_leaves_its_neighbours(base: Path, base_fd: int) -> None:
     """Its files, its seats and its folder go, and nothing else."""
     _make_store(base, "mine")
     _make_store(base, "other")
-    folder.remove_store(base_fd, "mine")
+    removal.remove_store(base_fd, "mine")
     assert _names(base) == ["other"]
     assert len(list((base / "other").rglob("*"))) == 5
-    folder.remove_store(base_fd, "mine")
+    removal.remove_store(base_fd, "mine")
 
 
 def test_leftovers_are_removed_and_stores_stay(base: Path, base_fd: int) -> None:
@@ -411,7 +411,7 @@ def test_leftovers_are_removed_and_stores_stay(base: Path, base_fd: int) -> None
     for name in (NEW, OLD, "mine", ".new-software", ".old-photographs"):
         _make_store(base, name)
     (base / NEW.replace("0", "a")).mkdir()
-    folder.remove_leftovers(base_fd)
+    removal.remove_leftovers(base_fd)
     assert _names(base) == [".new-software", ".old-photographs", "mine"]
 
 
@@ -423,7 +423,7 @@ def test_removing_does_not_follow_links(base: Path, base_fd: int) -> None:
     store = _make_store(base, "mine")
     (store / "link").symlink_to(precious)
     (store / "folder").symlink_to(base / "treasure")
-    folder.remove_store(base_fd, "mine")
+    removal.remove_store(base_fd, "mine")
     assert _names(base) == ["precious", "treasure"]
     assert (base / "treasure" / "gold").read_bytes() == b"content"
 
@@ -438,7 +438,7 @@ def test_leftovers_that_are_no_folders_do_not_stand_in_the_way(
         _make_file(base, NEW)
     else:
         (base / NEW).symlink_to(base / "treasure")
-    folder.remove_leftovers(base_fd)
+    removal.remove_leftovers(base_fd)
     assert _names(base) == ["treasure"]
 
 

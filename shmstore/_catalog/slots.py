@@ -11,13 +11,15 @@ together.
 
 from __future__ import annotations
 
+import os
 import struct
 import time
+from pathlib import Path
 from typing import Final, NamedTuple
 from zlib import crc32
 
 from shmstore._catalog import states
-from shmstore._catalog.table import SlotTable
+from shmstore._catalog.moves import Moves
 from shmstore._memory import layout as L
 from shmstore._memory.allocator import Extent
 from shmstore._memory.index import Index
@@ -34,10 +36,28 @@ assert _DESCRIPTION_AT + _DESCRIPTION.size == L.INLINE_OFFSET
 
 def boottime_ns() -> int:
     """Return a clock of the whole machine that nobody can set, in nanoseconds."""
-    return time.clock_gettime_ns(_CLOCK)
+    return time.clock_gettime_ns(_CLOCK) - _ahead_ns[0]
 
 
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def _clock_ahead_ns() -> int:
+    """Return by how much this clock is ahead of the machine's: a time namespace has its own."""
+    try:
+        lines = Path("/proc/self/timens_offsets").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    offsets = {name: int(s) * 10**9 + int(ns) for name, s, ns in map(str.split, lines)}
+    return offsets.get("boottime", 0)
+
+
+def _look_at_clock() -> None:
+    _ahead_ns[0] = _clock_ahead_ns()
+
+
+_ahead_ns: Final = [_clock_ahead_ns()]
+os.register_at_fork(after_in_child=_look_at_clock)  # a child may be born into another namespace
 
 
 class Record(NamedTuple):
@@ -81,7 +101,7 @@ class Content(NamedTuple):
     ttl_ns: int = 0
 
 
-class Slots(SlotTable):
+class Slots(Moves):
     """The slot table of one store.
 
     Parameters
@@ -102,13 +122,13 @@ class Slots(SlotTable):
         words = self._words
         head = words[L.W_FREE_SLOT]
         if head:
-            return int(head) - 1
+            return self._spare(int(head) - 1, L.W_FREE_SLOT)
         top = words[L.W_SLOT_TOP]
-        if top >= self._index.geometry.max_objects:
+        if top == self._index.geometry.max_objects:
             return None
         if (top + 1) * L.SLOT_NBYTES > words[L.W_SLOTS_RESERVED]:
             self._index.grow_slots()
-        return int(top)
+        return self._spare(int(top), L.W_SLOT_TOP)
 
     def next_generation(self) -> int:
         """Return the generation that the next `reserve` gives. Requires: the store lock."""
@@ -122,6 +142,8 @@ class Slots(SlotTable):
         words = self._words
         base = self._start + slot * L.SLOT_WORDS
         generation = words[L.W_NEXT_GENERATION]
+        if not states.generation_of(words[base + L.S_STATE]) < generation < states.MOST_GENERATIONS:
+            raise self._astray(L.W_NEXT_GENERATION, f"is {generation}, which slot {slot} has had")
         words[L.W_NEXT_GENERATION] = generation + 1
         if slot == words[L.W_SLOT_TOP]:
             words[L.W_SLOT_TOP] = slot + 1
@@ -172,6 +194,9 @@ class Slots(SlotTable):
         words[base + L.S_KIND] = kind | crc << L.CRC_SHIFT
         words[base] = states.move(word, state)
         words[L.W_OBJECTS] += 1
+        if state == states.SPILLED:
+            words[L.W_SPILLED] += 1
+            words[L.W_SPILLED_BYTES] += nbytes
         if kind & L.KIND_NAMED:
             words[L.W_NAMED] += 1
 
@@ -231,20 +256,6 @@ class Slots(SlotTable):
         self._append_doomed(slot)
         return False
 
-    def leave_memory(self, slot: int) -> None:
-        """Make an object SPILLED; its extent is still its own. Requires: the store lock."""
-        words, base = self._words, self._start + slot * L.SLOT_WORDS
-        words[base] = states.move(words[base], states.SPILLED)
-        words[L.W_SPILLED] += 1
-        words[L.W_SPILLED_BYTES] += words[base + L.S_EXTENT_NBYTES]
-
-    def return_to_memory(self, slot: int) -> None:
-        """Make an object READY that has an extent (again). Requires: the store lock."""
-        words, base = self._words, self._start + slot * L.SLOT_WORDS
-        words[L.W_SPILLED] -= 1
-        words[L.W_SPILLED_BYTES] -= words[base + L.S_EXTENT_NBYTES]
-        words[base] = states.move(words[base], states.READY)
-
     def is_writing(self, slot: int, generation: int) -> bool:
         """Return whether a put still has its slot to itself."""
         return self.word(slot) == states.first_word(generation)
@@ -258,6 +269,7 @@ class Slots(SlotTable):
             nbytes = L.SLOT_NBYTES - _DESCRIPTION_AT
             self._bytes[start : start + nbytes] = bytes(nbytes)
         words[base + L.S_STATE] = states.move(words[base + L.S_STATE], states.FREE)
+        words[base + L.S_KIND] = 0  # the checksum too: nothing can make an object of it again
         words[base + L.S_LINK] = words[L.W_FREE_SLOT]
         words[L.W_FREE_SLOT] = slot + 1
 
@@ -270,25 +282,24 @@ class Slots(SlotTable):
         words[L.W_DOOMED_BYTES] += self._extent_nbytes(base)
         tail = words[L.W_DOOMED_TAIL]
         if tail:
-            words[self._start + (tail - 1) * L.SLOT_WORDS + L.S_LINK] = slot + 1
+            last = self._doomed_at(L.W_DOOMED_TAIL)
+            words[self._start + last * L.SLOT_WORDS + L.S_LINK] = slot + 1
         else:
             words[L.W_DOOMED_HEAD] = slot + 1
         words[L.W_DOOMED_TAIL] = slot + 1
 
     def _pop_doomed(self) -> int:
         words = self._words
-        slot = words[L.W_DOOMED_HEAD] - 1
+        slot = self._doomed_at(L.W_DOOMED_HEAD)
         base = self._start + slot * L.SLOT_WORDS
+        nbytes = self._extent_nbytes(base)
+        if nbytes > words[L.W_DOOMED_BYTES]:
+            raise self._astray(L.W_DOOMED_BYTES, f"is less than the {nbytes} of slot {slot}")
         words[L.W_DOOMED_HEAD] = words[base + L.S_LINK]
         if not words[L.W_DOOMED_HEAD]:
             words[L.W_DOOMED_TAIL] = 0
-        words[L.W_DOOMED_BYTES] -= self._extent_nbytes(base)
-        return int(slot)
-
-    def _extent_nbytes(self, base: int) -> int:
-        """Return the bytes that a slot occupies in the segment."""
-        words = self._words
-        return words[base + L.S_EXTENT_NBYTES] if words[base + L.S_NODE] else 0
+        words[L.W_DOOMED_BYTES] -= nbytes
+        return slot
 
     def take_unpinned(self, pinned: set[int], limit: int) -> list[int]:
         """Take the doomed slots that nobody pins out of the queue; the others go to its end.
@@ -310,7 +321,7 @@ class Slots(SlotTable):
         words = self._words
         taken = []
         last = words[L.W_DOOMED_TAIL] - 1
-        for _ in range(limit):
+        for _ in range(min(limit, self._index.geometry.max_objects)):
             if not words[L.W_DOOMED_HEAD]:
                 break
             slot = self._pop_doomed()

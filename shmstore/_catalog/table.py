@@ -63,13 +63,29 @@ class SlotTable:
         if rows > self._index.geometry.max_objects:
             raise CorruptStoreError(
                 f"{self._index.path}: {rows} slots in use, the table has "
-                f"{self._index.geometry.max_objects}. Call recover().",
+                f"{self._index.geometry.max_objects} (invariant 10). Call recover().",
                 path=self._index.path,
                 offset=L.W_SLOT_TOP * L.WORD,
+                invariant=10,
             )
         first = self._start * L.WORD
         flat = np.frombuffer(self._index.memory, np.uint64, rows * L.SLOT_WORDS, first)
         return flat.reshape(rows, L.SLOT_WORDS)
+
+    def recount(self) -> npt.NDArray[np.uint64]:
+        """Find out anew which slots were ever used; return them as `table` does.
+
+        Requires: the store lock. A state or generation that cannot be ends the life of its slot.
+        """
+        words = self._words
+        rows = self._index.recount_slots()
+        first = self._start * L.WORD
+        flat = np.frombuffer(self._index.memory, np.uint64, rows * L.SLOT_WORDS, first)
+        column = flat.reshape(rows, L.SLOT_WORDS)[:, L.S_STATE]
+        used = np.flatnonzero(column)
+        words[L.W_SLOT_TOP] = int(used[-1]) + 1 if len(used) else 0
+        column[states.are_impossible(column)] = states.NEVER_USED
+        return self.table()
 
     def present(self) -> list[tuple[int, int]]:
         """Return (slot word, slot) of all published objects, oldest first. Takes no lock."""
@@ -78,6 +94,13 @@ class SlotTable:
         words = words[slots]
         order = np.argsort(words)
         return list(zip(words[order].tolist(), slots[order].tolist(), strict=True))
+
+    def count_named(self) -> int:
+        """Return how many published objects have a key. Takes no lock."""
+        named = int(self._words[L.W_NAMED])
+        if named > self._index.geometry.max_objects:
+            raise self._astray(L.W_NAMED, f"counts {named} objects with a key")
+        return named
 
     def named(self) -> list[tuple[int, int, tuple[int, int]]]:
         """Return (slot word, slot, digest) of all objects with a key, oldest first.
@@ -92,6 +115,12 @@ class SlotTable:
         digests = map(tuple, table[slots, L.S_DIGEST : L.S_DIGEST + 2].tolist())
         return list(zip(words, slots.tolist(), digests, strict=True))
 
+    def in_files(self) -> list[tuple[int, int]]:
+        """Return (slot, generation) of the objects that lie in files. Requires: the store lock."""
+        words = self.table()[:, L.S_STATE].copy()
+        slots = np.flatnonzero(states.states_of(words) == states.SPILLED)
+        return list(zip(slots.tolist(), states.generations_of(words[slots]).tolist(), strict=True))
+
     def scan(self, digest: tuple[int, int]) -> int:
         """Return the youngest published slot with a digest, or -1, without the key index."""
         found = [slot for _, slot, other in self.named() if other == digest]
@@ -99,23 +128,63 @@ class SlotTable:
 
     def doomed(self) -> Iterator[int]:
         """Walk the doomed slots that still have an extent. Requires: the store lock."""
-        words = self._words
-        slot = words[L.W_DOOMED_HEAD] - 1
-        for _ in range(self._index.geometry.max_objects + 1):
-            if slot < 0:
-                return
-            yield slot
-            slot = words[self._start + slot * L.SLOT_WORDS + L.S_LINK] - 1
-        raise self.damaged(slot, "the list of doomed slots has a loop")
+        yield from self._listed(L.W_DOOMED_HEAD)
 
     def count_free(self) -> int:
         """Return the length of the list of free slots. Requires: the store lock."""
+        return sum(1 for _ in self._listed(L.W_FREE_SLOT))
+
+    def _listed(self, at: int) -> Iterator[int]:
+        """Walk a list of slots from the word that leads to the first."""
+        words, most = self._words, self._index.geometry.max_objects
+        for _ in range(most + 1):
+            if not words[at]:
+                return
+            slot = int(words[at]) - 1
+            if slot >= most:
+                raise self._astray(at, f"leads to slot {slot}, the table has {most}")
+            yield slot
+            at = self._start + slot * L.SLOT_WORDS + L.S_LINK
+        raise self._astray(at, "lies in a list that has a loop")
+
+    def _spare(self, slot: int, told_by: int) -> int:
+        """Return a slot that a word says is free, if it is."""
+        most = self._index.geometry.max_objects
+        if slot >= most or self._state(slot) != states.FREE:
+            raise self._astray(told_by, f"says that slot {slot} of {most} is free")
+        return slot
+
+    def _state(self, slot: int) -> int:
+        return states.state_of(self._words[self._start + slot * L.SLOT_WORDS])
+
+    def _doomed_at(self, told_by: int) -> int:
+        """Return the slot that a word says is doomed, if it is."""
+        slot, most = int(self._words[told_by]) - 1, self._index.geometry.max_objects
+        if not 0 <= slot < most or self._state(slot) != states.DOOMED:
+            raise self._astray(told_by, f"says that slot {slot} of {most} is doomed")
+        return slot
+
+    def extent_nbytes(self, slot: int) -> int:
+        """Return the bytes of the extent of a slot that a pin names; 0: there is no such slot."""
+        if not 0 <= slot < self._index.geometry.max_objects:
+            return 0
+        return self._extent_nbytes(self._start + slot * L.SLOT_WORDS)
+
+    def _extent_nbytes(self, base: int) -> int:
+        """Return the bytes that a slot occupies in the segment."""
         words = self._words
-        slot, count = words[L.W_FREE_SLOT], 0
-        while slot and count <= self._index.geometry.max_objects:
-            slot = words[self._start + (slot - 1) * L.SLOT_WORDS + L.S_LINK]
-            count += 1
-        return count
+        return words[base + L.S_EXTENT_NBYTES] if words[base + L.S_NODE] else 0
+
+    def _astray(self, word: int, what: str) -> CorruptStoreError:
+        """Return the error for a word of a list, or a count, that cannot be right."""
+        path, offset = self._index.path, word * L.WORD
+        return CorruptStoreError(
+            f"{path}: the lists of slots are damaged: the word at offset {offset} {what} "
+            "(invariant 10). Call recover() to make them anew from the slots.",
+            path=path,
+            offset=offset,
+            invariant=10,
+        )
 
     def damaged(self, slot: int, what: str) -> CorruptStoreError:
         """Return the error that says what is wrong with a slot."""

@@ -14,12 +14,11 @@ from the extents of the slots.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from shmstore._memory import layout as L
-from shmstore._memory.index import Index
-from shmstore.errors import CorruptStoreError
+from shmstore._memory.blocks import Blocks
 
 
 class Extent(NamedTuple):
@@ -29,17 +28,6 @@ class Extent(NamedTuple):
     offset: int
     nbytes: int
     cold: bool
-
-
-class Block(NamedTuple):
-    """A node of the allocator, free or used, as the checker sees it."""
-
-    node: int
-    offset: int
-    nbytes: int
-    status: int
-    lower: int
-    upper: int
 
 
 def size_class(nbytes: int) -> int:
@@ -54,7 +42,7 @@ def size_class(nbytes: int) -> int:
     return (level - L.LINEAR_LIMIT_LOG2 + 1) * L.SECOND_LEVELS + second
 
 
-class Allocator:
+class Allocator(Blocks):
     """The extents of one segment.
 
     Parameters
@@ -62,12 +50,6 @@ class Allocator:
     index
         The index that holds the tables.
     """
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
-        self._words = index.words
-        self._nodes = index.geometry.nodes
-        self._capacity = index.identity.capacity
 
     # --- the four calls ------------------------------------------------------------------------
 
@@ -105,11 +87,14 @@ class Allocator:
         words[L.W_USED] += nbytes
         return Extent(node, words[base + L.N_OFFSET], nbytes, words[base + L.N_COLD] != L.WARM)
 
-    def release(self, node: int) -> None:
-        """Free an extent and merge it with its free neighbours."""
+    def release(self, node: int, slot: int = -1) -> None:
+        """Free the extent of a slot and merge it with its free neighbours."""
         words = self._words
         self._check_block(node, L.NODE_USED)
         base = self._base(node)
+        if words[base + L.N_SLOT] != slot + 1:
+            owner = words[base + L.N_SLOT] - 1
+            raise self._damaged(f"block {node} belongs to slot {owner}, not {slot}", base)
         words[L.W_USED] -= words[base + L.N_NBYTES]
         upper, lower = words[base + L.N_UPPER] - 1, words[base + L.N_LOWER] - 1
         if upper >= 0 and words[self._base(upper) + L.N_STATUS] == L.NODE_FREE:
@@ -128,10 +113,6 @@ class Allocator:
     def give(self, node: int, slot: int) -> None:
         """Note that an extent belongs to another slot from now on."""
         self._words[self._base(node) + L.N_SLOT] = slot + 1
-
-    def is_cold(self, node: int) -> bool:
-        """Return whether some pages of an extent may not exist."""
-        return bool(self._words[self._base(node) + L.N_COLD] != L.WARM)
 
     def mark_cold(self, node: int) -> None:
         """Note that pages of an extent are about to go."""
@@ -153,6 +134,7 @@ class Allocator:
         words = self._words
         for word in range(L.W_FIRST_LEVEL, L.W_FREE_HEADS + L.FIRST_LEVELS * L.SECOND_LEVELS):
             words[word] = 0
+        self._index.wipe_nodes()
         words[L.W_NODE_TOP] = words[L.W_FREE_NODE] = words[L.W_LAST_NODE] = 0
         words[L.W_SEGMENT_TOP] = words[L.W_USED] = 0
         nodes = []
@@ -168,62 +150,6 @@ class Allocator:
             nodes.append(node)
         return nodes
 
-    # --- what is there -------------------------------------------------------------------------
-
-    def largest_free(self) -> int:
-        """Return the size in bytes of the largest extent that could be had now."""
-        words = self._words
-        best = self._capacity - words[L.W_SEGMENT_TOP] + self._free_at_top()
-        level = words[L.W_FIRST_LEVEL].bit_length() - 1
-        if level >= 0:
-            second = words[L.W_SECOND_LEVEL + level].bit_length() - 1
-            for node in self._free_list(level * L.SECOND_LEVELS + second):
-                best = max(best, words[self._base(node) + L.N_NBYTES])
-        return best
-
-    def nbytes(self, node: int) -> int:
-        """Return the size of a block."""
-        return int(self._words[self._base(self._checked(node)) + L.N_NBYTES])
-
-    def owner(self, node: int) -> int:
-        """Return the slot that a block belongs to; -1: it is free."""
-        base = self._base(node)
-        used = self._words[base + L.N_STATUS] == L.NODE_USED
-        return int(self._words[base + L.N_SLOT]) - 1 if used else -1
-
-    def neighbour(self, node: int, *, up: bool) -> int | None:
-        """Return the block above or below another one, or None."""
-        following = self._words[self._base(node) + (L.N_UPPER if up else L.N_LOWER)]
-        return self._checked(int(following) - 1) if following else None
-
-    def room_above(self, node: int) -> int:
-        """Return the bytes above the uppermost block that were never given out."""
-        last = self._words[L.W_LAST_NODE] == node + 1
-        return self._capacity - int(self._words[L.W_SEGMENT_TOP]) if last else 0
-
-    def blocks(self) -> Iterator[Block]:
-        """Walk all blocks from the top of the segment downward.
-
-        Raises
-        ------
-        CorruptStoreError
-            The chain of neighbours leaves the table or does not end.
-        """
-        words = self._words
-        node = words[L.W_LAST_NODE] - 1
-        for _ in range(self._index.geometry.max_nodes + 1):
-            if node < 0:
-                return
-            base = self._base(self._checked(node))
-            yield Block(node, *words[base + L.N_OFFSET : base + L.N_UPPER + 1])
-            node = words[base + L.N_LOWER] - 1
-        raise self._damaged("the chain of neighbours has a loop", self._nodes)
-
-    def listed(self) -> dict[int, int]:
-        """Return for each block that hangs in a free list the number of that list."""
-        classes = range(L.FIRST_LEVELS * L.SECOND_LEVELS)
-        return {node: number for number in classes for node in self._free_list(number)}
-
     # --- steps ---------------------------------------------------------------------------------
 
     def _find(self, nbytes: int) -> int:
@@ -235,7 +161,10 @@ class Allocator:
             return head
         found = self._first_class(own + 1)
         if found >= 0:
-            return int(words[L.W_FREE_HEADS + found]) - 1
+            head = words[L.W_FREE_HEADS + found] - 1
+            if found >= L.FIRST_LEVELS * L.SECOND_LEVELS or head < 0:
+                raise self._damaged(f"free list {found} is said to have blocks", L.W_FIRST_LEVEL)
+            return int(head)
         for node in self._free_list(own):
             if words[self._base(node) + L.N_NBYTES] >= nbytes:
                 return node
@@ -282,6 +211,7 @@ class Allocator:
     def _extend(self, nbytes: int) -> int:
         """Take a block that ends above the top, or return -1 when the capacity is used up."""
         words = self._words
+        self._check_top()
         below = self._free_at_top()
         if words[L.W_SEGMENT_TOP] - below + nbytes > self._capacity:
             return -1
@@ -351,13 +281,18 @@ class Allocator:
         words = self._words
         base = self._base(node)
         before, after = words[base + L.N_PREV_FREE], words[base + L.N_NEXT_FREE]
-        if after:
-            words[self._base(after - 1) + L.N_PREV_FREE] = before
-        if before:
-            words[self._base(before - 1) + L.N_NEXT_FREE] = after
-            return
         number = size_class(words[base + L.N_NBYTES])
-        words[L.W_FREE_HEADS + number] = after
+        own = self._base(before - 1) + L.N_NEXT_FREE if before else L.W_FREE_HEADS + number
+        if words[own] != node + 1:
+            raise self._damaged(f"free block {node} is not in its list", base)
+        if after:
+            back = self._base(after - 1) + L.N_PREV_FREE
+            if words[back] != node + 1:
+                raise self._damaged(f"the list of free block {node} is broken", back)
+            words[back] = before
+        words[own] = after
+        if before:
+            return
         if not after:
             level, second = divmod(number, L.SECOND_LEVELS)
             words[L.W_SECOND_LEVEL + level] &= ~(1 << second)
@@ -367,61 +302,22 @@ class Allocator:
     def _take_node(self) -> int:
         words = self._words
         head = words[L.W_FREE_NODE]
+        node = int(head or words[L.W_NODE_TOP] + 1) - 1
+        base = self._base(self._checked(node))
+        if words[base + L.N_STATUS] != L.NODE_UNUSED:
+            raise self._damaged(f"node {node} is in use and said to be spare", base)
         if head:
-            words[L.W_FREE_NODE] = words[self._base(head - 1) + L.N_NEXT_FREE]
-            return int(head) - 1
-        top = words[L.W_NODE_TOP]
-        words[L.W_NODE_TOP] = top + 1
-        return int(top)
+            words[L.W_FREE_NODE] = words[base + L.N_NEXT_FREE]
+        else:
+            words[L.W_NODE_TOP] = node + 1
+        return node
 
     def _ensure_spare_nodes(self) -> None:
         """Reserve pages for the two nodes that one step may take, before anything is changed."""
         row = L.NODE_WORDS * L.WORD
-        while (self._words[L.W_NODE_TOP] + 2) * row > self._words[L.W_NODES_RESERVED]:
+        top, most = self._words[L.W_NODE_TOP], self._index.geometry.max_nodes
+        if top > most:
+            raise self._damaged(f"{top} nodes are in use, there are {most}", L.W_NODE_TOP)
+        wanted = min(top + 2, most) * row
+        while self._words[L.W_NODES_RESERVED] < wanted:
             self._index.grow_nodes()
-
-    def _free_at_top(self) -> int:
-        last = self._words[L.W_LAST_NODE] - 1
-        if last < 0:
-            return 0
-        base = self._base(last)
-        free = self._words[base + L.N_STATUS] == L.NODE_FREE
-        return int(self._words[base + L.N_NBYTES]) if free else 0
-
-    def _free_list(self, number: int) -> Iterator[int]:
-        words = self._words
-        node = words[L.W_FREE_HEADS + number] - 1
-        for _ in range(self._index.geometry.max_nodes + 1):
-            if node < 0:
-                return
-            yield self._checked(node)
-            node = words[self._base(node) + L.N_NEXT_FREE] - 1
-        raise self._damaged(f"free list {number} has a loop", L.W_FREE_HEADS + number)
-
-    def _checked(self, node: int) -> int:
-        if node >= self._index.geometry.max_nodes:
-            raise self._damaged(f"node {node} leaves the table", self._nodes)
-        return node
-
-    def _check_block(self, node: int, status: int) -> None:
-        """Raise unless a block is what it should be and its neighbours agree on where it lies."""
-        words = self._words
-        base = self._base(self._checked(node))
-        offset, nbytes, found, lower, upper = words[base : base + L.N_UPPER + 1]
-        below, above = self._base(lower - 1), self._base(upper - 1)
-        if not (
-            found == status
-            and (words[below] + words[below + 1] == offset if lower else not offset)
-            and (words[above] if upper else words[L.W_SEGMENT_TOP]) == offset + nbytes
-        ):
-            raise self._damaged(f"block {node} ({offset}+{nbytes}) and its neighbours differ", base)
-
-    def _base(self, node: int) -> int:
-        return self._nodes + node * L.NODE_WORDS
-
-    def _damaged(self, what: str, word: int) -> CorruptStoreError:
-        return CorruptStoreError(
-            f"{self._index.path}: {what} (word {word}). Call recover() to rebuild the tables.",
-            path=self._index.path,
-            offset=word * L.WORD,
-        )

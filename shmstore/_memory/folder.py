@@ -35,9 +35,9 @@ HOW_TO_ENLARGE: Final = (
 )
 
 # Folders under the root that begin so are being made or removed by the holder of the root lock.
-_NEW: Final = ".new-"
-_OLD: Final = ".old-"
-_UNFINISHED: Final = re.compile(r"\.(new|old)-[0-9a-f]{16}")
+NEW: Final = ".new-"
+OLD: Final = ".old-"
+UNFINISHED: Final = re.compile(r"\.(new|old)-[0-9a-f]{16}")
 _UNFINISHED_ROOT: Final = re.compile(r"\.shmstore-group-\d+-[0-9a-f]{16}")
 _ROOT_TRIES: Final = 1000
 _MAY_NOT_MAKE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
@@ -162,7 +162,7 @@ def _remove_unfinished_roots(above_fd: int) -> None:
     """Remove what a killed process left; who is just making one notices, and makes another."""
     fd = open_descriptor(".", FOLDER_FLAGS, dir_fd=above_fd)
     try:
-        for entry in _entries(fd):
+        for entry in entries(fd):
             if _UNFINISHED_ROOT.fullmatch(entry.name):
                 with contextlib.suppress(OSError):
                     os.rmdir(entry.name, dir_fd=fd)
@@ -287,7 +287,7 @@ def make_folder(above_fd: int, name: str, path: Path | str, gid: int | None) -> 
     os.mkdir(name, 0o700, dir_fd=above_fd)
     fd = CLOSED
     try:
-        fd = _open_folder(above_fd, name, path)
+        fd = open_folder(above_fd, name, path)
         owners.entrust(fd, path, gid)
         owners.check(fd, path, gid, is_folder=True)
     except BaseException:
@@ -298,7 +298,7 @@ def make_folder(above_fd: int, name: str, path: Path | str, gid: int | None) -> 
     return fd
 
 
-def _open_folder(above_fd: int, name: str, path: Path | str) -> Descriptor:
+def open_folder(above_fd: int, name: str, path: Path | str) -> Descriptor:
     try:
         return open_descriptor(name, FOLDER_FLAGS, dir_fd=above_fd)
     except OSError as error:
@@ -312,7 +312,7 @@ def make_seats(folder_fd: int, name: str) -> None:
 
 def make_store_folder(root_fd: int) -> tuple[str, Descriptor]:
     """Make a folder that no other process will find; return its name and descriptor."""
-    name = _NEW + secrets.token_hex(8)
+    name = NEW + secrets.token_hex(8)
     return name, make_folder(root_fd, name, name, owners.group_of(root_fd))
 
 
@@ -327,24 +327,6 @@ def rename(root_fd: int, old: str, new: str) -> None:
     if _exists(root_fd, new):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
     os.rename(old, new, src_dir_fd=root_fd, dst_dir_fd=root_fd)
-
-
-def remove_store(root_fd: int, name: str) -> None:
-    """Remove the folder of a store. Requires: the root lock. Views stay valid."""
-    old = _OLD + secrets.token_hex(8)
-    try:
-        rename(root_fd, name, old)
-    except FileNotFoundError:
-        return
-    _remove_tree(root_fd, old)
-
-
-def remove_leftovers(root_fd: int) -> None:
-    """Remove folders whose making or removal was cut short. Requires: the root lock."""
-    for entry in _entries(root_fd):
-        if _UNFINISHED.fullmatch(entry.name):
-            with contextlib.suppress(OSError):  # next time, then; stores can be made all the same
-                _remove(root_fd, entry)
 
 
 def remove_root(root: Path, gid: int | None = None) -> None:
@@ -388,25 +370,7 @@ def full_file_system(place: int | Path, path: Path, asked: int, error: OSError) 
     )
 
 
-def _remove_tree(root_fd: int, name: str) -> None:
-    """Remove a folder of ours with its files and its one level of folders."""
-    with contextlib.suppress(FileNotFoundError):
-        fd = _open_folder(root_fd, name, name)
-        try:
-            for entry in _entries(fd):
-                _remove(fd, entry)
-        finally:
-            fd.close()
-        os.rmdir(name, dir_fd=root_fd)
-
-
-def _remove(folder_fd: int, entry: os.DirEntry[str]) -> None:
-    if entry.is_dir(follow_symlinks=False):
-        _remove_tree(folder_fd, entry.name)
-    else:
-        os.unlink(entry.name, dir_fd=folder_fd)
-
-
-def _entries(fd: int) -> list[os.DirEntry[str]]:
-    with os.scandir(fd) as entries:
-        return list(entries)
+def entries(fd: int) -> list[os.DirEntry[str]]:
+    """Return what lies in an open folder."""
+    with os.scandir(fd) as found:
+        return list(found)

@@ -122,6 +122,7 @@ PAGE: Final = 4096
 MAGIC: Final = int.from_bytes(b"shmstore", "little")
 SEAT_MAGIC: Final = int.from_bytes(b"shmsseat", "little")
 SEGMENT_MAGIC: Final = int.from_bytes(b"shmssegm", "little")
+FILE_MAGIC: Final = int.from_bytes(b"shmsfile", "little")
 SEGMENT_LABEL_NBYTES: Final = 3 * WORD
 FORMAT_VERSION: Final = 2
 BYTE_ORDER_MARK: Final = 0x0102030405060708

@@ -50,6 +50,12 @@ def process_start_ns(pid: int) -> int:
         return 0
 
 
+def is_process(pid: int, started_ns: int) -> bool:
+    """Return whether the process of that pid here is the one that was started then."""
+    found = process_start_ns(pid)
+    return found > 0 and abs(found - started_ns) < _SAME_START_NS
+
+
 def process_name(pid: int) -> str:
     """Return the name of a running process, or "gone"."""
     try:
@@ -217,8 +223,8 @@ class Clients:
             return "a process that is attaching"
         base = self._start + row * L.CLIENT_WORDS
         pid, started_ns = self._words[base + L.C_PID], self._words[base + L.C_STARTED_NS]
-        ours = abs(process_start_ns(pid) - started_ns) < _SAME_START_NS
-        return f"pid {pid} ({process_name(pid) if ours else 'not seen from here'})"
+        name = process_name(pid) if is_process(pid, started_ns) else "not seen from here"
+        return f"pid {pid} ({name})"
 
     def _free_row(self) -> int | None:
         words = self._words

@@ -1,0 +1,188 @@
+"""What do the tables of the allocator say of the blocks of a segment, and can that be?
+
+Nothing here changes anything. Each number is checked before it is followed; what cannot be is an
+error that names the word.
+
+Concurrency: every call requires the store lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from shmstore._memory import layout as L
+from shmstore._memory.index import Index
+from shmstore.errors import CorruptStoreError
+
+
+class Block(NamedTuple):
+    """A node of the allocator, free or used, as the checker sees it."""
+
+    node: int
+    offset: int
+    nbytes: int
+    status: int
+    lower: int
+    upper: int
+
+
+class Blocks:
+    """The blocks of one segment, free and used.
+
+    Parameters
+    ----------
+    index
+        The index that holds the tables.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._words = index.words
+        self._nodes = index.geometry.nodes
+        self._capacity = index.identity.capacity
+
+    def largest_free(self) -> int:
+        """Return the size in bytes of the largest extent that could be had now."""
+        words = self._words
+        best = self._capacity - words[L.W_SEGMENT_TOP] + self._free_at_top()
+        level = words[L.W_FIRST_LEVEL].bit_length() - 1
+        if level >= L.FIRST_LEVELS:
+            raise self._damaged(f"size class {level} is none", L.W_FIRST_LEVEL)
+        if level >= 0:
+            second = words[L.W_SECOND_LEVEL + level].bit_length() - 1
+            for node in self._free_list(level * L.SECOND_LEVELS + second):
+                best = max(best, words[self._base(node) + L.N_NBYTES])
+        return best
+
+    def is_cold(self, node: int) -> bool:
+        """Return whether some pages of an extent may not exist."""
+        return bool(self._words[self._base(node) + L.N_COLD] != L.WARM)
+
+    def nbytes(self, node: int) -> int:
+        """Return the size of a block."""
+        return int(self._words[self._base(self._checked(node)) + L.N_NBYTES])
+
+    def owner(self, node: int) -> int:
+        """Return the slot that a block belongs to; -1: it is free."""
+        base = self._base(node)
+        used = self._words[base + L.N_STATUS] == L.NODE_USED
+        return int(self._words[base + L.N_SLOT]) - 1 if used else -1
+
+    def count(self) -> int:
+        """Return how many nodes were ever used."""
+        return int(min(self._words[L.W_NODE_TOP], self._index.geometry.max_nodes))
+
+    def block_table(self) -> npt.NDArray[np.uint64]:
+        """Return the nodes that were ever used, a row each, as they lie in shared memory."""
+        first, count = self._nodes * L.WORD, self.count() * L.NODE_WORDS
+        flat = np.frombuffer(self._index.memory, np.uint64, count, first)
+        return flat.reshape(-1, L.NODE_WORDS)
+
+    def owners(self, nodes: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """Return the slots that blocks belong to, without the free ones, for many at once."""
+        rows = self.block_table()[nodes]
+        used = (rows[:, L.N_STATUS] == L.NODE_USED) & (rows[:, L.N_SLOT] != 0)
+        owners: npt.NDArray[np.intp] = (rows[used, L.N_SLOT] - np.uint64(1)).astype(np.intp)
+        return owners
+
+    def neighbour(self, node: int, *, up: bool) -> int | None:
+        """Return the block above or below another one, or None."""
+        following = self._words[self._base(node) + (L.N_UPPER if up else L.N_LOWER)]
+        return self._checked(int(following) - 1) if following else None
+
+    def room_above(self, node: int) -> int:
+        """Return the bytes above the uppermost block that were never given out."""
+        last = self._words[L.W_LAST_NODE] == node + 1
+        return self._capacity - int(self._words[L.W_SEGMENT_TOP]) if last else 0
+
+    def blocks(self) -> Iterator[Block]:
+        """Walk all blocks from the top of the segment downward.
+
+        Raises
+        ------
+        CorruptStoreError
+            The chain of neighbours leaves the table or does not end.
+        """
+        words = self._words
+        node = words[L.W_LAST_NODE] - 1
+        for _ in range(self._index.geometry.max_nodes + 1):
+            if node < 0:
+                return
+            base = self._base(self._checked(node))
+            yield Block(node, *words[base + L.N_OFFSET : base + L.N_UPPER + 1])
+            node = words[base + L.N_LOWER] - 1
+        raise self._damaged("the chain of neighbours has a loop", self._nodes)
+
+    def listed(self) -> dict[int, int]:
+        """Return for each block that hangs in a free list the number of that list."""
+        found: dict[int, int] = {}
+        for number in range(L.FIRST_LEVELS * L.SECOND_LEVELS):
+            for node in self._free_list(number):
+                if found.setdefault(node, number) != number:
+                    raise self._damaged(f"block {node} hangs in two lists", self._base(node))
+        return found
+
+    def _free_at_top(self) -> int:
+        last = self._words[L.W_LAST_NODE] - 1
+        if last < 0:
+            return 0
+        base = self._base(last)
+        free = self._words[base + L.N_STATUS] == L.NODE_FREE
+        return int(self._words[base + L.N_NBYTES]) if free else 0
+
+    def _free_list(self, number: int) -> Iterator[int]:
+        words = self._words
+        node = words[L.W_FREE_HEADS + number] - 1
+        for _ in range(self._index.geometry.max_nodes + 1):
+            if node < 0:
+                return
+            yield self._checked(node)
+            node = words[self._base(node) + L.N_NEXT_FREE] - 1
+        raise self._damaged(f"free list {number} has a loop", L.W_FREE_HEADS + number)
+
+    def _checked(self, node: int) -> int:
+        if node >= self._index.geometry.max_nodes:
+            raise self._damaged(f"node {node} leaves the table", self._nodes)
+        return node
+
+    def _check_block(self, node: int, status: int) -> None:
+        """Raise unless a block is what it should be and its neighbours agree on where it lies."""
+        words = self._words
+        base = self._base(self._checked(node))
+        offset, nbytes, found, lower, upper = words[base : base + L.N_UPPER + 1]
+        below, above = self._base(lower - 1), self._base(upper - 1)
+        if not (
+            found == status
+            and (words[below] + words[below + 1] == offset if lower else not offset)
+            and (words[above] if upper else words[L.W_SEGMENT_TOP]) == offset + nbytes
+        ):
+            raise self._damaged(f"block {node} ({offset}+{nbytes}) and its neighbours differ", base)
+
+    def _check_top(self) -> None:
+        """Raise unless the top of the segment is where the last block ends."""
+        words = self._words
+        top, last = words[L.W_SEGMENT_TOP], words[L.W_LAST_NODE]
+        if not last:
+            end = 0
+        else:
+            base = self._base(self._checked(last - 1))
+            end = words[base + L.N_OFFSET] + words[base + L.N_NBYTES]
+        if top != end or top > self._capacity:
+            raise self._damaged(f"the last block ends at {end}, the top is {top}", L.W_SEGMENT_TOP)
+
+    def _base(self, node: int) -> int:
+        return self._nodes + node * L.NODE_WORDS
+
+    def _damaged(self, what: str, word: int) -> CorruptStoreError:
+        path, offset = self._index.path, word * L.WORD
+        return CorruptStoreError(
+            f"{path}: the tables of the allocator are damaged at offset {offset}: {what} "
+            "(invariants 2 and 3). Call recover() to make them anew from the slots.",
+            path=path,
+            offset=offset,
+            invariant=2,
+        )

@@ -1,0 +1,58 @@
+"""How does the folder of a store go, with all that belongs to it?
+
+It loses its name first, so that nobody finds half a store; then its files go, those that it has
+elsewhere before the one that tells where. Who is cut short leaves a folder that others know by its
+name and remove.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from shmstore._memory import folder, spill_files
+
+
+def remove_store(root_fd: int, name: str) -> None:
+    """Remove the folder of a store. Requires: the root lock. Views stay valid."""
+    old = folder.OLD + secrets.token_hex(8)
+    try:
+        folder.rename(root_fd, name, old)
+    except FileNotFoundError:
+        return
+    _remove_tree(root_fd, old)
+
+
+def remove_leftovers(root_fd: int) -> None:
+    """Remove folders whose making or removal was cut short. Requires: the root lock."""
+    for entry in folder.entries(root_fd):
+        if folder.UNFINISHED.fullmatch(entry.name):
+            with contextlib.suppress(OSError):  # next time, then; stores can be made all the same
+                _remove(root_fd, entry)
+
+
+def _remove_tree(root_fd: int, name: str) -> None:
+    """Remove a folder of ours with its files and its one level of folders."""
+    with contextlib.suppress(FileNotFoundError):
+        fd = folder.open_folder(root_fd, name, name)
+        try:
+            spill_files.remove_folder(fd, Path(name))
+            for entry in sorted(folder.entries(fd), key=_last_of_all):
+                _remove(fd, entry)
+        finally:
+            fd.close()
+        os.rmdir(name, dir_fd=root_fd)
+
+
+def _last_of_all(entry: os.DirEntry[str]) -> bool:
+    """Tell the file that says where other files are: it goes when these have gone."""
+    return entry.name == spill_files.SPILL_NAME
+
+
+def _remove(folder_fd: int, entry: os.DirEntry[str]) -> None:
+    if entry.is_dir(follow_symlinks=False):
+        _remove_tree(folder_fd, entry.name)
+    else:
+        os.unlink(entry.name, dir_fd=folder_fd)

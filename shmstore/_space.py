@@ -1,0 +1,97 @@
+"""When is the memory of an object free again?
+
+When it was taken away from new readers (DOOMED), and nobody looks at it any more. The reclaimer's
+half of the pin race is here; the reader's is in `_plans`.
+
+Concurrency: everything here requires the store lock.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from shmstore._catalog import states
+from shmstore._memory import layout as L
+from shmstore._sharing.barrier import membarrier
+
+if TYPE_CHECKING:
+    from shmstore._catalog.slots import Slots
+    from shmstore._memory.allocator import Allocator
+    from shmstore._memory.segment import Segment
+    from shmstore._memory.spill_files import SpillFiles
+    from shmstore._sharing.clients import Clients
+    from shmstore._sharing.seats import Pins
+
+# From this size on pages are wiped by giving them back.
+_PUNCH_NBYTES: Final = 1 << 20
+
+
+class Space:
+    """The part of a session that gives memory back."""
+
+    words: Any
+    readonly: bool
+    lock_free: bool
+    spills: bool
+    slots: Slots
+    allocator: Allocator
+    segment: Segment
+    files: SpillFiles
+    clients: Clients
+    pins: Pins
+    abandoned: list[tuple[int, int]]
+
+    def reclaim(self, limit: int) -> None:
+        """Free deleted objects that nobody looks at any more. Requires: the store lock.
+
+        The pin race, and why it is won: a reader (1) stores its pin, (2) loads the slot word, and
+        uses the extent only if the word still says READY. A delete (3) stores DOOMED; then, here,
+        (4) the barrier, (5) the pins are loaded. If (5) misses the pin of (1), then (1) came after
+        the barrier, so (2) sees (3) and the reader lets go. Where there is no barrier, (1) and (2)
+        are done under the store lock.
+        """
+        if not self.words[L.W_DOOMED_HEAD]:
+            return
+        self.pass_barrier()
+        slots = self.slots
+        for slot in slots.take_unpinned(self.clients.pinned(), limit):
+            self.free_extent(slot)
+            slots.free(slot)
+
+    def _wipe(self, slot: int, node: int) -> None:
+        """Leave nothing of an object behind; a large one's pages go back to the system."""
+        record = self.slots.read(slot)
+        cold = self.allocator.is_cold(node) or record.extent_nbytes >= _PUNCH_NBYTES
+        if cold:
+            self.allocator.mark_cold(node)
+        self.segment.wipe(record.extent, record.extent_nbytes, cold=cold)
+
+    def doom(self, slot: int) -> None:
+        """Take an object, or a half-made one, away from new readers. Requires: the store lock."""
+        word = self.slots.word(slot)
+        self.slots.doom(slot)
+        if states.state_of(word) == states.SPILLED and self.spills:
+            self.files.remove(slot, states.generation_of(word))
+
+    def free_extent(self, slot: int) -> None:
+        """Give the extent of a slot back, if it has one. Requires: the store lock."""
+        node = self.slots.node(slot)
+        if node < 0:
+            return
+        if self.slots.wipes:
+            self._wipe(slot, node)
+        self.slots.give_up_extent(slot)
+        self.allocator.release(node, slot)
+
+    def pass_barrier(self) -> None:
+        """Let all readers pass a memory barrier, where they read without the lock."""
+        if self.lock_free:
+            membarrier()
+
+    def sweep(self) -> None:
+        """Give up what exceptions of this process have cut loose. Requires: the store lock."""
+        self.pins.sweep()
+        while self.abandoned:
+            slot, generation = self.abandoned.pop()
+            if self.slots.is_writing(slot, generation):
+                self.doom(slot)
