@@ -313,7 +313,11 @@ def make_seats(folder_fd: int, name: str) -> None:
 def make_store_folder(root_fd: int) -> tuple[str, Descriptor]:
     """Make a folder that no other process will find; return its name and descriptor."""
     name = NEW + secrets.token_hex(8)
-    return name, make_folder(root_fd, name, name, owners.group_of(root_fd))
+    try:
+        return name, make_folder(root_fd, name, name, owners.group_of(root_fd))
+    except FileNotFoundError as error:
+        message = "somebody has removed the root while a store was made in it"
+        raise StoreNotFoundError(message) from error
 
 
 def rename(root_fd: int, old: str, new: str) -> None:
