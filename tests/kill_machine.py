@@ -10,6 +10,7 @@ Started as a program it answers requests on its standard input; kill_matrix.py a
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import gc
 import importlib
@@ -37,7 +38,6 @@ from kill_scenes import Scene, furnished
 from kill_verdicts import Holding, amiss, look, undone, use
 from kill_weakenings import WEAKENINGS
 
-import shmstore
 from shmstore import StoreNotFoundError
 from shmstore._lifecycle import forget, sessions
 
@@ -83,7 +83,7 @@ def recover(scene: Scene, target: tuple[str, int]) -> Helper:
         try:
             scene.attach().recover()
         except StoreNotFoundError:
-            shmstore.prune(scene.root)
+            scene.prune()
             scene.create()
         _finish(send, target[0])
 
@@ -132,7 +132,8 @@ class Row:
         self.operation = OPERATIONS[name]
         self.result = Result(name)
         self._place = place
-        self._scene = Scene(place / "root")
+        self._group = os.getgid() if self.operation.group else None
+        self._scene = Scene(place / "root", self._group)
         self._scene.root.mkdir(mode=0o700)
         sent, failures = Helper(self._make_template).end()
         assert not failures, failures
@@ -173,9 +174,11 @@ class Row:
             faults.append(failed)
             roots.append(self._scene.root)
             if not self.operation.alone:
-                self._scene.root.mkdir(mode=0o700, exist_ok=True)
-                roots[-1] = self._scene.root.rename(self._place / str(number))
-        judge = Helper(lambda send, wait: _judge(roots, others, send, wait))
+                roots[-1] = self._place / str(number)
+                with contextlib.suppress(FileNotFoundError):
+                    self._scene.root.rename(roots[-1])
+        scenes = [Scene(root, self._group) for root in roots]
+        judge = Helper(lambda send, wait: _judge(scenes, others, send, wait))
         held = []
         for case, found in zip(cases, faults, strict=True):
             seen = judge.hear() or {"failed": "nobody could look"}
@@ -192,7 +195,7 @@ class Row:
             self.result.failures += [f"{case.shown(self.name)}: {fault}" for fault in found]
         judge.end()
         for root in roots:
-            shutil.rmtree(root)
+            shutil.rmtree(root, ignore_errors=True)
         return [Outcome(*both) for both in zip(held, counted, strict=True)]
 
     def _die(self, case: Case) -> tuple[dict[str, Any], list[str]]:
@@ -243,13 +246,12 @@ class Row:
         return hits
 
 
-def _judge(roots: Sequence[Path], others: bytes | None, send: Send, wait: Wait) -> None:
+def _judge(scenes: Sequence[Scene], others: bytes | None, send: Send, wait: Wait) -> None:
     """Look at what each death has left, then use it; send what is wrong.
 
     `others` is the store that a bystander is attached to.
     """
-    for root in roots:
-        scene = Scene(root)
+    for scene in scenes:
         try:
             held, faults = look(scene, others)
             send({"held": held, "faults": faults})

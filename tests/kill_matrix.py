@@ -128,6 +128,8 @@ def main() -> int:
         killer = killers.get()
         try:
             return killer.ask(**request)
+        except AssertionError as error:
+            return Result(request["name"], failures=[str(error)])
         finally:
             killers.put(killer)
 

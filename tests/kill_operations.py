@@ -29,17 +29,20 @@ from kill_scenes import (
     Bystander,
     Scene,
     attach_to_die_among,
+    create_spilling,
     crowded,
     cut_short,
     dirty,
     dirty_seats,
     empty,
     evicting,
+    fill_and_spill,
     full,
     furnish,
     furnished,
     inhabited,
     let_one_die_in_a_change,
+    let_others_die_spilling,
     locked,
     looks,
     looks_at_deleted,
@@ -47,6 +50,9 @@ from kill_scenes import (
     one_seat,
     owned,
     sits,
+    spilling,
+    spilling_dirty,
+    spilling_owned,
     summed,
     timed,
     traced,
@@ -81,6 +87,8 @@ class Operation:
         Afterwards the store holds what it held before.
     spills
         There is a folder for objects that there is no memory for.
+    group
+        The store is shared by a group.
     """
 
     run: Callable[[Scene], object]
@@ -91,11 +99,12 @@ class Operation:
     may_miss: bool = False
     keeps: bool = False
     spills: bool = False
+    group: bool = False
 
     @property
     def alone(self) -> bool:
         """Whether others know where the store lies, so that it cannot be moved to be judged."""
-        return self.spills or self.bystander is not None
+        return self.spills or self.group or self.bystander is not None
 
 
 def build(scene: Scene) -> None:
@@ -175,7 +184,7 @@ def close_before_views(scene: Scene) -> None:
     """Close while views are alive: the seat goes with the last of them."""
     scene.store.close()
     scene.held.clear()
-    shmstore.prune(scene.root)
+    scene.prune()
 
 
 def fork(scene: Scene) -> None:
@@ -241,6 +250,22 @@ def look_at_few(scene: Scene) -> None:
     views = [scene.store["k"], scene.store["kept"], scene.store["p"], scene.store["k"]]
     views += [scene.store.get(ref) for ref in scene.refs[:3]]
     views.clear()
+
+
+def attach_and_make_room(scene: Scene) -> None:
+    """Be where there is room for objects that lie in files."""
+    scene.attach().delete_many(scene.refs[-4:])
+
+
+def attach_to_die_among_spilling(scene: Scene) -> None:
+    """Be there when others die that move objects to files."""
+    scene.attach()
+    let_others_die_spilling(scene)
+
+
+def create_spilling_and_fill(scene: Scene) -> None:
+    """Own a store of which objects lie in files."""
+    fill_and_spill(scene, create_spilling(scene))
 
 
 def attach_twice(scene: Scene) -> None:
@@ -379,6 +404,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "create": Operation(make(), idle, nothing),
     "create, with its root": Operation(make(), remove_root, nothing),
+    "create, for a group": Operation(make(), remove_root, nothing, group=True),
     "create, all memory at once": Operation(make(prefault=True, persist=True), idle, nothing),
     "create, too large": Operation(create_too_large, idle, nothing, keeps=True),
     "create over a dead store": Operation(make(), idle, owned, may_miss=True),
@@ -387,5 +413,37 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "open, join": Operation(reopen, idle, keeps=True),
     "destroy": Operation(lambda s: s.store.destroy()),
     "destroy, looked at": Operation(lambda s: s.store.destroy(), bystander=looks),
-    "prune": Operation(lambda s: shmstore.prune(s.root), idle, two_owned),
+    "prune": Operation(lambda s: s.prune(), idle, two_owned),
+}
+
+# Operations of stores that move objects to files.
+SPILLING: Final[dict[str, Operation]] = {
+    "put, spill": Operation(putting(NEW, key="n"), template=spilling, spills=True),
+    "put, spill many": Operation(putting(LARGE[:30_000], key="n"), template=spilling, spills=True),
+    "put many, spill": Operation(
+        lambda s: s.store.put_many({"n": NEW, "m": LARGE[:20_000]}), template=spilling, spills=True
+    ),
+    "put into a file": Operation(putting(LARGE, key="n"), template=spilling, spills=True),
+    "overwrite, in a file": Operation(putting(NEW, key="k"), template=spilling, spills=True),
+    "delete, in a file": Operation(lambda s: s.store.delete("k"), template=spilling, spills=True),
+    "clear, with files": Operation(clear_and_put, template=spilling, spills=True),
+    "get, back into memory": Operation(
+        look_at_few, attach_and_make_room, template=spilling, spills=True, keeps=True
+    ),
+    "get, mapped from a file": Operation(look_at_few, template=spilling, spills=True, keeps=True),
+    "recover, who died spilling": Operation(
+        lambda s: s.store.recover(), attach_to_die_among_spilling, spilling, spills=True, keeps=True
+    ),
+    "attach after deaths in spilling": Operation(
+        Scene.attach, idle, spilling_dirty, spills=True, keeps=True
+    ),
+    "create, that spills": Operation(create_spilling, idle, nothing, spills=True),
+    "create over dead, with files": Operation(
+        make(), idle, spilling_owned, spills=True, may_miss=True
+    ),
+    "close, owner, with files": Operation(
+        lambda s: s.store.close(), create_spilling_and_fill, nothing, spills=True
+    ),
+    "destroy, with files": Operation(lambda s: s.store.destroy(), template=spilling, spills=True),
+    "prune, with files": Operation(lambda s: s.prune(), idle, spilling_owned, spills=True),
 }

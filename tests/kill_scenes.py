@@ -6,12 +6,14 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from kill_points import die, machine
 
+import shmstore
 from shmstore import Store, StoreClosedError, StoreFullError
 from shmstore._memory import layout as L
 
@@ -32,6 +34,8 @@ class Scene:
     ----------
     root
         The folder of the stores.
+    group
+        The group that shares the stores.
     refs
         The objects without names that the template has made.
     store
@@ -43,6 +47,7 @@ class Scene:
     """
 
     root: Path
+    group: int | None = None
     refs: list[Any] = field(default_factory=list)
     store: Any = None
     held: list[Any] = field(default_factory=list)
@@ -56,13 +61,18 @@ class Scene:
     def create(self, name: str = NAME, **options: Any) -> Store:
         """Make a store, a small one."""
         options = {"capacity": MIB, "max_objects": 512, "max_clients": 16, **options}
-        self.store = Store.create(name, root=self.root, **options)
+        self.store = Store.create(name, root=self.root, group=self.group, **options)
         return self.store
 
     def attach(self, name: str = NAME, **options: Any) -> Store:
         """Join the store."""
-        self.store = Store.attach(name, root=self.root, lock_timeout=10, **options)
+        where = {"root": self.root, "group": self.group, "lock_timeout": 10}
+        self.store = Store.attach(name, **where, **options)
         return self.store
+
+    def prune(self) -> None:
+        """Remove stores of the dead."""
+        shmstore.prune(self.root, group=self.group)
 
 
 # --- templates ------------------------------------------------------------------------------------
@@ -133,6 +143,44 @@ def evicting(scene: Scene) -> None:
         scene.refs.append(store.put(np.full(3000, len(scene.refs), np.uint8)))
     store.get(scene.refs[2])
     store.close()
+
+
+def create_spilling(scene: Scene, **options: Any) -> Store:
+    """Make a small store that moves to files what was not used for longest."""
+    options = {"capacity": "64KiB", "on_full": "spill", "spill_dir": scene.spill_dir, **options}
+    return scene.create(**options)
+
+
+def fill_and_spill(scene: Scene, store: Store) -> None:
+    """Put more than there is memory for: what comes first goes into files."""
+    store.put({"a": OLD, "b": NEW[:7]}, key="kept")
+    store.update({"p": [1], "k": OLD, "large": LARGE[:100_000]})
+    scene.refs += [store.put(np.full(3000, value, np.uint8)) for value in range(23)]
+
+
+def spilling(scene: Scene) -> None:
+    """A full store, and objects of it in files."""
+    store = create_spilling(scene, persist=True)
+    fill_and_spill(scene, store)
+    store.close()
+
+
+def spilling_owned(scene: Scene) -> None:
+    """The same, of which the owner was killed."""
+    killed(scene, lambda: fill_and_spill(scene, create_spilling(scene)))
+
+
+def let_others_die_spilling(scene: Scene) -> None:
+    """Let clients die while they move objects to files, and back."""
+    attach = partial(Store.attach, NAME, root=scene.root)
+    killed(scene, lambda: attach().put(NEW), "spill_files.SpillFiles.commit")
+    killed(scene, lambda: attach().put(NEW), "spill_files.SpillFiles.write", 5)
+
+
+def spilling_dirty(scene: Scene) -> None:
+    """The same, where others have died in the middle of moving objects."""
+    spilling(scene)
+    let_others_die_spilling(scene)
 
 
 def empty(scene: Scene) -> None:

@@ -20,7 +20,6 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from kill_scenes import NAME, NEW, Scene
 
-import shmstore
 from shmstore import ObjectRef, Store, StoreNotFoundError
 from shmstore._catalog import states
 from shmstore._memory import layout as L
@@ -63,7 +62,7 @@ def look(scene: Scene, others: bytes | None) -> tuple[Holding | None, list[str]]
     try:
         store = scene.attach()
     except StoreNotFoundError:
-        shmstore.prune(scene.root)
+        scene.prune()
         return None, list(_left(scene))
     store.recover()
     faults = [f"check: {finding}" for finding in store.check()]
@@ -73,7 +72,7 @@ def look(scene: Scene, others: bytes | None) -> tuple[Holding | None, list[str]]
     held = _holding(store)
     faults += _count(store, int(store._session.uuid == others))
     faults += _leftover_bytes(store)
-    shmstore.prune(scene.root)
+    scene.prune()
     faults += _files(scene, store)
     faults += _spilled_files(scene, store)
     return held, faults
