@@ -111,6 +111,24 @@ def test_client_in_another_pid_namespace_is_a_client_like_others(
 
 
 @lock_free_only
+def test_views_in_another_pid_namespace_are_told_without_a_name_that_is_anothers(
+    make_store: MakeStore, start_apart: StartApart
+) -> None:
+    """Its pid is 1 there; here that is another process, whose name would mislead."""
+    store = make_store()
+    store["k"] = np.arange(1000)
+    inside = start_apart(HALF_A_PUT, path=store.path)
+    inside.hear()
+    [pin] = store.who_pins("k")
+    assert (pin.pid, pin.name, pin.alive, pin.views) == (1, "not seen from here", True, 1)
+    assert 0 <= pin.age < WAIT_S
+    assert "pid 1 (not seen from here)" in str(store.why_full())
+    inside.kill_inside()
+    assert [(pin.name, pin.alive) for pin in store.who_pins("k")] == [("gone", False)]
+    store.recover()
+
+
+@lock_free_only
 def test_client_killed_in_another_pid_namespace_is_buried(
     make_store: MakeStore, start_apart: StartApart
 ) -> None:

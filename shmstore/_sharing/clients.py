@@ -52,8 +52,7 @@ def process_start_ns(pid: int) -> int:
 
 def is_process(pid: int, started_ns: int) -> bool:
     """Return whether the process of that pid here is the one that was started then."""
-    found = process_start_ns(pid)
-    return found > 0 and abs(found - started_ns) < _SAME_START_NS
+    return abs(process_start_ns(pid) - started_ns) < _SAME_START_NS
 
 
 def process_name(pid: int) -> str:
