@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,7 +14,7 @@ from shmstore import _lifecycle
 from shmstore._memory import layout as L
 from shmstore._options import Options
 from shmstore._session import Session
-from shmstore.errors import StoreClosedError, StoreNotFoundError
+from shmstore.errors import ShmStoreError, StoreClosedError, StoreNotFoundError
 
 
 class Handle:
@@ -70,7 +72,7 @@ class Handle:
         $SHMSTORE_ROOT or ``root`` says otherwise, all members find it by its name.
         """
         chosen = Options(capacity=capacity, **options)
-        return cls._of(_lifecycle.create(name, chosen), chosen, owner=True)
+        return cls._of(partial(_lifecycle.create, name, chosen), chosen, owner=True)
 
     @classmethod
     def attach(
@@ -107,7 +109,8 @@ class Handle:
         options = Options(
             root=root, group=group, lock_timeout=lock_timeout, allowed_modules=allowed_modules
         )
-        return cls._of(_lifecycle.attach(name_or_path, options, readonly=readonly), options)
+        enter = partial(_lifecycle.attach, name_or_path, options, readonly=readonly)
+        return cls._of(enter, options)
 
     @classmethod
     def open(cls, name: str, *, capacity: int | str | None = None, **options: Any) -> Self:
@@ -117,16 +120,32 @@ class Handle:
         the one that makes it, except `root` and `group`, which all of them give; see `create`.
         """
         chosen = Options(capacity=capacity, **options)
-        return cls._of(_lifecycle.open_or_create(name, chosen), chosen)
+        return cls._of(partial(_lifecycle.open_or_create, name, chosen), chosen)
 
     @classmethod
-    def _of(cls, session: Session, options: Options, *, owner: bool = False) -> Self:
-        if options.allowed_modules is not None:
-            session.allowed_modules = options.allowed_modules
+    def _of(
+        cls, enter: Callable[[list[Session]], None], options: Options, *, owner: bool = False
+    ) -> Self:
+        """Make a handle of the session that `enter` appends to a list.
+
+        A signal handler may raise at any moment, even when `enter` has done all it should. So the
+        list has the session, or nothing has.
+        """
+        held: list[Session] = []
         store = cls.__new__(cls)
+        store._session, store._owner = None, owner
+        try:
+            enter(held)
+            [session] = held
+            if options.allowed_modules is not None:
+                session.allowed_modules = options.allowed_modules
+            store._plans = session.plans
+        except BaseException:
+            if held:
+                with contextlib.suppress(ShmStoreError):
+                    _lifecycle.leave(held, owner=owner)
+            raise
         store._session = session
-        store._plans = session.plans
-        store._owner = owner
         return store
 
     def close(self) -> None:
@@ -134,12 +153,12 @@ class Handle:
         session, self._session = self._session, None
         self._plans = {}
         if session is not None:
+            held = [session]
             try:
-                _lifecycle.leave(session, owner=self._owner)
-            except BaseException:
-                if not session.closed:
+                _lifecycle.leave(held, owner=self._owner)
+            finally:
+                if held and not session.closed:
                     self._session = session  # so that it can be closed again
-                raise
 
     def destroy(self) -> None:
         """Remove the store for everyone. Views stay valid in all processes until they die."""

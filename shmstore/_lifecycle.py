@@ -48,8 +48,13 @@ _departing: list[Session] = []
 # --- create, attach, open ----------------------------------------------------------------------
 
 
-def create(name: str | None, options: Options, *, opened: bool = False) -> Session:
-    """Make a store; this process owns it unless `opened`.
+def create(
+    name: str | None, options: Options, held: list[Session], *, opened: bool = False
+) -> None:
+    """Make a store and append its session to `held`; this process owns it unless `opened`.
+
+    Whatever is raised, and be it by a signal handler at the last moment: who calls leaves what it
+    finds in `held`.
 
     Raises
     ------
@@ -66,18 +71,20 @@ def create(name: str | None, options: Options, *, opened: bool = False) -> Sessi
             try:
                 removal.remove_leftovers(root_fd)
                 make_way(root_fd, name, root / name, options.lock_timeout)
-                session = _build(root_fd, root / name, options)
+                _build(root_fd, root / name, options, held, 0 if opened else os.getpid())
             except BaseException:
                 folder.remove_root(root, options.gid)
                 raise
-        session.owner_pid = 0 if opened else os.getpid()
-        return _enter(session)
 
 
 def attach(
-    name_or_path: str | os.PathLike[str], options: Options, *, readonly: bool = False
-) -> Session:
-    """Join a store that exists; sessions of this process are shared."""
+    name_or_path: str | os.PathLike[str],
+    options: Options,
+    held: list[Session],
+    *,
+    readonly: bool = False,
+) -> None:
+    """Join a store that exists, see `create`; sessions of this process are shared."""
     path = _path_of(name_or_path, options)
     with registry, shortage.told(path):
         sweep()
@@ -87,25 +94,28 @@ def attach(
             session = _shared(_identity_of(folder_fd, path), readonly=readonly)
             if session is None:
                 timeout = options.lock_timeout
-                return _enter(_join(folder_fd, path, readonly=readonly, lock_timeout=timeout))
+                session = _join(folder_fd, path, readonly=readonly, lock_timeout=timeout)
+            _enter(session, held)
         except BaseException as error:
+            if held:
+                raise
             with folder_fd:
                 if isinstance(error, NotAStoreError) and not folder.is_linked(folder_fd, path):
                     gone = f"{path} has just been removed"
                     raise StoreNotFoundError(gone, path=str(path)) from error
             raise
-        folder_fd.close()
-        return _enter(session)
+        if session.folder_fd is not folder_fd:
+            folder_fd.close()
 
 
-def open_or_create(name: str, options: Options) -> Session:
-    """Join a store, or make it when there is none; race-free between processes."""
-    while True:
+def open_or_create(name: str, options: Options, held: list[Session]) -> None:
+    """Join a store, or make it when there is none, see `create`; race-free between processes."""
+    while not held:
         try:
-            return attach(name, options)
+            attach(name, options, held)
         except StoreNotFoundError:
             with contextlib.suppress(StoreExistsError):
-                return create(name, options, opened=True)
+                create(name, options, held, opened=True)
 
 
 def session_of(identity: bytes, path: str, gid: int | None = None) -> Session:
@@ -113,9 +123,11 @@ def session_of(identity: bytes, path: str, gid: int | None = None) -> Session:
     shared = _shared(identity, readonly=False) or _shared(identity, readonly=True)
     if shared is not None:
         return shared
-    session = attach(path, Options(group=gid))
+    held: list[Session] = []
+    attach(path, Options(group=gid), held)
+    [session] = held
     if session.uuid != identity:
-        leave(session)
+        leave(held)
         raise StoreNotFoundError(
             f"the store that this reference belongs to is gone; {path} is another store of that "
             f"name.",
@@ -138,7 +150,7 @@ def _join(folder_fd: Descriptor, path: Path, *, readonly: bool, lock_timeout: fl
     return session
 
 
-def _build(root_fd: int, path: Path, options: Options) -> Session:
+def _build(root_fd: int, path: Path, options: Options, held: list[Session], owner_pid: int) -> None:
     """Make all files of a store and join it, then give the folder its name."""
     flags = _flags_of(options)
     temporary, folder_fd = folder.make_store_folder(root_fd)
@@ -147,17 +159,21 @@ def _build(root_fd: int, path: Path, options: Options) -> Session:
         capacity = _affordable(folder_fd, path, options)
         _write_files(folder_fd, path.name, capacity, flags, options)
         session = _join(folder_fd, path, readonly=False, lock_timeout=options.lock_timeout)
+        session.owner_pid = owner_pid
         folder.rename(root_fd, temporary, path.name)
+        _enter(session, held)
     except BaseException as error:
+        if held:
+            raise
+        with contextlib.suppress(OSError):  # whoever makes the next store removes it
+            made = path.name if folder.is_linked(folder_fd, path) else temporary
+            removal.remove_store(root_fd, made)
         folder_fd.close()
         if session is not None:
             session.close_files()
-        with contextlib.suppress(OSError):  # whoever makes the next store removes it
-            removal.remove_store(root_fd, temporary)
         if isinstance(error, FileExistsError):
             raise name_is_taken(path) from error
         raise
-    return session
 
 
 def _flags_of(options: Options) -> int:
@@ -210,21 +226,24 @@ def _affordable(folder_fd: int, path: Path, options: Options) -> int:
 # --- leave and destroy -------------------------------------------------------------------------
 
 
-def leave(session: Session, *, owner: bool = False) -> None:
-    """Give back one handle. With the owner's or the last one the seat goes, maybe the store.
+def leave(held: list[Session], *, owner: bool = False) -> None:
+    """Give back the one handle in a list. With the owner's or the last the seat goes, maybe more.
 
-    After an error the session is closed, or the handle may be given back again.
+    The list is empty when that is done. If not, the session is closed, or it may be tried again.
     """
+    [session] = held
     with registry, shortage.told(session.path):
         sweep()
         ends = owner and session.owner_pid == os.getpid() and not session.persistent
         if ends and not session.closed:
             destroy(session)
-        session.handles -= 1
-        if not session.closed and session.handles <= 0:
+        if not session.closed and session.handles <= 1:
             session.pins.watch(lambda: _departing.append(session))
             if not session.pins.in_use():
                 depart(session)
+        # One step, as in `_enter`.
+        session.handles -= 1
+        held.clear()
 
 
 def destroy(session: Session) -> None:
@@ -260,7 +279,7 @@ def sweep() -> None:
             if session.handles <= 0 and not session.closed and not session.pins.in_use():
                 depart(session)
         for session in list(sessions.values()):
-            if session.words[L.W_DESTROYED]:
+            if session.index.words[L.W_DESTROYED]:
                 forget(session)
 
 
@@ -271,7 +290,7 @@ def depart(session: Session) -> None:
     is unlocked when its file is closed, and others see to the rest.
     """
     try:
-        if not session.words[L.W_DESTROYED]:
+        if not session.index.words[L.W_DESTROYED]:
             if not session.leave_seat():
                 return
             alone = not session.persistent and not has_others(session)
@@ -313,8 +332,9 @@ def _release_memory(session: Session) -> None:
 
 def forget(session: Session, *, keep_seat: bool = False) -> None:
     """End a session: close its files. Views keep their mappings."""
+    closed, session.closed = session.closed, True  # what is interrupted is not done again
     sessions.pop((session.uuid, session.readonly), None)
-    if not session.closed:
+    if not closed:
         session.close_files(keep_seat=keep_seat)
 
 
@@ -327,7 +347,7 @@ def _told(path: Path, options: Options) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        place = next(above for above in path.parents if above.is_dir())
+        place = next(above for above in path.parents if os.path.isdir(above))
         asked = L.PAGE if options.capacity is None else parse_size(options.capacity)
         raise folder.full_file_system(place, path, asked, error) from error
 
@@ -351,9 +371,10 @@ def _shared(identity: bytes, *, readonly: bool) -> Session | None:
     return None if session is None or session.closed or session.words[L.W_DESTROYED] else session
 
 
-def _enter(session: Session) -> Session:
-    with registry:
-        sessions[session.uuid, session.readonly] = session
-        session.handles += 1
-        session.pins.watch(None)
-    return session
+def _enter(session: Session, held: list[Session]) -> None:
+    """Count one handle more, and hand the session over. Requires: the registry."""
+    session.pins.watch(None)
+    # One step: no signal handler runs before the list has it.
+    sessions[session.uuid, session.readonly] = session
+    session.handles += 1
+    held.append(session)

@@ -276,7 +276,7 @@ class Session(Space):
             self.words = words
             return False
         with self._writeable_clients() as clients:
-            self.lock.run(clients.remove, self.row)
+            self.lock.run(clients.leave, self.row, self.pins.seat.serial)
         return True
 
     def adopt(self, row: int, seat: Seat, lock_fd: Descriptor) -> None:

@@ -134,6 +134,11 @@ class Clients:
         with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
             os.unlink(str(serial), dir_fd=self._seats_fd)
 
+    def leave(self, row: int, serial: int) -> None:
+        """Forget the own client, once: its row may be another's when this is tried again."""
+        if self._words[self._start + row * L.CLIENT_WORDS + L.C_SERIAL] == serial:
+            self.remove(row)
+
     def rows(self) -> Iterator[Client]:
         """Iterate over the rows in use."""
         words = self._words

@@ -203,7 +203,8 @@ class StoreLock:
         """Make the index whole after an exception. Until that is done it stays marked as dirty."""
         if self.mark:
             if not _is_clean(error):
-                self._mend()
+                with shortage.told(Path(shortage.path_of(self.fd)).parent):
+                    self._mend()
             self.words[L.W_DIRTY] = 0
         if _is_contradiction(error):
             raise CorruptStoreError(
