@@ -216,9 +216,14 @@ def plan_of_digest(session: Session, digest: tuple[int, int]) -> Plan | None:
 
 
 def _in_memory(session: Session, slot: int, word: int) -> tuple[int, int]:
-    """Return a slot and its word after bringing its object back, if it lies in a file."""
+    """Return a slot and the word of this object after bringing it back, if it lies in a file.
+
+    Meanwhile the slot may have got another object, of which nothing must be returned.
+    """
     if states.state_of(word) == states.SPILLED:
-        word = _restoring.bring_back(session, slot, word)
+        now = _restoring.bring_back(session, slot, word)
+        if states.is_present(now) and states.generation_of(now) == states.generation_of(word):
+            return slot, now
     return slot, word
 
 
