@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from shmstore import _census, _remedies
+from shmstore import _census, _remedies, _situation
 from shmstore._catalog import states
 from shmstore._census import Census, Flags, Numbers, Sitter, Words
 from shmstore._disk import file_system_of
@@ -40,10 +40,10 @@ def report(session: Session, asked: int | None) -> FullReport:
     free = max(0, capacity - census.used)
     doomed, writing = census.are(states.DOOMED), census.are(states.WRITING)
     spilled = census.are(states.SPILLED)
-    situation = _remedies.Situation(session, census, disk, users, free, asked)
+    situation = _situation.Situation(session, census, disk, users, free, asked)
     return FullReport(
         path=str(session.path),
-        reason=_remedies.reason(situation),
+        reason=_situation.reason(situation),
         remedies=tuple(_remedies.remedies(situation)),
         capacity=capacity,
         used=census.used,

@@ -1,4 +1,4 @@
-"""What is short in a store that is full, and what would help?"""
+"""What would give a store that is full its memory back?"""
 
 from __future__ import annotations
 
@@ -11,80 +11,15 @@ import numpy.typing as npt
 
 from shmstore._catalog import states
 from shmstore._census import Census, Flags, Sitter
-from shmstore._info import ClientUse, FileSystemUse
-from shmstore._memory import layout as L
 from shmstore._memory.folder import HOW_TO_ENLARGE
 from shmstore._page import nbytes, plural, process
 from shmstore._reading import make_plan
-from shmstore._session import Session
+from shmstore._situation import Situation
 from shmstore.errors import ShmStoreError
 
 _LITTLE: Final = 1 << 10
 _FEW: Final = 3
 _OLD: Final = ((86400, "a day"), (3600, "an hour"), (60, "a minute"))
-
-
-class Situation(NamedTuple):
-    """What is known when it is asked why there is no room, and for how many bytes it is asked."""
-
-    session: Session
-    census: Census
-    disk: FileSystemUse
-    clients: Sequence[ClientUse]
-    free: int
-    asked: int | None
-
-    @property
-    def capacity(self) -> int:
-        """Bytes for objects."""
-        return self.session.identity.capacity
-
-    @property
-    def max_objects(self) -> int:
-        """Slots of the table."""
-        return self.session.identity.max_objects
-
-    @property
-    def slots_used(self) -> int:
-        """Slots that are not free."""
-        return int((self.census.state != states.FREE).sum())
-
-    @property
-    def is_too_small(self) -> bool:
-        """Whether what is asked for would not even fit into the empty store."""
-        return self.asked is not None and self.asked > self.capacity
-
-    @property
-    def has_no_slot(self) -> bool:
-        """Whether a put finds no slot."""
-        return self.slots_used >= self.max_objects
-
-    @property
-    def has_no_pages(self) -> bool:
-        """Whether the file system may not give what the store has free."""
-        return self.disk.free < min(self.disk.unbacked, self.asked or self.free)
-
-    @property
-    def is_in_pieces(self) -> bool:
-        """Whether enough is free, but not in one piece."""
-        largest = self.census.largest_free
-        if self.asked is not None:
-            return largest < self.asked <= self.free
-        return self.census.free_extents > 1 and 2 * largest < self.free
-
-    @property
-    def is_short(self) -> bool:
-        """Whether a put of what is asked for, or one that fills what is free, might fail."""
-        if self.has_no_slot or self.has_no_pages or self.is_in_pieces or self.is_too_small:
-            return True
-        if self.asked is not None:
-            return self.asked > self.census.largest_free
-        return 2 * self.census.used >= self.capacity
-
-    @property
-    def dead(self) -> list[Sitter]:
-        """Processes that have died, and whose seats nobody has taken away yet."""
-        return [sitter for sitter in self.census.sitters if not sitter.alive]
 
 
 class Rank(enum.IntEnum):
@@ -108,49 +43,6 @@ class Remedy(NamedTuple):
     rank: Rank
     nbytes: int
     text: str
-
-
-def reason(now: Situation) -> str:
-    """Return one sentence: what is short, and why."""
-    largest = nbytes(now.census.largest_free)
-    if now.is_too_small:
-        asked = nbytes(now.asked or 0)
-        return f"It is too small: {asked} asked for, {nbytes(now.capacity)} in all."
-    if now.has_no_slot:
-        return f"It has no slot: {_holders_of_slots(now)}, as many as max_objects allows."
-    if now.has_no_pages:
-        free = f"{now.disk.path} has {nbytes(now.disk.free)} free"
-        return f"Its file system is full: {free}, of {nbytes(now.free)} that the store has."
-    if now.is_in_pieces:
-        pieces = plural(now.census.free_extents, "piece")
-        fits = f"{nbytes(now.free)} are free, but no object above {largest} fits"
-        return f"Its free memory is in {pieces}: {fits}."
-    if not now.is_short:
-        return f"It is not full: an object of up to {largest} fits."
-    return _holders_of_bytes(now)
-
-
-def _holders_of_slots(now: Situation) -> str:
-    kinds = ((states.DOOMED, "deleted one"), (states.WRITING, "half-made one"))
-    counts = [(int(now.census.are(state).sum()), name) for state, name in kinds]
-    texts = [plural(int(now.census.present.sum()), "object")]
-    return " and ".join(texts + [plural(count, name) for count, name in counts if count])
-
-
-def _holders_of_bytes(now: Situation) -> str:
-    """Return what has most of the memory."""
-    census = now.census
-    deleted = census.total(census.are(states.DOOMED))
-    half_made = census.total(census.are(states.WRITING))
-    most = max(deleted, half_made)
-    if 2 * most > census.used:
-        what = "deleted objects that are still looked at" if most == deleted else "half-made puts"
-        return f"Most of it, {nbytes(most)}, is {what}."
-    size = nbytes(census.used - deleted - half_made)
-    objects = plural(int(census.are(states.READY).sum()), "object")
-    largest = census.largest_free
-    fits = f"up to {nbytes(largest)} fits in" if largest else "nothing fits in"
-    return f"It is full: {size} in {objects}; {fits}."
 
 
 def remedies(now: Situation) -> list[str]:
@@ -218,40 +110,40 @@ def _recovery(now: Situation) -> Iterator[Remedy]:
 
 
 def _views(now: Situation) -> Iterator[Remedy]:
-    """Deleted objects by those who keep them: one process alone, or several together."""
-    census = now.census
-    doomed = census.are(states.DOOMED)
-    lookers = census.looked_at()
-    alone = [
-        (sitter, sitter.slots[doomed[sitter.slots] & (lookers[sitter.slots] == 1)])
-        for sitter in census.sitters
-        if sitter.alive
-    ]
-    alone = [(sitter, slots) for sitter, slots in alone if len(slots)]
-    alone.sort(key=lambda both: -census.total(both[1]))
-    for sitter, slots in alone[:_FEW]:
-        who = process(sitter.client.pid, sitter.name, own=sitter.own)
-        yield _dropping(census, who, slots, _places(sitter))
-    if rest := [slots for _, slots in alone[_FEW:]]:
-        who = f"{len(rest):,} more processes, each for itself"
-        yield _dropping(census, who, np.concatenate(rest), "")
-    shared = np.flatnonzero(doomed & (lookers > 1))
-    if len(shared):
-        pids = [
-            str(sitter.client.pid)
-            for sitter in census.sitters
-            if sitter.alive and np.isin(sitter.slots, shared).any()
-        ]
-        yield _dropping(census, f"all of pids {_some(pids)}", shared, "")
+    """What keeps memory from being used again: views of deleted objects, or of those that stay."""
+    doomed = now.census.are(states.DOOMED)
+    yield from _droppings(now, doomed, "deleted object", "")
+    if now.leaves:
+        stays = now.census.are(states.READY)
+        yield from _droppings(now, stays, "object", f" that can then be {now.leaves}")
     if doomed.any() and not now.session.traced:
         text = "create the store with trace_pins=True: who_pins() and this page then tell the lines"
         yield Remedy(Rank.DEBUGGING, 0, f"{text} that got the views")
 
 
-def _dropping(census: Census, who: str, slots: npt.NDArray[np.intp], places: str) -> Remedy:
-    size = census.total(slots)
-    objects = plural(len(slots), "deleted object")
-    return Remedy(Rank.VIEWS, size, f"drop views in {who}: {nbytes(size)} of {objects}{places}")
+def _droppings(now: Situation, which: Flags, noun: str, effect: str) -> Iterator[Remedy]:
+    """Objects by those who look at them: one process alone, or several together."""
+    census = now.census
+    lookers = census.looked_at()
+
+    def dropping(who: str, slots: npt.NDArray[np.intp], places: str = "") -> Remedy:
+        size = census.total(slots)
+        what = f"{nbytes(size)} of {plural(len(slots), noun)}{effect}{places}"
+        return Remedy(Rank.VIEWS, size, f"drop views in {who}: {what}")
+
+    living = [sitter for sitter in census.sitters if sitter.alive]
+    alone = [(s, s.slots[which[s.slots] & (lookers[s.slots] == 1)]) for s in living]
+    alone = [(sitter, slots) for sitter, slots in alone if len(slots)]
+    alone.sort(key=lambda both: -census.total(both[1]))
+    for sitter, slots in alone[:_FEW]:
+        who = process(sitter.client.pid, sitter.name, own=sitter.own)
+        yield dropping(who, slots, "" if effect else _places(sitter))
+    if rest := [slots for _, slots in alone[_FEW:]]:
+        yield dropping(f"{len(rest):,} more processes, each for itself", np.concatenate(rest))
+    shared = np.flatnonzero(which & (lookers > 1))
+    if len(shared):
+        pids = [str(s.client.pid) for s in living if np.isin(s.slots, shared).any()]
+        yield dropping(f"all of pids {_some(pids)}", shared)
 
 
 def _places(sitter: Sitter) -> str:
@@ -292,7 +184,7 @@ def _pieces(now: Situation) -> Iterator[Remedy]:
     if not now.is_in_pieces:
         return
     wanted = now.asked or min(now.free, 4 * now.census.largest_free)
-    slots = _cheapest_run(now.census, now.capacity, wanted)
+    slots = _cheapest_run(now.census, now.loose, now.capacity, wanted)
     if len(slots):
         names = [_name_of(now, slot) for slot in slots[:_FEW].tolist()]
         more = f" and {len(slots) - _FEW:,} more" if len(slots) > _FEW else ""
@@ -305,7 +197,7 @@ def _pieces(now: Situation) -> Iterator[Remedy]:
         )
 
 
-def _cheapest_run(census: Census, capacity: int, wanted: int) -> npt.NDArray[np.intp]:
+def _cheapest_run(census: Census, loose: Flags, capacity: int, wanted: int) -> npt.NDArray[np.intp]:
     """Return the neighbours with fewest bytes whose end would make a free extent of that size."""
     slots = np.flatnonzero(census.nbytes)
     slots = slots[np.argsort(census.offset[slots])]
@@ -314,7 +206,7 @@ def _cheapest_run(census: Census, capacity: int, wanted: int) -> npt.NDArray[np.
     above = np.append(starts[1:], capacity)
     first = np.arange(len(slots))
     last = np.maximum(np.searchsorted(above, below + wanted), first)
-    kept = ~_loose(census)[slots]
+    kept = ~loose[slots]
     kept_so_far = np.append(0, np.cumsum(kept))
     nbytes_so_far = np.append(0, np.cumsum(sizes))
     inside = last < len(slots)
@@ -325,13 +217,6 @@ def _cheapest_run(census: Census, capacity: int, wanted: int) -> npt.NDArray[np.
         return slots[:0]
     best = int(np.argmin(nbytes_so_far[last + 1] - nbytes_so_far[first]))
     return slots[first[best] : last[best] + 1]
-
-
-def _loose(census: Census) -> Flags:
-    """Return which objects would give their memory back at once if they were deleted."""
-    looked_at = census.looked_at() + census.looked_at(alive=False) > 0
-    loose: Flags = census.are(states.READY) & ~looked_at
-    return loose
 
 
 def _name_of(now: Situation, slot: int) -> str:
@@ -347,10 +232,10 @@ def _name_of(now: Situation, slot: int) -> str:
 
 
 def _deletions(now: Situation) -> Iterator[Remedy]:
-    if not now.is_short or now.is_too_small:
+    if not now.is_short or now.is_too_small or now.leaves:
         return
     census = now.census
-    loose = _loose(census) & ~census.expired
+    loose = now.loose & ~census.expired
     for seconds, name in _OLD:
         old = loose & (census.age > seconds)
         if old.any():
@@ -400,8 +285,7 @@ def _creation(now: Situation) -> Iterator[Remedy]:
         wanted = max(now.capacity, now.asked or 0)
         text = f"create the store with a larger capacity than {nbytes(wanted)}"
         yield Remedy(Rank.NEW_STORE, 0, f"{text}: {now.disk.path} has {nbytes(now.disk.free)} free")
-    makes_room = now.session.identity.flags & (L.FLAG_EVICT | L.FLAG_SPILL)
-    if not (makes_room or now.has_no_pages or now.is_too_small):
+    if not (now.leaves or now.has_no_pages or now.is_too_small):
         yield Remedy(
             Rank.NEW_CHOICE,
             0,

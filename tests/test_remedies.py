@@ -165,13 +165,36 @@ def test_file_system_that_others_fill_is_told(locked_reads: Flag) -> None:
         assert disk.others == pytest.approx(ballast.stat().st_blocks * 512, abs=8192)
         assert disk.own + disk.others == disk.size
         assert disk.largest[0] == (str(ballast), ballast.stat().st_blocks * 512)
-        assert report.reason.startswith(f"Its file system is full: {folder} has 0 B free")
+        assert report.reason.startswith(f"Its file system is short: {folder} has 0 B free, and")
         assert str(ballast) in report.remedies[0]
         assert "only 0 B free: enlarge it" in report.remedies[1]
         ballast.unlink()
         store["second"] = np.zeros(MIB // 16)
         assert store.why_full(1024).remedies == ()
         store.close()
+
+
+@pytest.mark.parametrize(("on_full", "leaves"), [("evict", "evicted"), ("spill", "spilled")])
+def test_store_that_makes_room_is_full_of_what_is_looked_at(
+    make_store: MakeStore, tmp_path: Path, on_full: str, leaves: str
+) -> None:
+    """Its advice is about views, and a put succeeds when it is followed."""
+    spill_dir = tmp_path if on_full == "spill" else None
+    store = make_store(capacity=MIB, on_full=on_full, spill_dir=spill_dir)
+    refs = [store.put(np.zeros(MIB // 64)) for _ in range(12)]
+    report = store.why_full(MIB // 2)
+    assert report.reason == f"It makes room by itself: 1 MiB of 8 objects can be {leaves}."
+    assert report.remedies == ()
+    views = [ref.get() for ref in refs[-8:]]
+    report = store.why_full(MIB // 2)
+    assert report.reason == (
+        f"Most of it, 1 MiB of 8 objects, is looked at and cannot be {leaves}."
+    )
+    [remedy] = [text for text in report.remedies if text.startswith("drop views")]
+    assert remedy.endswith(f"1 MiB of 8 objects that can then be {leaves}")
+    assert report.spilled == (4 if spill_dir else 0)
+    views.clear()
+    store.put(np.zeros(MIB // 16)).delete()
 
 
 def test_size_that_the_store_never_has_is_told(store: Store) -> None:
@@ -189,4 +212,4 @@ def test_examples_of_the_page_about_it_run() -> None:
     assert code.count("assert") > 5
     exec(code, {})
     reasons = re.findall(r"^\| (It|Its|Most) .*\|$", page, re.MULTILINE)
-    assert len(reasons) == 8
+    assert len(reasons) == 10
