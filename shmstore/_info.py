@@ -27,7 +27,11 @@ class ObjectInfo:
     nbytes
         Bytes of its frames.
     stored_nbytes
-        Bytes of the segment that it occupies; 0 when it lies in the index.
+        Bytes of the segment that it occupies; 0 when it lies in the index or in a file.
+    spilled
+        Whether it lies in a file.
+    expires
+        When it expires, in seconds since 1970; None: never.
     frames
         Number of frames.
     created
@@ -47,6 +51,8 @@ class ObjectInfo:
     serializer: str
     nbytes: int
     stored_nbytes: int
+    spilled: bool
+    expires: float | None
     frames: int
     created: float
     owner_pid: int
@@ -85,6 +91,10 @@ class StoreStats:
         How many objects there may be.
     clients
         Number of attached processes.
+    spilled, spilled_nbytes
+        Number of the objects that lie in files, and bytes of these.
+    evictions, expirations, spills, restores
+        How many objects were evicted, have expired, went to a file and came back, so far.
     """
 
     capacity: int
@@ -97,6 +107,12 @@ class StoreStats:
     named: int
     max_objects: int
     clients: int
+    spilled: int
+    spilled_nbytes: int
+    evictions: int
+    expirations: int
+    spills: int
+    restores: int
 
 
 @dataclasses.dataclass(frozen=True)

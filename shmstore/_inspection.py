@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from shmstore._catalog import states
-from shmstore._catalog.slots import Record
+from shmstore._catalog.slots import Record, boottime_ns
 from shmstore._info import ClientInfo, ObjectInfo, StoreStats
 from shmstore._memory import layout as L
 from shmstore._plans import Plan
@@ -61,12 +61,16 @@ def objects(session: Session, refer: Callable[[Plan], ObjectRef]) -> list[Object
 def describe(plan: Plan, ref: ObjectRef, pinned_by: dict[int, set[int]]) -> ObjectInfo:
     """Return what is known of the object of a plan."""
     record: Record = plan.record
+    spilled = states.state_of(record.word) == states.SPILLED
+    left_ns = record.expires_ns - boottime_ns()
     return ObjectInfo(
         key=plan.header.get("key"),
         type=plan.header.get("type", "unknown"),
         serializer=plan.header.get("serializer", "several"),
         nbytes=record.data_nbytes,
-        stored_nbytes=record.extent_nbytes,
+        stored_nbytes=0 if spilled else record.extent_nbytes,
+        spilled=spilled,
+        expires=time.time() + left_ns / 1e9 if record.expires_ns else None,
         frames=len(plan.table) or 1,
         created=record.created_ns / 1e9,
         owner_pid=record.pid,
@@ -113,6 +117,12 @@ def _stats(session: Session) -> StoreStats:
         named=words[L.W_NAMED],
         max_objects=session.identity.max_objects,
         clients=sum(1 for _ in session.clients.rows()),
+        spilled=words[L.W_SPILLED],
+        spilled_nbytes=words[L.W_SPILLED_BYTES],
+        evictions=words[L.W_EVICTIONS],
+        expirations=words[L.W_EXPIRATIONS],
+        spills=words[L.W_SPILLS],
+        restores=words[L.W_RESTORES],
     )
 
 

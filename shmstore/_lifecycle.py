@@ -32,6 +32,7 @@ from shmstore._options import Options, parse_size, ttl_ns
 from shmstore._session import LOCK_NAME, Session, open_index
 from shmstore._sharing import barrier
 from shmstore._sharing.seats import SEATS_NAME
+from shmstore._trimming import Housekeeping
 from shmstore.errors import (
     NotAStoreError,
     ShmStoreError,
@@ -43,6 +44,7 @@ from shmstore.errors import (
 sessions: dict[tuple[bytes, bool], Session] = {}
 registry = threading.RLock()
 _departing: list[Session] = []
+housekeeping = Housekeeping(sessions.values, registry)
 
 
 # --- create, attach, open ----------------------------------------------------------------------
@@ -374,6 +376,7 @@ def _shared(identity: bytes, *, readonly: bool) -> Session | None:
 def _enter(session: Session, held: list[Session]) -> None:
     """Count one handle more, and hand the session over. Requires: the registry."""
     session.pins.watch(None)
+    session.notice = housekeeping.start
     # One step: no signal handler runs before the list has it.
     sessions[session.uuid, session.readonly] = session
     session.handles += 1

@@ -51,6 +51,7 @@ _seats_of_parents: list[Seat] = []
 
 
 def _before_fork() -> None:
+    _lifecycle.housekeeping.stop()
     _lifecycle.registry.acquire()
     for session in _lifecycle.sessions.values():
         if session.words[L.W_DESTROYED]:
@@ -122,6 +123,7 @@ def _register_finalizer(_: _Token) -> None:
 
 def _leave_all() -> None:
     """Leave every store: this process ends. What cannot be done now is done by the others."""
+    _lifecycle.housekeeping.stop()
     for session in list(_lifecycle.sessions.values()):
         session.handles = 0
         session.lock.timeout_s = _EXIT_TIMEOUT_S

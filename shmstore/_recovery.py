@@ -114,7 +114,7 @@ def mend(session: Session) -> tuple[int, int]:
     dead = session.clients.bury(session.row)
     session.clients.remove_strays()
     table = session.slots.recount()
-    _return_withdrawn(table)
+    _return_withdrawn(session, table)
     _end_copies(session, table)
     _end_older_twins(session, table)
     _rebuild_extents(session, table)
@@ -132,10 +132,12 @@ def mend(session: Session) -> tuple[int, int]:
     return len(dead), abandoned
 
 
-def _return_withdrawn(table: Table) -> None:
+def _return_withdrawn(session: Session, table: Table) -> None:
     """Make objects READY that were about to leave memory, or have just come back to it."""
-    state = states.states_of(table[:, L.S_STATE])
-    for slot in np.flatnonzero((state == states.SPILLED) & (table[:, L.S_NODE] != 0)).tolist():
+    away = states.states_of(table[:, L.S_STATE]) == states.SPILLED
+    if session.spills:
+        away &= (table[:, L.S_NODE] != 0) | (table[:, L.S_EXTENT_NBYTES] == 0)
+    for slot in np.flatnonzero(away).tolist():
         table[slot, L.S_STATE] = states.move(int(table[slot, L.S_STATE]), states.READY)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,7 @@ class Session(Space):
         self.abandoned: list[tuple[int, int]] = []
         self.plans: dict[str | int, Any] = {}
         self.verified: set[int] = set()
+        self.notice: Callable[[], None] = _nothing
         self.allowed_modules: Collection[str] | None = None
         with contextlib.ExitStack() as opened:
             self.seats_fd = folder.open_seats(folder_fd, SEATS_NAME, path)
@@ -335,6 +336,10 @@ class Session(Space):
             "clients",
         ):
             setattr(self, name, _Closed())
+
+
+def _nothing() -> None:
+    """Nobody is to be told."""
 
 
 class _Closed:

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 from shmstore._catalog import states
 from shmstore._memory import layout as L
 from shmstore._sharing.barrier import membarrier
+from shmstore._trimming import MUCH_NBYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shmstore._catalog.slots import Slots
     from shmstore._memory.allocator import Allocator
     from shmstore._memory.segment import Segment
@@ -40,6 +43,7 @@ class Space:
     clients: Clients
     pins: Pins
     abandoned: list[tuple[int, int]]
+    notice: Callable[[], None]
 
     def reclaim(self, limit: int) -> None:
         """Free deleted objects that nobody looks at any more. Requires: the store lock.
@@ -70,6 +74,8 @@ class Space:
         """Take an object, or a half-made one, away from new readers. Requires: the store lock."""
         word = self.slots.word(slot)
         self.slots.doom(slot)
+        if self.words[L.W_DOOMED_BYTES] >= MUCH_NBYTES:
+            self.notice()
         if states.state_of(word) == states.SPILLED and self.spills:
             self.files.remove(slot, states.generation_of(word))
 

@@ -25,13 +25,11 @@ from typing import Any, overload
 import numpy.typing as npt
 
 from shmstore import (
-    _check,
     _deleting,
     _inspection,
     _packing,
     _plans,
     _reading,
-    _recovery,
     _ref,
     _spilling,
     _writing,
@@ -41,7 +39,8 @@ from shmstore._building import Allocation
 from shmstore._catalog.keys import digest_of
 from shmstore._explaining import Explained
 from shmstore._handle import Handle
-from shmstore._info import ClientInfo, Finding, ObjectInfo, Recovered, StoreStats
+from shmstore._info import ClientInfo, ObjectInfo, StoreStats
+from shmstore._maintenance import Maintained
 from shmstore._mapping import NamedObjects
 from shmstore._ref import ObjectRef
 from shmstore._session import Session
@@ -52,7 +51,7 @@ _RAISE: Any = object()
 _GONE = _plans.GONE
 
 
-class Store(Handle, NamedObjects, Undecoded, Explained):
+class Store(Handle, NamedObjects, Undecoded, Maintained, Explained):
     """A handle on a store of objects in shared memory.
 
     Handles are made by `create`, `attach` and `open`. A handle is a context manager, a mutable
@@ -408,22 +407,6 @@ class Store(Handle, NamedObjects, Undecoded, Explained):
     def clients(self) -> list[ClientInfo]:
         """Return what is known of each attached process."""
         return _inspection.clients(self._live())
-
-    def check(self, *, deep: bool = False) -> list[Finding]:
-        """Prove every invariant of the format; return what is broken (nothing: all is well).
-
-        Parameters
-        ----------
-        deep
-            Read the data too, and hold it against its checksums (``checksum=True`` at creation).
-        """
-        return _check.check(self._live(), deep=deep)
-
-    def recover(self) -> Recovered:
-        """Undo what dead processes left: their pins, half-made puts and seats."""
-        session = self._live()
-        session.check_writeable()
-        return session.lock.run(_recovery.recover, session)
 
 
 def _finder(session: Session, target: ObjectRef | str) -> Callable[[], int]:

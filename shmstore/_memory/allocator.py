@@ -118,6 +118,32 @@ class Allocator(Blocks):
         """Note that pages of an extent are about to go."""
         self._words[self._base(node) + L.N_COLD] = L.PARTLY_COLD
 
+    def cool(self, most: int) -> list[tuple[int, int]]:
+        """Note that the pages of free blocks are about to go, of the largest ones first.
+
+        Parameters
+        ----------
+        most
+            Bytes after which it is enough.
+
+        Returns
+        -------
+        list of (int, int)
+            Offset and size of each.
+        """
+        words = self._words
+        ranges: list[tuple[int, int]] = []
+        for number in range(L.FIRST_LEVELS * L.SECOND_LEVELS - 1, size_class(L.PAGE) - 1, -1):
+            for node in list(self._free_list(number)):
+                base = self._base(node)
+                if most <= 0:
+                    return ranges
+                if words[base + L.N_COLD] != L.COLD:
+                    words[base + L.N_COLD] = L.COLD
+                    ranges.append((int(words[base]), int(words[base + L.N_NBYTES])))
+                    most -= ranges[-1][1]
+        return ranges
+
     def rebuild(self, extents: Iterable[tuple[int, int, int]]) -> list[int]:
         """Make all tables anew from the used ranges.
 

@@ -31,6 +31,8 @@ from shmstore.errors import CorruptStoreError, NotAStoreError
 
 SEGMENT_NAME: Final = "segment-00000"
 
+_BLOCK_NBYTES: Final = 512  # of st_blocks, whatever the file system
+
 
 # Above this size a copy goes through NumPy, which lets other threads run meanwhile.
 _RELEASE_GIL_NBYTES = 1 << 18
@@ -135,6 +137,10 @@ class Segment:
             punch(self.fd, offset, nbytes, partial=True)
         else:
             np.frombuffer(self.writeable, np.uint8, nbytes, offset)[:] = 0
+
+    def resident_nbytes(self) -> int:
+        """Return the bytes of the pages that exist."""
+        return os.fstat(self.fd).st_blocks * _BLOCK_NBYTES
 
     def release_pages(self, offset: int, nbytes: int) -> None:
         """Give the pages of a range that nobody looks at back to the system."""

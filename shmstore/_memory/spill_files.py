@@ -36,7 +36,12 @@ from shmstore._memory import layout as L
 from shmstore._memory.descriptors import Descriptor
 from shmstore._memory.mapping import map_file, write_all
 from shmstore._memory.owners import group_of
-from shmstore.errors import CorruptStoreError, NotAStoreError, StoreNotFoundError
+from shmstore.errors import (
+    CorruptStoreError,
+    NotAStoreError,
+    StoreNotFoundError,
+    UnsafePathError,
+)
 
 SPILL_NAME: Final = "spill"
 
@@ -59,7 +64,9 @@ def make_folder(store_fd: int, root: Path, name: str, store: uuid.UUID, gid: int
 
 def remove_folder(store_fd: int, store_path: Path) -> None:
     """Remove the files of a store that goes, and their folder; nothing else in any case."""
-    with contextlib.suppress(NotAStoreError, StoreNotFoundError, CorruptStoreError):
+    with contextlib.suppress(
+        NotAStoreError, StoreNotFoundError, CorruptStoreError, UnsafePathError
+    ):
         path = _read_path(store_fd, store_path)
         gid = group_of(store_fd)
         with folder.open_root(path.parent, create=False, gid=gid) as root_fd:

@@ -11,9 +11,10 @@ child gets a lock of its own (`replace_descriptor`).
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import get_ident
 from typing import Any, TypeVar
@@ -137,6 +138,7 @@ class StoreLock:
         self.words = words
         self.timeout_s = timeout_s
         self.mark = 0
+        self._patience: dict[int, float] = {}
         self._mend = mend
         self._describe = describe
         self._threads = threading.Lock()
@@ -196,8 +198,9 @@ class StoreLock:
     def _wait(self) -> None:
         if self.fd < 0:
             raise _closed()
-        if not hold(self.fd, self.timeout_s):
-            raise self._timed_out()
+        timeout_s = self._patience.get(get_ident(), self.timeout_s)
+        if not hold(self.fd, timeout_s):
+            raise self._timed_out(timeout_s)
 
     def _unwind(self, error: BaseException) -> None:
         """Make the index whole after an exception. Until that is done it stays marked as dirty."""
@@ -222,15 +225,24 @@ class StoreLock:
             timeout_s=0.0,
         )
 
-    def _timed_out(self) -> LockTimeoutError:
+    @contextlib.contextmanager
+    def impatient(self) -> Iterator[None]:
+        """Let this thread give up at once when another process holds the lock."""
+        self._patience[get_ident()] = 0.0
+        try:
+            yield
+        finally:
+            del self._patience[get_ident()]
+
+    def _timed_out(self, timeout_s: float) -> LockTimeoutError:
         row = self.words[L.W_DIRTY] - 1
         holder = self._describe(row) if row >= 0 else "a process that is about to change something"
         return LockTimeoutError(
-            f"the store lock was not free within {self.timeout_s:g} s; it is held by {holder}. Is "
+            f"the store lock was not free within {timeout_s:g} s; it is held by {holder}. Is "
             "that process stopped or very slow? Wait, continue it, or end it: its lock goes with "
             "it.",
             holder=holder,
-            timeout_s=self.timeout_s,
+            timeout_s=timeout_s,
         )
 
     # --- fork and end --------------------------------------------------------------------------
