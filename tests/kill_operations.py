@@ -11,23 +11,20 @@ first or as in the second.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from kill_points import machine
+import numpy as np
 from kill_scenes import (
     IN_PIECES,
     LARGE,
     LONG_KEY,
-    MIB,
-    NAME,
     NEW,
     OLD,
     Bystander,
     Scene,
+    attach_and_damage,
     attach_to_die_among,
     create_spilling,
     crowded,
@@ -36,13 +33,10 @@ from kill_scenes import (
     dirty_seats,
     empty,
     evicting,
-    fill_and_spill,
     full,
-    furnish,
     furnished,
     inhabited,
     let_one_die_in_a_change,
-    let_others_die_spilling,
     locked,
     looks,
     looks_at_deleted,
@@ -59,10 +53,39 @@ from kill_scenes import (
     two_owned,
     zeroed,
 )
-
-import shmstore
-from shmstore import Store, StoreFullError
-from shmstore import _process as process
+from kill_steps import (
+    attach_and_make_room,
+    attach_to_die_among_spilling,
+    attach_twice,
+    break_a_change,
+    build,
+    build_half,
+    change_mapping,
+    clear_and_put,
+    close_before_views,
+    create_and_furnish,
+    create_spilling_and_fill,
+    create_too_large,
+    end,
+    fork,
+    fork_while_others_look,
+    fork_without_a_seat,
+    free_the_top,
+    free_the_top_in_part,
+    hold_views,
+    idle,
+    leave_half_a_root,
+    look,
+    look_at_few,
+    make,
+    open_and_furnish,
+    put_if_absent,
+    putting,
+    putting_many_small,
+    remove_root,
+    reopen,
+    try_to_put,
+)
 
 # --- operations -----------------------------------------------------------------------------------
 
@@ -107,213 +130,6 @@ class Operation:
         return self.spills or self.group or self.bystander is not None
 
 
-def build(scene: Scene) -> None:
-    """Build an array in place."""
-    with scene.store.allocate(1000, "u1", key="k") as array:
-        array[:] = 2
-
-
-def build_half(scene: Scene) -> None:
-    """Begin to build an array, and give up."""
-    with contextlib.suppress(ZeroDivisionError), scene.store.allocate(500_000, "u1", key="k"):
-        raise ZeroDivisionError
-
-
-def look(scene: Scene) -> None:
-    """Get views, many of them, and let them go."""
-    store = scene.store
-    views = [store["k"], store["kept"], store["text"], store["packed"], store[LONG_KEY]]
-    views += [store.get("k", mode=mode) for mode in ("readonly", "private", "copy")]
-    views += [store["l"] for _ in range(40)]
-    del views[::2]
-    views.clear()
-
-
-def try_to_put(scene: Scene) -> None:
-    """Put into a full store, first what has no room, then what has when something goes."""
-    with contextlib.suppress(StoreFullError):
-        scene.store.put(NEW)
-    scene.store.delete(scene.refs[3])
-    scene.store.put(OLD, key="new")
-
-
-def put_if_absent(scene: Scene) -> None:
-    """Put under a key that is free, and under one that is taken."""
-    scene.store.put(NEW, key="n", overwrite=False)
-    with contextlib.suppress(shmstore.KeyExistsError):
-        scene.store.put(NEW, key="k", overwrite=False)
-
-
-def change_mapping(scene: Scene) -> None:
-    """Use the store as a dict."""
-    scene.store.update({"k": NEW, "u": 1})
-    scene.store.pop("l")
-    scene.store.setdefault("v", [2])
-
-
-def break_a_change(scene: Scene) -> None:
-    """Let an exception strike in the middle of a change."""
-
-    def change() -> None:
-        scene.store._session.slots.doom(2)
-        raise ZeroDivisionError
-
-    with contextlib.suppress(ZeroDivisionError):
-        scene.store._session.lock.run(change)
-
-
-def create_and_furnish(scene: Scene) -> None:
-    """Own a store."""
-    furnish(scene, scene.create())
-
-
-def open_and_furnish(scene: Scene) -> None:
-    """Be in a store that goes with its last client."""
-    scene.store = Store.open(NAME, root=scene.root, capacity=MIB, max_objects=512)
-    furnish(scene, scene.store)
-
-
-def hold_views(scene: Scene) -> None:
-    """Look at objects, also at one that has been deleted."""
-    store = scene.attach()
-    scene.held += [store["k"], store["kept"], *(store["l"] for _ in range(40))]
-    store.delete("l")
-
-
-def close_before_views(scene: Scene) -> None:
-    """Close while views are alive: the seat goes with the last of them."""
-    scene.store.close()
-    scene.held.clear()
-    scene.prune()
-
-
-def fork(scene: Scene) -> None:
-    """Fork with views alive; both go on, at first who is killed."""
-    wait, first_is_done = os.pipe()
-    scene.forked = os.fork()
-    if machine.child == machine.in_child:
-        os.close(wait)
-    else:
-        os.close(first_is_done)
-        os.read(wait, 1)
-    assert all((view == 1).all() for view in scene.held[2:])
-    scene.store["parent" if scene.forked else "child"] = NEW
-    if machine.child == machine.in_child:
-        os.close(first_is_done)
-
-
-def fork_while_others_look(scene: Scene) -> None:
-    """Fork while views come and go in another thread."""
-
-    def look() -> None:
-        scene.held[2] = scene.store["k"]
-        scene.held.append(scene.store["k"])
-
-    machine.in_fork = look
-    fork(scene)
-
-
-def free_the_top(scene: Scene) -> None:
-    """Delete the objects that lie highest."""
-    store = scene.attach()
-    store.delete_many([store.put(LARGE), store.put(LARGE[:100_000])])
-
-
-def free_the_top_in_part(scene: Scene) -> None:
-    """Delete the object that lies highest but for memory that was never written."""
-    store = scene.attach()
-    ref = store.put(LARGE[:300_000])
-    with contextlib.suppress(ZeroDivisionError), store.allocate(250_000, "u1"):
-        raise ZeroDivisionError
-    store.delete(ref)
-
-
-def remove_root(scene: Scene) -> None:
-    """Let there be no folder of stores."""
-    scene.root.rmdir()
-
-
-def clear_and_put(scene: Scene) -> None:
-    """Delete everything, then use its memory."""
-    scene.store.delete_many([*scene.store, *scene.refs])
-    scene.store.put(NEW)
-
-
-def putting_many_small(scene: Scene) -> None:
-    """Put objects in slots until there is none left."""
-    for number in range(8):
-        scene.store.put([number])
-
-
-def look_at_few(scene: Scene) -> None:
-    """Use objects, so that they are not the ones that go."""
-    views = [scene.store["k"], scene.store["kept"], scene.store["p"], scene.store["k"]]
-    views += [scene.store.get(ref) for ref in scene.refs[:3]]
-    views.clear()
-
-
-def attach_and_make_room(scene: Scene) -> None:
-    """Be where there is room for objects that lie in files."""
-    scene.attach().delete_many(scene.refs[-4:])
-
-
-def attach_to_die_among_spilling(scene: Scene) -> None:
-    """Be there when others die that move objects to files."""
-    scene.attach()
-    let_others_die_spilling(scene)
-
-
-def create_spilling_and_fill(scene: Scene) -> None:
-    """Own a store of which objects lie in files."""
-    fill_and_spill(scene, create_spilling(scene))
-
-
-def attach_twice(scene: Scene) -> None:
-    """Attach where this process is attached already, also under other conditions."""
-    scene.held += [scene.store]
-    scene.attach()
-    scene.held += [scene.store, scene.attach(readonly=True)]
-
-
-def create_too_large(scene: Scene) -> None:
-    """Begin to make a store that there is no memory for."""
-    with contextlib.suppress(StoreFullError):
-        scene.create(capacity="100TiB")
-
-
-def fork_without_a_seat(scene: Scene) -> None:
-    """Fork where the child can get no seat: its handle is closed, its views stay."""
-    scene.held.append(scene.store["k"])
-    scene.forked = os.fork()
-    assert (scene.held[0] == 1).all()
-    if not scene.forked:
-        assert scene.store.closed
-
-
-def reopen(scene: Scene) -> None:
-    """Join or make a store."""
-    scene.store = Store.open(NAME, root=scene.root, capacity=MIB, max_objects=512)
-
-
-def make(**options: Any) -> Callable[[Scene], object]:
-    """Return what makes a store."""
-    return lambda scene: scene.create(**options)
-
-
-def putting(obj: Any, **options: Any) -> Callable[[Scene], object]:
-    """Return what puts an object."""
-    return lambda scene: scene.store.put(obj, **options)
-
-
-def end(scene: Scene) -> None:
-    """Do what a process does at its end."""
-    process._leave_all()
-
-
-def idle(scene: Scene) -> None:
-    """Do nothing."""
-
-
 OPERATIONS: Final[dict[str, Operation]] = {
     "put in a slot": Operation(putting({"n": 1})),
     "put in a slot, named": Operation(putting({"n": 1}, key="n")),
@@ -356,8 +172,16 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "put, checksums": Operation(putting(LARGE, key="n"), template=summed),
     "put, made in place, checksums": Operation(putting(IN_PIECES, key="k"), template=summed),
+    "build in place, checksums": Operation(build, template=summed),
     "put with its time": Operation(putting(NEW, key="n", ttl=1000)),
     "put where times are over": Operation(putting(LARGE, key="n"), template=timed),
+    "put where all times are over": Operation(
+        putting(np.full(750_000, 4, np.uint8), key="n"), template=timed
+    ),
+    "put if absent, its time is over": Operation(
+        putting(NEW, key="over", overwrite=False), template=timed
+    ),
+    "recover, damaged": Operation(lambda s: s.store.recover(), attach_and_damage, keeps=True),
     "recover where times are over": Operation(
         lambda s: s.store.recover(), template=timed, keeps=True
     ),
@@ -405,6 +229,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "create": Operation(make(), idle, nothing),
     "create, with its root": Operation(make(), remove_root, nothing),
     "create, for a group": Operation(make(), remove_root, nothing, group=True),
+    "create, for a group, again": Operation(make(), leave_half_a_root, nothing, group=True),
     "create, all memory at once": Operation(make(prefault=True, persist=True), idle, nothing),
     "create, too large": Operation(create_too_large, idle, nothing, keeps=True),
     "create over a dead store": Operation(make(), idle, owned, may_miss=True),
@@ -414,10 +239,6 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "destroy": Operation(lambda s: s.store.destroy()),
     "destroy, looked at": Operation(lambda s: s.store.destroy(), bystander=looks),
     "prune": Operation(lambda s: s.prune(), idle, two_owned),
-}
-
-# Operations of stores that move objects to files.
-SPILLING: Final[dict[str, Operation]] = {
     "put, spill": Operation(putting(NEW, key="n"), template=spilling, spills=True),
     "put, spill many": Operation(putting(LARGE[:30_000], key="n"), template=spilling, spills=True),
     "put many, spill": Operation(

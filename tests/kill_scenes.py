@@ -154,7 +154,8 @@ def create_spilling(scene: Scene, **options: Any) -> Store:
 def fill_and_spill(scene: Scene, store: Store) -> None:
     """Put more than there is memory for: what comes first goes into files."""
     store.put({"a": OLD, "b": NEW[:7]}, key="kept")
-    store.update({"p": [1], "k": OLD, "large": LARGE[:100_000]})
+    store.update({"p": [1], "k": OLD})
+    store["large"] = LARGE[:100_000]
     scene.refs += [store.put(np.full(3000, value, np.uint8)) for value in range(23)]
 
 
@@ -174,7 +175,7 @@ def let_others_die_spilling(scene: Scene) -> None:
     """Let clients die while they move objects to files, and back."""
     attach = partial(Store.attach, NAME, root=scene.root)
     killed(scene, lambda: attach().put(NEW), "spill_files.SpillFiles.commit")
-    killed(scene, lambda: attach().put(NEW), "spill_files.SpillFiles.write", 5)
+    killed(scene, lambda: attach().put(NEW), "spill_files.SpillFiles.write", 2)
 
 
 def spilling_dirty(scene: Scene) -> None:
@@ -245,11 +246,23 @@ def two_owned(scene: Scene) -> None:
 def cut_short(scene: Scene) -> None:
     """Folders of stores that were being made and removed."""
     killed(scene, scene.create, "folder.rename")
-    killed(scene, lambda: scene.create().destroy(), "folder._remove", 2)
+    killed(scene, lambda: scene.create().destroy(), "removal._remove", 2)
 
 
 def nothing(scene: Scene) -> None:
     """No store."""
+
+
+def attach_and_damage(scene: Scene) -> None:
+    """Be there when the index is overwritten: an object, a copy of another, a row, a count."""
+    session: Any = scene.attach()._session
+    words, at = session.words, session.slots.state_index
+    lost, copied = (at(scene.store._ref_of(key)._slot) for key in ("l", "p"))
+    words[lost + L.S_DATA_NBYTES] += 64
+    copy = at(words[L.W_SLOT_TOP] - 1)
+    words[copy : copy + L.SLOT_WORDS] = words[copied : copied + L.SLOT_WORDS]
+    words[session.index.geometry.clients + session.row * L.CLIENT_WORDS + L.C_SERIAL] = 0
+    words[L.W_SLOTS_RESERVED] += 1
 
 
 def inhabited(scene: Scene) -> None:
