@@ -126,10 +126,12 @@ class Seat:
         """Return slot + 1 of each pin, without order; the same slot may come more than once."""
         cells = self.pins[L.FIRST_CELL : L.FIRST_CELL + self._count()]
         if len(cells) <= _FEW_CELLS:
-            return [pin & _SLOT_BITS for pin in cells.tolist() if pin]
-        array = np.asarray(cells)
-        pins: list[int] = (array[array != 0] & np.uint64(_SLOT_BITS)).tolist()
-        return pins
+            pins = [pin for pin in cells.tolist() if pin]
+        else:
+            array = np.asarray(cells)
+            pins = array[array != 0].tolist()
+        # Looked at last: whoever gives a pin a site has counted the site before.
+        return [pin & _SLOT_BITS for pin in pins] if self.words[L.SEAT_SITES] else pins
 
     def views(self) -> Views:
         """Return what is told of each pin, without order."""
