@@ -215,10 +215,10 @@ def digest_of(path: Path, *, but: Container[int] = ()) -> str:
     return digest.hexdigest()
 
 
-def for_a_while(seconds: float, act: Callable[[], None]) -> dict[str, int]:
-    """Do something again and again; count how often it went well, and by which errors it ended."""
+def until(outcomes: dict[str, int], act: Callable[[], None]) -> dict[str, int]:
+    """Do something until it has ended so often in each of these ways, or time is up; count all."""
     counts: dict[str, int] = {}
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + stores.WAIT_S / 2
     while time.monotonic() < deadline:
         try:
             act()
@@ -228,6 +228,8 @@ def for_a_while(seconds: float, act: Callable[[], None]) -> dict[str, int]:
         except OSError as error:
             outcome = f"{type(error).__name__}: {error}"
         counts[outcome] = counts.get(outcome, 0) + 1
+        if all(counts.get(name, 0) >= often for name, often in outcomes.items()):
+            break
     return counts
 
 
