@@ -1,9 +1,9 @@
 """What happens when the n-th call of the system fails, for every n and every error it can give?
 
-An operation (see `fault_operations`) is done again and again, each time in a fresh root; the first
-time the first call of the system that it makes fails, then the second, until it is done before any
-call has failed. All other calls are real. Afterwards nothing may have leaked, nothing that was
-published may be lost, the store is sound, and the same operation succeeds.
+An operation (see `fault_stores` and `fault_objects`) is done again and again, each time in a fresh
+root; the first time the first call of the system that it makes fails, then the second, until it is
+done before any call has failed. All other calls are real. Afterwards nothing may have leaked,
+nothing that was published may be lost, the store is sound, and the same operation succeeds.
 
 Three kinds of failure: "once"; "from then on" every call of that kind fails (a disk that stays
 full); "and again": another call fails after the first, so while the first failure is undone.
@@ -23,6 +23,7 @@ import itertools
 import mmap
 import os
 import pickle
+import re
 import shutil
 import signal
 import sys
@@ -31,8 +32,11 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final, NamedTuple
 
+import fault_objects  # noqa: F401 - enters its operations
+import fault_stores  # noqa: F401 - as above
 import proofs
 from fault_operations import OPERATIONS, Operation
 from stores import DESCRIPTORS
@@ -84,6 +88,7 @@ OWNERS: Final[dict[str, tuple[Any, str]]] = {
 # Functions of C, which tell an error by what they return.
 RETURNED: Final = {"mmap_fixed": ctypes.c_void_p(-1).value, "fallocate": -1, "renameat2": -1}
 
+INTERRUPTED: Final = re.compile(r"/(shmstore|filelock)/[^/]+(/[^/]+)?[.]py$")
 TEST_FOLDER: Final = "shmstore-test-"
 
 # How an injection goes on after its first failure.
@@ -149,7 +154,8 @@ class Fault:
             watched = self._armed and self._pid == os.getpid() and not is_unlocking(name, args)
             if not watched or not self.strikes(name):
                 return original(*args, **kwargs)
-            number = self.error if self.error in ERRORS[name] else ERRORS[name][-1]
+            possible = ERRORS[name]
+            number = self.error if self.error in possible else possible[-1 if self.error else 0]
             if name == "open" and number == errno.ENOSPC and not args[1] & os.O_CREAT:
                 number = errno.EIO
             if name in RETURNED:
@@ -159,6 +165,34 @@ class Fault:
             raise OSError(number, os.strerror(number), *path)
 
         return call
+
+
+class Interrupt(Fault):
+    """Lets a signal handler raise KeyboardInterrupt at the n-th point where CPython may run one.
+
+    These points are where a function of Python is entered and where one of C has returned.
+    """
+
+    @contextlib.contextmanager
+    def armed(self) -> Iterator[None]:
+        """Count the points in our code and in filelock's."""
+        sys.setprofile(self._pass)
+        try:
+            yield
+        finally:
+            sys.setprofile(None)
+
+    def _pass(self, frame: FrameType, event: str, _: Any) -> None:
+        code = frame.f_code
+        if event in {"call", "c_return"} and INTERRUPTED.search(code.co_filename):
+            self.number -= 1
+            if not self.number:
+                sys.setprofile(None)
+                self.hits.append(event)
+                self.sites.append(
+                    f"{Path(code.co_filename).name}:{frame.f_lineno} {code.co_qualname}"
+                )
+                raise KeyboardInterrupt
 
 
 def owner_of(name: str) -> tuple[Any, str]:
@@ -237,7 +271,8 @@ def is_well_told(error: BaseException, fault: Fault) -> str:
     """Return what is wrong with an error for the user who meets it, or ""."""
     if isinstance(error, CorruptStoreError):
         return f"a failing call is taken for damage: {error}"
-    if isinstance(error, ShmStoreError):
+    undoing = len(fault.hits) > 1 and fault.again != FROM_THEN_ON
+    if undoing or isinstance(error, (ShmStoreError, KeyboardInterrupt)):
         return ""
     if not isinstance(error, OSError):
         return f"{error!r} is not of the system"
@@ -260,7 +295,7 @@ class Report:
         hits = ", ".join(
             f"{name} at {place}" for name, place in zip(fault.hits, fault.sites, strict=True)
         )
-        names = errno.errorcode.get(fault.error, str(fault.error))
+        names = errno.errorcode.get(fault.error, "EFIRST")
         self.wrong.append(f"{self.operation}: {names}: {hits}: {what}")
 
 
@@ -280,7 +315,7 @@ def run_round(operation: type[Operation], fault: Fault, report: Report) -> None:
             report.counts[fault.hits[0]] += 1
         if failed:
             after = look(root)
-            held = place.undone and fault.again == ONCE
+            held = place.undone and fault.again == ONCE and not isinstance(fault, Interrupt)
             if place.stays_out and (change := after.more_than(before, files=held)):
                 report.blame(fault, f"left behind: {change}")
             if place.undone and (change := before.more_than(after)):
@@ -316,17 +351,16 @@ def attempt(place: Operation, fault: Fault, report: Report) -> bool:
 
 
 def all_rounds(operation: type[Operation], kinds: tuple[str, ...], report: Report) -> None:
-    """Let every call fail in every way; `kinds` says which, see `KINDS`."""
+    """Let every call fail with its EFIRST, and in the other ways of `KINDS` that are asked."""
     for number in itertools.count(1):
-        probe = Fault(number, errno.EIO)
+        probe = Fault(number)
         run_round(operation, probe, report)
         if not probe.hits:
             return
         errors = ERRORS[probe.hits[0]]
         if "once" in kinds:
-            for error in errors:
-                if error != errno.EIO:
-                    run_round(operation, Fault(number, error), report)
+            for error in errors[1:]:
+                run_round(operation, Fault(number, error), report)
         if "from then on" in kinds:
             run_round(operation, Fault(number, errors[0], FROM_THEN_ON), report)
         for again in itertools.count(1) if "and again" in kinds else ():
@@ -336,11 +370,21 @@ def all_rounds(operation: type[Operation], kinds: tuple[str, ...], report: Repor
                 break
 
 
+def all_interrupts(operation: type[Operation], step: int, report: Report) -> None:
+    """Interrupt at every point, or at every `step`-th."""
+    sys.unraisablehook = lambda _: None  # of a finalizer that was interrupted
+    for number in itertools.count(1, step):
+        interrupt = Interrupt(number)
+        run_round(operation, interrupt, report)
+        if not interrupt.hits:
+            return
+
+
 KINDS: Final = ("once", "from then on", "and again")
 
 
-def prove(name: str, kinds: tuple[str, ...]) -> Report:
-    """Run one operation through all its faults, in a process of its own."""
+def prove(name: str, kinds: tuple[str, ...], step: int = 0) -> Report:
+    """Run one operation through all its faults or interrupts, in a process of its own."""
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
@@ -349,7 +393,10 @@ def prove(name: str, kinds: tuple[str, ...]) -> Report:
         try:
             gc.collect()
             gc.freeze()
-            all_rounds(OPERATIONS[name], kinds, report)
+            if step:
+                all_interrupts(OPERATIONS[name], step, report)
+            else:
+                all_rounds(OPERATIONS[name], kinds, report)
         except BaseException as error:
             report.wrong.append(f"{name}: the proof itself failed: {error!r}")
         with open(writer, "wb") as pipe:  # noqa: PTH123 - a descriptor
@@ -359,7 +406,8 @@ def prove(name: str, kinds: tuple[str, ...]) -> Report:
     with open(reader, "rb") as pipe:  # noqa: PTH123 - a descriptor
         report = pickle.load(pipe)
     os.waitpid(pid, 0)
-    proofs.note(f"faults: {name}", **dict(sorted(report.counts.items())))
+    subject = "interrupts" if step else "faults"
+    proofs.note(f"{subject}: {name}", **dict(sorted(report.counts.items())))
     return report
 
 
@@ -368,13 +416,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("operations", nargs="*")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--quick", action="store_true", help="only the EFIRST of each call")
+    parser.add_argument("--interrupts", type=int, metavar="STEP", default=0)
     chosen = parser.parse_args()
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "This process", DeprecationWarning)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     bad = False
     for name in chosen.operations or OPERATIONS:
-        report = prove(name, tuple(chosen.kinds))
+        report = prove(name, () if chosen.quick else tuple(chosen.kinds), chosen.interrupts)
         print(f"{name}: {sum(report.counts.values()):,} faults", dict(report.errors), flush=True)
         for line, count in Counter(report.wrong).items():
             print(f"  {count} x {line}")
