@@ -17,6 +17,8 @@ from shmstore.serialization.compression import decompress_frame
 from shmstore.serialization.frames import allocate, ensure_memoryview
 
 if TYPE_CHECKING:
+    import mmap
+
     from shmstore._plans import Plan
 
 # Below this size private views are copies: a mapping of their own costs more.
@@ -74,8 +76,12 @@ class Lease:
             view = self._anchors[mode] = self._make_anchor(mode)
         return view
 
+    def exporter(self, mode: str) -> tuple[mmap.mmap, int]:
+        """Return the mapping for views of a mode, and where the extent begins in it."""
+        return self._plan.exporter(mode)
+
     def _make_anchor(self, mode: str) -> memoryview:
-        exporter, offset = self._plan.exporter(mode)
+        exporter, offset = self.exporter(mode)
         anchor = np.ndarray(self._plan.extent_nbytes, np.uint8, exporter, offset)
         self._plan.session.pins.pass_on(self._cells.pop(), anchor)
         return anchor.data

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmstore._catalog import states
 from shmstore._catalog.slots import Record
+from shmstore._lease import Lease
 from shmstore._memory import layout as L
 from shmstore._memory.allocator import Extent
 from shmstore._memory.folder import NO_ROOM
@@ -27,6 +28,7 @@ from shmstore.serialization import headers
 if TYPE_CHECKING:
     import mmap
 
+    from shmstore._memory.spill_files import SpillFile
     from shmstore._session import Session
 
 # As many deleted objects are looked at for room.
@@ -153,25 +155,42 @@ class FilePlan(Plan):
         if not self._is_new and self._could_come_back():
             return GONE
         self._is_new = False
-        return super().secure_once()
+        lease = _FileLease(self)
+        if not self.is_there():
+            return GONE
+        lease.file = self._open()
+        return lease
 
     def _could_come_back(self) -> bool:
         session = self.session
         return not session.readonly and session.allocator.largest_free() >= self.extent_nbytes
 
-    def exporter(self, mode: str) -> tuple[mmap.mmap, int]:
-        """Return a mapping of the file, and where the extent begins in it."""
-        private = mode == "private"
+    def _open(self) -> SpillFile:
         generation = states.generation_of(self.word)
         try:
-            file = self.session.files.open(self.slot, generation, self.extent_nbytes)
+            return self.session.files.open(self.slot, generation, self.extent_nbytes)
         except FileNotFoundError:
             raise lost(self.session, self.record) from None
-        with file:
-            if self.word not in self.session.verified:
-                file.verify()
-                self.session.verified.add(self.word)
-            return file.map(writeable=mode != "readonly", private=private), L.PAGE
+
+    def verify(self, file: SpillFile) -> None:
+        """Hold the file against its checksum, once."""
+        if self.word not in self.session.verified:
+            file.verify()
+            self.session.verified.add(self.word)
+
+
+class _FileLease(Lease):
+    """A hold on an object in a file, opened under the lock: a delete removes its name at once."""
+
+    __slots__ = ("file",)
+
+    file: SpillFile
+    _plan: FilePlan
+
+    def exporter(self, mode: str) -> tuple[mmap.mmap, int]:
+        """Return a mapping of the file, and where the extent begins in it."""
+        self._plan.verify(self.file)
+        return self.file.map(writeable=mode != "readonly", private=mode == "private"), L.PAGE
 
 
 def read_header(session: Session, record: Record) -> bytes | None:
