@@ -109,6 +109,7 @@ def mend(session: Session) -> tuple[int, int]:
     tuple of int
         How many clients were found dead, and how many of their puts were half done.
     """
+    session.lock.mending = True
     pins = getattr(session, "pins", None)  # None: this process is just attaching
     session.clients.recount(session.row, None if pins is None else pins.seat)
     dead = session.clients.bury(session.row)
@@ -129,6 +130,7 @@ def mend(session: Session) -> tuple[int, int]:
     session.keys.rebuild(np.flatnonzero(named).tolist())
     abandoned = _doom_abandoned(session)
     _sweep_files(session)
+    session.lock.mending = False
     return len(dead), abandoned
 
 

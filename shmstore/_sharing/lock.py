@@ -119,6 +119,11 @@ class StoreLock:
     describe
         Returns a name for the holder with a given client row.
 
+    Attributes
+    ----------
+    mending
+        Whether tables are being made anew: until that is done no error leaves them whole.
+
     Notes
     -----
     A signal handler of Python may raise after any call, also between taking a lock and whatever
@@ -138,6 +143,7 @@ class StoreLock:
         self.words = words
         self.timeout_s = timeout_s
         self.mark = 0
+        self.mending = False
         self._patience: dict[int, float] = {}
         self._mend = mend
         self._describe = describe
@@ -205,7 +211,7 @@ class StoreLock:
     def _unwind(self, error: BaseException) -> None:
         """Make the index whole after an exception. Until that is done it stays marked as dirty."""
         if self.mark:
-            if not _is_clean(error):
+            if self.mending or not _is_clean(error):
                 with shortage.told(Path(shortage.path_of(self.fd)).parent):
                     self._mend()
             self.words[L.W_DIRTY] = 0
