@@ -41,6 +41,11 @@ SWITCH_S: Final = 2e-6
 
 ALL_SHAPES: Final = ("number", "dict", "array", "nested")
 
+# Objects that have an extent, in stores that have no room for all of them.
+FRAMED: Final = ("array", "nested")
+EVICTING: Final = {"capacity": "192KiB", "on_full": "evict"}
+SPILLING: Final = {"capacity": "192KiB", "on_full": "spill"}
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -84,18 +89,23 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "arrays": Scenario(shapes=("array",)),
     "everything": Scenario(writers=3, readers=1, threads=2),
     "locked reads": Scenario(options={"locked_reads": True}),
-    "little room": Scenario(shapes=("array", "nested"), options={"capacity": "192KiB"}),
+    "little room": Scenario(FRAMED, options={"capacity": "192KiB"}),
     "one key": Scenario(writers=2, readers=4, keys=1, pause_s=5e-4),
     "stops": Scenario(stops=True, readers=2),
     "kills": Scenario(kills=True, stops=True, readers=1),
     "kills, locked reads": Scenario(kills=True, options={"locked_reads": True}),
+    "evict": Scenario(FRAMED, may_vanish=True, readers=1, options=EVICTING),
+    "evict, kills": Scenario(FRAMED, may_vanish=True, kills=True, options=EVICTING),
+    "spill": Scenario(FRAMED, keys=12, readers=1, options=SPILLING),
+    "spill, kills": Scenario(FRAMED, keys=12, kills=True, stops=True, options=SPILLING),
+    "time is over": Scenario(may_vanish=True, readers=1, options={"ttl": 0.004}),
     "kills, threads": Scenario(kills=True, writers=2, threads=2),
 }
 
 
 @dataclass
 class Outcome:
-    """What came of one scenario."""
+    """What came of one scenario; `made_room` counts objects that left memory by themselves."""
 
     operations: int
     cut_short: int
@@ -103,6 +113,7 @@ class Outcome:
     stops: int
     seconds: float
     kinds: set[str]
+    made_room: int
     violations: dict[str, Violation]
 
 
@@ -254,15 +265,20 @@ def run(scenario: Scenario, operations: int, folder: Path, seed: int) -> Outcome
     """Let a scenario run and check its history; the store must be sound afterwards."""
     began = time.monotonic()
     options = {"capacity": "16MiB", **scenario.options}
+    files = folder / "spilled"
+    if options.get("on_full") == "spill":
+        options["spill_dir"] = files
     with Store.create(**options) as store:
         under_way = Run(scenario, store, folder, seed)
         under_way.work(operations)
         assert store.check() == []
+        stats = store.stats()
         store.clear()
         store.recover()
         assert store.check() == []
         assert store.stats().used == 0, "memory is lost"
         assert store.stats().clients == 1
+    assert not files.exists() or list(files.iterdir()) == [], "files of objects are left"
     by_key = under_way.operations()
     violations: dict[str, Violation] = {}
     for key, history in sorted(by_key.items()):
@@ -276,6 +292,7 @@ def run(scenario: Scenario, operations: int, folder: Path, seed: int) -> Outcome
         under_way.stops,
         time.monotonic() - began,
         set().union(*map(R.kinds_in, under_way.files)),
+        stats.evictions + stats.expirations + stats.spills,
         violations,
     )
 
@@ -321,6 +338,7 @@ def tell(name: str, outcome: Outcome) -> None:
     """Print what came of a scenario, and note it."""
     print(
         f"{name:20} {outcome.operations:9,} operations, {outcome.cut_short:4} cut short,"
+        f" {outcome.made_room:5} objects gave way,"
         f" {outcome.kills:4} kills, {outcome.stops:5} stops, {outcome.seconds:6.1f} s",
         flush=True,
     )
@@ -330,6 +348,7 @@ def tell(name: str, outcome: Outcome) -> None:
         f"history: {name}",
         operations=outcome.operations,
         cut_short=outcome.cut_short,
+        made_room=outcome.made_room,
         kills=outcome.kills,
         stops=outcome.stops,
         not_linearizable=len(outcome.violations),

@@ -138,7 +138,8 @@ class Worker:
             (self.get_copy, 4),
             (self.get_many, 2),
             (self.contains, 4),
-            (self.ref_get, 8),
+            (self.ref_get, 7),
+            (self.ref_in, 2),
             (self.take_ref, 2),
         ]
 
@@ -289,6 +290,14 @@ class Worker:
                 return
             self.recorder.end(at, 1, monotonic_ns())
             assert value_of(got) == value, "a reference that leads to another object"
+
+    def ref_in(self, _: int) -> None:
+        """Ask whether the object of a reference is there."""
+        if self._refs:
+            key, value, ref = self.random.choice(self._refs)
+            at = self.recorder.begin(R.REF_GET, key, value)
+            found = ref in self.store
+            self.recorder.end(at, int(found), monotonic_ns())
 
     def take_ref(self, _: int) -> None:
         """Take the reference that somebody shares."""

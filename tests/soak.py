@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -66,6 +66,7 @@ KINDS: Final[dict[str, Kind]] = {
     "locked reads": Kind({"capacity": "8MiB", "locked_reads": True}),
     "summed and zeroed": Kind({"capacity": "8MiB", "checksum": True, "zero_on_free": True}),
     "evict": Kind({"capacity": "3MiB", "on_full": "evict"}, may_vanish=True),
+    "spill": Kind({"capacity": "3MiB", "on_full": "spill"}),
 }
 
 
@@ -264,13 +265,26 @@ def stranger_puts_and_gets(path: Path) -> None:
     assert done.stderr == ""
 
 
+def assert_empty(folder: Path) -> None:
+    """Prove that no file is left."""
+    assert list(folder.iterdir()) == [], "files of objects are left"
+
+
 def run(kind: Kind, seconds: float, seed: int) -> Counter[str]:
     """Soak one kind of store; return what was counted."""
     began = time.monotonic()
-    with Store.create(max_objects=2000, max_clients=64, **kind.options) as store:
+    with ExitStack() as stack:
+        options = dict(kind.options)
+        if options.get("on_full") == "spill":
+            files = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shmstore-soak-")))
+            options["spill_dir"] = files
+            stack.callback(assert_empty, files)
+        store = stack.enter_context(Store.create(max_objects=2000, max_clients=64, **options))
         path = store.path
         soak = Soak(store, kind, seed)
         soak.work(seconds)
+        stats = store.stats()
+        soak.counts["objects gave way"] = stats.evictions + stats.expirations + stats.spills
         soak.prove_that_nothing_is_lost()
     assert not path.exists()
     assert str(path) not in Path("/proc/self/maps").read_text(), "pages are still mapped"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import history_records as R
+import numpy as np
 import pytest
 from history import SCENARIOS, run, tell
 from history_checker import ANY, MISSING, OTHER, PRESENT, SAME, Operation, in_any_order, violation
@@ -37,6 +38,8 @@ def test_history_of_a_key_is_linearizable(name: str, tmp_path: Path) -> None:
     assert outcome.violations == {}
     assert outcome.operations > OPERATIONS * 0.7
     assert outcome.kinds == set(R.NAMES.values())
+    leaves_by_itself = SCENARIOS[name].options.keys() & {"on_full", "ttl"}
+    assert bool(outcome.made_room) == bool(leaves_by_itself)
 
 
 class SignallingWords:
@@ -110,6 +113,20 @@ def test_overwrite_that_stops_anywhere_shows_nobody_the_old_object_after_the_new
                 break
     assert (NEW, OLD) not in seen
     assert {(OLD, OLD), (NEW, NEW)} <= set(seen)
+
+
+@pytest.mark.parametrize("value", [1, np.arange(100)], ids=["in the slot", "in an extent"])
+def test_overwritten_object_is_passed_by_although_its_slot_is_wiped(
+    make_store: MakeStore, value: Any
+) -> None:
+    """What leads to the old object is found before nothing of it is left."""
+    store = make_store(zero_on_free=True)
+    for number in range(40):
+        store[f"other {number}"] = number
+        store["k"] = value
+        store["k"] = number
+        assert store["k"] == number
+    assert store.check() == []
 
 
 def test_setdefault_whose_object_is_deleted_at_once_does_not_put_it_again(

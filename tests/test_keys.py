@@ -39,9 +39,9 @@ class Catalog:
         if old < 0:
             self.keys.add(slot)
         else:
-            self.keys.add_behind(old, slot)
+            link = self.keys.add_behind(old, slot)
             self.slots.doom(old)
-            self.keys.remove(old)
+            self.keys.pass_by(link, slot)
         return slot
 
     def remove(self, key: str) -> None:
@@ -193,11 +193,11 @@ def test_key_overwritten_leads_to_the_new_slot_in_one_store(catalog: Catalog) ->
     assert catalog.find("key-7") == old
     catalog.slots.publish(new, Content(L.KIND_NAMED, b"", b"", 0, digest), 1)
     assert catalog.find("key-7") == old
-    catalog.keys.add_behind(old, new)
+    link = catalog.keys.add_behind(old, new)
     assert catalog.find("key-7") == old
     catalog.slots.doom(old)
     assert catalog.find("key-7") == new
-    catalog.keys.remove(old)
+    catalog.keys.pass_by(link, new)
     assert catalog.find("key-7") == new
 
 
