@@ -244,7 +244,7 @@ class Session(Space):
 
     def _bury_dead(self) -> None:
         """Make rows free; a read-only session leaves what the dead were writing to others."""
-        if self.index.protected:
+        if self.readonly:
             with self._writeable_clients() as clients:
                 clients.bury(self.row)
         else:
