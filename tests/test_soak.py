@@ -122,6 +122,23 @@ def test_key_that_was_deleted_must_be_gone(soak: Soak) -> None:
         soak._look_at(2)
 
 
+# --- what the black box has found -----------------------------------------------------------------
+
+
+@lock_free_only
+def test_readonly_client_can_come_while_deleted_memory_waits_to_be_wiped(
+    make_store: MakeStore,
+) -> None:
+    """Who may not write leaves the wiping to others."""
+    store = make_store(zero_on_free=True)
+    store["k"] = np.arange(1000)
+    del store["k"]
+    with Store.attach(store.path, readonly=True) as looking:
+        assert list(looking) == []
+    store.recover()
+    assert store.stats().used == 0
+
+
 # --- stopped with the lock ------------------------------------------------------------------------
 
 
