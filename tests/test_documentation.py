@@ -33,10 +33,10 @@ def _run(*arguments: str) -> str:
 
 def test_code_of_the_readme_works_when_pasted(tmp_path: Path) -> None:
     """The first thing that a newcomer does."""
-    [code] = re.findall(r"```python\n(.*?)```", (TOP / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (TOP / "README.md").read_text(), re.DOTALL)
     script = tmp_path / "pasted.py"
-    script.write_text(code)
-    assert _run(str(script)).split() == ["499999500000", "{'cat':", "0,", "'dog':", "1}"]
+    script.write_text("\n".join(blocks))
+    assert _run(str(script)).split() == ["499999500000", "{'cat':", "0,", "'dog':", "1}", "8"]
 
 
 @pytest.mark.parametrize("example", sorted((TOP / "examples").glob("*.py")), ids=lambda p: p.stem)
