@@ -17,11 +17,24 @@ import shutil
 import signal
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import damage_work
-from damage_templates import NAME, Files, Template, all_templates, row_of
+from damage_templates import (
+    IN_FILES,
+    NAME,
+    PAGE,
+    SPILL,
+    STORES,
+    Files,
+    Image,
+    Template,
+    all_templates,
+    row_of,
+    write_files,
+)
 from damage_ways import Noise, Scene, damage, damage_live
 from fuzzing import FILE_KINDS
 
@@ -30,6 +43,8 @@ from shmstore._memory import layout as L
 LIMIT_S = 8
 CPU_S = 6
 MOST_BLOCKS_NBYTES = 64 << 20
+CHANGED = 9 * L.WORD
+PINNED = ("pinned", "frozen", "pair", "doomed")
 WORD = L.WORD
 
 
@@ -44,6 +59,10 @@ class Case(NamedTuple):
     dirty: bool
     living: bool
     stale: bool
+    sound: bool
+    readable: bool
+    older: bool
+    roomy: bool
     seed: int
     edits: tuple[tuple[int, bytes], ...] = ()
     racing: bool = False
@@ -70,8 +89,9 @@ class FileTargets:
 
     def __init__(self, folder: Path) -> None:
         self.verbose = False
-        self.root = Path(tempfile.mkdtemp(dir=folder, prefix="root-"))
-        self.templates = all_templates(self.root)
+        self.base = Path(tempfile.mkdtemp(dir=folder, prefix="stores-"))
+        self.templates = all_templates(self.base)
+        self.segments = [name for name in self.templates[0].files if name.startswith("segment")]
         self.kinds = {kind: getattr(self, f"try_{kind}") for kind in FILE_KINDS}
         damage_work.warm_up()
 
@@ -85,11 +105,17 @@ class FileTargets:
 
     def try_segment(self, noise: Noise) -> bool:
         """The data."""
-        return self._try(noise, noise.choice(self._segments()))
+        return self._try(noise, noise.choice(self.segments))
 
     def try_lock(self, noise: Noise) -> bool:
         """A file that holds nothing."""
         return self._try(noise, "lock")
+
+    def try_spill(self, noise: Noise) -> bool:
+        """Objects in files, and the file that says where they are."""
+        scene = self._scene(noise, *range(4, 6))
+        names = [name for name in scene.template.files if name.startswith(IN_FILES)]
+        return self._try(noise, "spill" if noise.random() < 0.1 else noise.choice(names), scene)
 
     def try_live(self, noise: Noise) -> bool:
         """The index, while somebody works with it."""
@@ -107,62 +133,68 @@ class FileTargets:
             scene.template.files,
             done=f"live: {'; '.join(done)}",
             lost=_changed_rows(scene.template, {at for at, _ in edits}),
+            sound=not any(_is_constant(at) for at, _ in edits),
+            fragile=frozenset(scene.template.objects if many else ()),
             edits=tuple(edits),
             racing=many,
         )
 
     # --- one case --------------------------------------------------------------------------------
 
-    def _segments(self) -> list[str]:
-        return [name for name in self.templates[0].files if name.startswith("segment")]
-
-    def _scene(self, noise: Noise) -> Scene:
-        one = noise.randrange(len(self.templates))
+    def _scene(self, noise: Noise, *numbers: int) -> Scene:
+        one = noise.choice(numbers or range(len(self.templates)))
         return Scene(self.templates[one], self.templates[one ^ 1])
 
-    def _try(self, noise: Noise, path: str) -> bool:
-        scene = self._scene(noise)
+    def _try(self, noise: Noise, path: str, scene: Scene | None = None) -> bool:
+        scene = scene or self._scene(noise)
         template = scene.template
         files = {name: image.copy() for name, image in template.files.items()}
         done = damage(files, path, noise, scene)
         lost, fragile = _concerned(template, files)
-        return self._run(noise, template, files, done=done, lost=lost, fragile=fragile)
+        sound = _can_be_used(template, files)
+        told = {"done": done, "lost": lost, "fragile": fragile, "sound": sound}
+        return self._run(noise, template, files, **told)
 
     def _run(self, noise: Noise, template: Template, files: Files, **told: Any) -> bool:
-        path = self.root / NAME
+        path = self.base / STORES / NAME
+        living = noise.random() < 0.4
+        seen = living or "edits" in told
+        if seen and told["lost"].intersection(PINNED):  # where views look cannot be told any more
+            told["sound"] = False
         case = Case(
             path=path,
             template=template,
             dirty=noise.random() < 0.3,
-            living=noise.random() < 0.4,
-            stale="older" in told["done"] or "another" in told["done"],
+            living=living,
+            readable=not (living and "seats/2" in told["done"]),
+            stale=any(text in told["done"] for text in ("older", "another")),
+            older="index: an older copy" in told["done"],
+            roomy=all(_is_segment(template.files[name], files.get(name)) for name in self.segments),
             seed=noise.getrandbits(32),
             **{"fragile": frozenset(), **told},
         )
-        _write(path, files, dirty=case.dirty)
+        write_files(self.base, files, template.uuid)
+        _set_dirty(path / "index", dirty=case.dirty)
         if self.verbose:
             print(case._replace(template=None))
         try:
             problems, refused = _fork(case, verbose=self.verbose)
-            nbytes = sum(p.stat().st_blocks * 512 for p in self.root.rglob("*") if p.is_file())
+            nbytes = sum(p.stat().st_blocks * 512 for p in self.base.rglob("*") if p.is_file())
             if nbytes > MOST_BLOCKS_NBYTES:
                 problems.append([f"the files have grown to {nbytes} bytes", "growth"])
         finally:
-            for left in self.root.iterdir():
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            for folder in (STORES, SPILL):
+                shutil.rmtree(self.base / folder, ignore_errors=True)
+                (self.base / folder).mkdir(mode=0o700)
         if problems:
             what, where = problems[0]
             raise DamageError(f"{what}\n  after {case.done}", where)
         return bool(refused)
 
 
-def _write(path: Path, files: Files, *, dirty: bool) -> None:
-    path.mkdir(mode=0o700)
-    (path / "seats").mkdir(mode=0o700)
-    for name, image in files.items():
-        image.write(path / name)
-    if dirty and "index" in files and files["index"].size > L.SUPERBLOCK_NBYTES:
-        with (path / "index").open("r+b") as index:
+def _set_dirty(path: Path, *, dirty: bool) -> None:
+    if dirty and path.exists() and path.stat().st_size > L.SUPERBLOCK_NBYTES:
+        with path.open("r+b") as index:
             os.pwrite(index.fileno(), (1).to_bytes(WORD, "little"), L.W_DIRTY * WORD)
 
 
@@ -174,16 +206,39 @@ def _concerned(template: Template, files: Files) -> tuple[frozenset[str], frozen
     lost, fragile = set(), set()
     before, after = template.index, files["index"].data if "index" in files else b""
     words = memoryview(before).cast("Q")
-    for name, kept in template.objects.items():
+    for name, kept in {**template.objects, "doomed": template.doomed}.items():
         start, end = row_of(template, kept.slot)
         if before[start:end] != after[start:end]:
             lost.add(name)
-        offset, nbytes = words[start // WORD + L.S_EXTENT], words[start // WORD + L.S_EXTENT_NBYTES]
-        if nbytes and _data_differs(template, files, offset, nbytes):
+        base = start // WORD
+        offset, nbytes = words[base + L.S_EXTENT] & L.EXTENT_MASK, words[base + L.S_EXTENT_NBYTES]
+        in_file = f"{IN_FILES}{kept.slot}-{kept.generation}"
+        if in_file in template.files and not _is_same(template.files[in_file], files.get(in_file)):
+            lost.add(name)
+            if in_file in files and files[in_file].data[CHANGED:][:1] != b"\0":
+                fragile.add(name)
+        if words[base + L.S_NODE] and _data_differs(template, files, offset, nbytes):
             lost.add(name)
             if not (template.checksum and kept.readonly):
                 fragile.add(name)
     return frozenset(lost), frozenset(fragile)
+
+
+def _can_be_used(template: Template, files: Files) -> bool:
+    """Return whether the damage must not keep anybody from using what is left of the store."""
+    if "index" not in files or "lock" not in files:
+        return False
+    if ("spill" in template.files) and not _is_same(template.files["spill"], files.get("spill")):
+        return False
+    index, before = files["index"], template.files["index"]
+    places = [at for at in range(0, L.SUPERBLOCK_NBYTES, WORD) if _is_constant(at)]
+    same = all(index.data[at : at + WORD] == before.data[at : at + WORD] for at in places)
+    return same and index.size == before.size
+
+
+def _is_constant(at: int) -> bool:
+    """Return whether a place of the index decides whether there is a store at all."""
+    return at // WORD <= L.W_GEOMETRY_CRC or at // WORD == L.W_DESTROYED
 
 
 def _data_differs(template: Template, files: Files, offset: int, nbytes: int) -> bool:
@@ -191,18 +246,28 @@ def _data_differs(template: Template, files: Files, offset: int, nbytes: int) ->
         if name.startswith("segment"):
             found = files.get(name)
             end = offset + nbytes
-            if (
-                found is None
-                or found.size < end
-                or image.data[offset:end] != found.data[offset:end]
-            ):
+            if found is None or not _is_segment(image, found):
+                return True
+            if image.data[offset:end] != found.data[offset:end]:
                 return True
     return False
 
 
+def _is_same(image: Image, found: Image | None) -> bool:
+    return found is not None and (image.size, image.data) == (found.size, found.data)
+
+
+def _is_segment(image: Image, found: Image | None) -> bool:
+    """Return whether a segment is still whole, up to its label."""
+    if found is None:
+        return False
+    label = slice(image.size - PAGE, image.size)
+    return image.size == found.size and image.data[label] == found.data[label]
+
+
 def _changed_rows(template: Template, places: set[int]) -> frozenset[str]:
     lost = set()
-    for name, kept in template.objects.items():
+    for name, kept in {**template.objects, "doomed": template.doomed}.items():
         start, end = row_of(template, kept.slot)
         if any(start <= at < end for at in places):
             lost.add(name)
@@ -272,5 +337,7 @@ def _work(case: Case, fd: int, trace: int, *, verbose: bool) -> None:
         told = {"problems": work.problems, "refused": work.refused}
         os.write(fd, json.dumps(told).encode())
         os._exit(0)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(9)

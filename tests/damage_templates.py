@@ -7,10 +7,13 @@ bytes, so that writing a copy of the store takes less than a millisecond.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
+import shutil
 import signal
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +29,8 @@ CAPACITY = 320 << 10
 MAX_OBJECTS = 72
 MAX_CLIENTS = 6
 FILLERS = 12
+STORES, SPILL, IN_FILES = "stores", "spill", "files/"
+PLACE = ("slot", "generation", "nbytes")
 
 LONG_TYPE = np.dtype([(f"field{number}", "<f4") for number in range(20)])
 
@@ -90,6 +95,7 @@ class Template(NamedTuple):
     files: Files
     older: Files
     objects: dict[str, Kept]
+    doomed: Kept
     checksum: bool
     geometry: L.Geometry
     index: bytes
@@ -130,54 +136,78 @@ def objects(seed: int) -> dict[str, tuple[Any, dict[str, Any]]]:
     return made
 
 
+def more(number: int) -> tuple[Any, dict[str, Any]]:
+    """Return what is put into a store that spills until it does."""
+    noise = np.random.default_rng(number)
+    return noise.random(10_000), {"readonly": number % 2 == 0, "key": f"more {number}"}
+
+
 def _pair(noise: np.random.Generator) -> dict[str, Any]:
     return {"a": noise.random(50), "b": noise.integers(0, 9, 300), "c": "text"}
 
 
-def make(root: Path, seed: int, **options: Any) -> Template:
+def make(base: Path, seed: int, **options: Any) -> Template:
     """Let two processes fill a store, kill them, and take its files."""
-    path = root / NAME
-    owner = _Player(lambda player: _own(player, root, seed, options))
-    owner.hear()
-    older = read_files(path)
-    guest = _Player(lambda player: _visit(player, path))
-    guest.hear()
-    found = json.loads(owner.ask())
-    guest.kill()
-    owner.kill()
-    files = read_files(path)
-    _remove(path)
-    contents = objects(seed)
+    path = base / STORES / NAME
+    with contextlib.ExitStack() as players:
+        owner = _Player(lambda player: _own(player, base, seed, options))
+        players.callback(owner.kill)
+        owner.hear()
+        older = read_files(base)
+        guest = _Player(lambda player: _visit(player, path))
+        players.callback(guest.kill)
+        guest.hear()
+        found = json.loads(owner.ask())
+    files = read_files(base)
+    shutil.rmtree(path)
+    shutil.rmtree(base / SPILL)
+    (base / SPILL).mkdir(mode=0o700)
+    contents = objects(seed) | {f"more {number}": more(number) for number in range(4)}
     kept = {
         name: Kept(value, given.get("key"), bool(given.get("readonly")), *found["refs"][name])
         for name, (value, given) in contents.items()
         if name in found["refs"]
     }
+    doomed = Kept(None, None, readonly=False, **dict(zip(PLACE, found["doomed"], strict=True)))
     checksum = bool(options.get("checksum"))
     geometry = L.Geometry(MAX_OBJECTS, MAX_CLIENTS)
     index = bytes(files["index"].data)
-    return Template(bytes.fromhex(found["uuid"]), files, older, kept, checksum, geometry, index)
+    identity = bytes.fromhex(found["uuid"])
+    return Template(identity, files, older, kept, doomed, checksum, geometry, index)
 
 
-def read_files(path: Path) -> Files:
-    """Read all files of a store."""
-    found = sorted(p for p in path.rglob("*") if p.is_file())
-    return {str(p.relative_to(path)): Image.read(p) for p in found}
+def read_files(base: Path) -> Files:
+    """Read all files of a store, also those of objects that memory had no room for."""
+    files = {}
+    for folder in (base / STORES / NAME, *(base / SPILL).iterdir()):
+        within = "" if folder.name == NAME else IN_FILES
+        for found in sorted(p for p in folder.rglob("*") if p.is_file()):
+            files[within + str(found.relative_to(folder))] = Image.read(found)
+    return files
 
 
-def _remove(path: Path) -> None:
-    for found in sorted(path.rglob("*"), reverse=True):
-        found.rmdir() if found.is_dir() else found.unlink()
-    path.rmdir()
+def write_files(base: Path, files: Files, identity: bytes) -> None:
+    """Make the files of a store where they were."""
+    path = base / STORES / NAME
+    path.mkdir(mode=0o700)
+    (path / "seats").mkdir(mode=0o700)
+    folder = base / SPILL / f"{NAME}-{identity.hex()}"
+    if any(name.startswith((IN_FILES, "spill")) for name in files):
+        folder.mkdir(mode=0o700)
+    for name, image in files.items():
+        in_file = name.startswith(IN_FILES)
+        image.write(folder / name.removeprefix(IN_FILES) if in_file else path / name)
 
 
 # --- the two who are killed -----------------------------------------------------------------------
 
 
-def _own(player: _Player, root: Path, seed: int, options: dict[str, Any]) -> None:
+def _own(player: _Player, base: Path, seed: int, options: dict[str, Any]) -> None:
+    if options.get("on_full") == "spill":
+        options["spill_dir"] = base / SPILL
     store = Store.create(
         NAME,
-        root=root,
+        root=base / STORES,
         capacity=CAPACITY,
         max_objects=MAX_OBJECTS,
         max_clients=MAX_CLIENTS,
@@ -192,14 +222,18 @@ def _own(player: _Player, root: Path, seed: int, options: dict[str, Any]) -> Non
             player.say()
             player.wait()
     view = refs["doomed"].get()
+    doomed = refs["doomed"]._slot, refs["doomed"]._generation, 0
     for name in ("doomed", "dropped", "filler 3", "filler 7"):
         store.delete(refs.pop(name))
     refs["filler 5"] = store.put(5 + seed, key="f5")
     refs["pinned"] = store.put(np.arange(500) + seed, key="pinned", readonly=True)
+    if "spill_dir" in options:  # older objects have to go
+        refs |= {f"more {n}": store.put(more(n)[0], **more(n)[1]) for n in range(4)}
     half_made = store.allocate(400, "u1", key="half made")
     half_made.__enter__()
     places = {name: (ref._slot, ref._generation, ref.nbytes) for name, ref in refs.items()}
-    player.say(json.dumps({"uuid": store._session.uuid.hex(), "refs": places}))
+    identity = store._session.uuid.hex()
+    player.say(json.dumps({"uuid": identity, "refs": places, "doomed": doomed}))
     player.wait()
     del view
 
@@ -223,6 +257,8 @@ class _Player:
             self._in, self._out = there, here
             try:
                 play(self)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(1)
         os.close(there)
@@ -263,12 +299,16 @@ def row_of(template: Template, slot: int) -> tuple[int, int]:
     return start, start + L.SLOT_NBYTES
 
 
-def all_templates(root: Path) -> list[Template]:
-    """Make the templates: read without a lock, with one, and with checksums over the data."""
+def all_templates(base: Path) -> list[Template]:
+    """Make the templates: read without a lock, with one, with checksums, and with files."""
     gc.collect()
+    (base / STORES).mkdir(mode=0o700)
+    (base / SPILL).mkdir(mode=0o700)
     return [
-        make(root, 1),
-        make(root, 2, locked_reads=True),
-        make(root, 3, checksum=True),
-        make(root, 4, checksum=True),
+        make(base, 1),
+        make(base, 2, locked_reads=True),
+        make(base, 3, checksum=True),
+        make(base, 4, checksum=True),
+        make(base, 5, on_full="spill", checksum=True),
+        make(base, 6, on_full="spill"),
     ]

@@ -94,8 +94,8 @@ def _in_extent(noise: Noise, scene: Scene) -> int:
     index = memoryview(scene.template.index).cast("Q")
     for _ in range(20):
         base = scene.template.geometry.slots + noise.randrange(index[L.W_SLOT_TOP]) * L.SLOT_WORDS
-        start, nbytes = index[base + L.S_EXTENT], index[base + L.S_EXTENT_NBYTES]
-        if nbytes:
+        start, nbytes = index[base + L.S_EXTENT] & L.EXTENT_MASK, index[base + L.S_EXTENT_NBYTES]
+        if index[base + L.S_NODE] and nbytes:
             near = noise.randrange(min(nbytes, 256)) & -WORD
             return int(start + noise.choice((near, nbytes - WORD - near, noise.randrange(nbytes))))
     return 0
@@ -195,16 +195,15 @@ def move_block(files: Files, path: str, noise: Noise, scene: Scene) -> str:
 
 
 def old_page(files: Files, path: str, noise: Noise, scene: Scene) -> str:
-    """Take one page from an older copy, or from another store."""
-    source = noise.choice((scene.template.older, scene.template.older, scene.other.files))
-    image, found = files[path], source.get(path)
+    """Take one page from an older copy."""
+    image, found = files[path], scene.template.older.get(path)
     pages = min(len(image.data), len(found.data) if found else 0) // PAGE
     if not pages:
         return wipe(files, path, noise, scene)
     assert found is not None
     at = noise.randrange(pages) * PAGE
     image.data[at : at + PAGE] = found.data[at : at + PAGE]
-    return f"page {at} is another one's"
+    return f"page {at} is an older one"
 
 
 # --- the file -------------------------------------------------------------------------------------

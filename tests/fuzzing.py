@@ -48,7 +48,7 @@ LIBRARIES = frozenset(
 )
 
 
-FILE_KINDS = ("index", "seat", "segment", "lock", "live")
+FILE_KINDS = ("index", "seat", "segment", "lock", "spill", "live")
 FILES_PER_CASE = 10
 
 
