@@ -24,7 +24,7 @@ from shmstore import ObjectRef, Store, StoreNotFoundError, UnsafePathError
 FILES = ["index", "lock", "segment-00000"]
 SEAT = "seats/1"
 KINDS = ["symlink", "dangling", "fifo", "socket", "device", "folder", "second name", "foreign"]
-ENOUGH = {"done": 30, "UnsafePathError": 30}
+ENOUGH = {"done": 15, "UnsafePathError": 15}
 
 
 @pytest.fixture
