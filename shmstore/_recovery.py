@@ -1,18 +1,23 @@
 """What can a dead process leave behind, and how is each thing undone?
 
-=======================  ======================================================================
-left behind              undone by
-=======================  ======================================================================
-a lock held              the kernel; the next holder finds DIRTY and calls `mend`
-a half-made change       `mend`: key index, allocator, lists and counts made anew from the slots
-a half-made put          `bury`: the slot is WRITING and its owner's seat is not locked
-pins                     `bury`: they lie in a seat that is not locked
-a seat                   `bury`: its row is cleared, then its file removed
-a file without an object `bury`, `mend`: it is removed
-an object on its way     `mend`: between memory and file it is READY while it has an extent
-a seat without a row     `bury`, `mend`: the file is removed
-an overwritten key       `mend`: of two published ones with one key the younger stays
-=======================  ======================================================================
+========================  =====================================================================
+left behind               undone by
+========================  =====================================================================
+a lock held               the kernel; the next holder finds DIRTY and calls `mend`
+a half-made change        `mend`: key index, allocator, lists and counts made anew from the slots
+a half-made put           `bury`: the slot is WRITING and its owner's seat is not locked
+pins                      `bury`: they lie in a seat that is not locked
+a seat                    `bury`: its row is cleared, then its file removed
+a seat without a row      `bury`, `mend`: the file is removed
+a deleted object          `reclaim`, by whoever needs room: it is DOOMED
+an overwritten key        `mend`: of two published ones with one key the younger stays
+an object on its way      `mend`: between memory and file it is READY while it has an extent
+a file without an object  `bury`, `mend`: it is removed
+pages about to go         nobody needs to: their extents are marked as cold before
+a store half made         `removal.remove_leftovers`, by whoever next creates or prunes: `.new-*`
+a store half removed      the same: `.old-*`, and its files elsewhere with it
+a store of the dead       `_ending.make_way`, by whoever wants its name, or by `prune`
+========================  =====================================================================
 
 Damage is undone in the same way, as far as the slots tell what was there. Where two slots
 contradict each other, the one whose checksum agrees stays, else the younger. An object whose slot
