@@ -159,7 +159,9 @@ def _oldest(
         rows = session.allocator.owners(rows)
         rows = rows[rows < len(table)]
     rows = rows[states.states_of(table[rows, L.S_STATE]) == states.READY]
-    rows = rows[np.argsort(table[rows, L.S_LAST_USED], kind="stable")]
+    ages, ends = table[rows, L.S_LAST_USED], table[rows, L.S_EXPIRES_NS]
+    ages[(ends != 0) & (ends <= np.uint64(boottime_ns()))] = 0
+    rows = rows[np.argsort(ages, kind="stable")]
     return [slot for slot in rows.tolist() if slot not in pinned][:_CENTRES]
 
 
@@ -231,7 +233,10 @@ def _window_around(
 
 
 def _last_used(session: Session, slot: int) -> int:
-    return int(session.words[session.slots.state_index(slot) + L.S_LAST_USED])
+    """Return when an object was last used, 0 if its time is over."""
+    words, at = session.words, session.slots.state_index(slot)
+    ends = words[at + L.S_EXPIRES_NS]
+    return 0 if ends and ends <= boottime_ns() else int(words[at + L.S_LAST_USED])
 
 
 def _is_ready(session: Session, slot: int, node: int) -> bool:

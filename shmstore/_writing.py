@@ -277,7 +277,8 @@ def reserve(session: Session, package: Package, places: list[Place]) -> None:
         check_size(session, package.extent_nbytes)
     if _try_reserve(session, package, places):
         return
-    _room.expire(session)
+    if not session.evicts:  # there what is over is the first to go
+        _room.expire(session)
     session.bury(thorough=not session.evicts)
     if _try_reserve(session, package, places):
         return
