@@ -369,7 +369,7 @@ class Store(Handle, NamedObjects, Undecoded, Maintained, Explained):
     def __len__(self) -> int:
         session = self._live()
         session.check_alive()
-        return session.slots.count_named()
+        return session.slots.count_living()
 
     def __iter__(self) -> Iterator[str]:
         return _inspection.keys(self._live())

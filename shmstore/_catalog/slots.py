@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from zlib import crc32
 
+import numpy as np
+
 from shmstore._catalog import states
 from shmstore._catalog.moves import Moves
 from shmstore._memory import layout as L
@@ -332,6 +334,18 @@ class Slots(Moves):
             if slot == last:
                 break
         return taken
+
+    def count_living(self) -> int:
+        """Return how many objects have a key and are not over. Takes no lock."""
+        first_end = self._words[L.W_NEXT_EXPIRY_NS]
+        now = boottime_ns()
+        if not first_end or now < first_end:
+            return self.count_named()
+        table = self.table()
+        named = states.are_present(table[:, L.S_STATE])
+        named &= table[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0
+        ends = table[:, L.S_EXPIRES_NS]
+        return int((named & ((ends == 0) | (ends > np.uint64(now)))).sum())
 
     # --- reading -------------------------------------------------------------------------------
 
