@@ -20,7 +20,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -178,7 +178,8 @@ class Row:
                 with contextlib.suppress(FileNotFoundError):
                     self._scene.root.rename(roots[-1])
         scenes = [Scene(root, self._group) for root in roots]
-        judge = Helper(lambda send, wait: _judge(scenes, others, send, wait))
+        damaged = self.operation.damaged
+        judge = Helper(lambda send, wait: _judge(scenes, others, damaged, send, wait))
         held = []
         for case, found in zip(cases, faults, strict=True):
             seen = judge.hear() or {"failed": "nobody could look"}
@@ -246,14 +247,20 @@ class Row:
         return hits
 
 
-def _judge(scenes: Sequence[Scene], others: bytes | None, send: Send, wait: Wait) -> None:
+def _judge(
+    scenes: Sequence[Scene],
+    others: bytes | None,
+    damaged: bool,  # noqa: FBT001 - see `look`
+    send: Send,
+    wait: Wait,
+) -> None:
     """Look at what each death has left, then use it; send what is wrong.
 
     `others` is the store that a bystander is attached to.
     """
     for scene in scenes:
         try:
-            held, faults = look(scene, others)
+            held, faults = look(scene, others, damaged=damaged)
             send({"held": held, "faults": faults})
             if others is not None:
                 wait()
@@ -294,7 +301,15 @@ def run_one(name: str, place: Path, case: Case) -> Result:
 
 
 def run(
-    name: str, place: Path, *, hits: int, deaths: int = 0, points: int = 0, seed: int = 0
+    name: str,
+    place: Path,
+    *,
+    hits: int,
+    deaths: int = 0,
+    points: int = 0,
+    again: int = 1,
+    seed: int = 0,
+    without: Container[str] = (),
 ) -> Result:
     """Kill processes in one operation.
 
@@ -308,19 +323,23 @@ def run(
         At most so many kills at a point.
     deaths, points
         After so many deaths kill also who recovers, at so many of the points that it comes to.
+    again
+        At most so many kills at a point of recovery, after one death.
     seed
         For what is chosen by chance.
+    without
+        Points to leave out.
     """
     random_ = random.Random(f"{seed} {name}")
     clean(place)
     row = Row(name, place)
-    counts = row.hits.items()
+    counts = [(point, count) for point, count in row.hits.items() if point not in without]
     row.kill([Case(point, n) for point, count in counts for n in chosen(count, hits, random_)])
     first = [Case(point, n) for point, count in counts for n in sorted({1, count})]
     for death in random_.sample(first, min(deaths, len(first))):
         found = row.recovery_hits(death)
         some = random_.sample(sorted(found), min(points, len(found)))
-        row.kill_again(death, [(p, n) for p in some for n in chosen(found[p], hits, random_)])
+        row.kill_again(death, [(p, n) for p in some for n in chosen(found[p], again, random_)])
     return row.result
 
 

@@ -90,6 +90,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--hits", type=int, default=1, help="kills per operation and point")
     parser.add_argument("--recovery", type=int, default=0, metavar="N", help="deaths to recover of")
     parser.add_argument("--points", type=int, default=EVERY, help="per recovery; default: all")
+    parser.add_argument("--again", type=int, default=3, help="kills per point of recovery")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--kill", metavar="POINT=HIT", help="one case")
@@ -111,6 +112,7 @@ def _requests(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         "hits": EVERY if arguments.all else arguments.hits,
         "deaths": arguments.recovery,
         "points": arguments.points,
+        "again": arguments.again,
         "seed": arguments.seed,
     }
     return [{"name": name, **options} for name in names]

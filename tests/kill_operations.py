@@ -26,6 +26,7 @@ from kill_scenes import (
     Scene,
     attach_and_damage,
     attach_to_die_among,
+    backed,
     create_spilling,
     crowded,
     cut_short,
@@ -54,12 +55,14 @@ from kill_scenes import (
     zeroed,
 )
 from kill_steps import (
+    attach_and_delete,
     attach_and_make_room,
     attach_to_die_among_spilling,
     attach_twice,
     break_a_change,
     build,
     build_half,
+    build_sealed,
     change_mapping,
     clear_and_put,
     close_before_views,
@@ -112,6 +115,8 @@ class Operation:
         There is a folder for objects that there is no memory for.
     group
         The store is shared by a group.
+    damaged
+        Its index was overwritten.
     """
 
     run: Callable[[Scene], object]
@@ -123,6 +128,7 @@ class Operation:
     keeps: bool = False
     spills: bool = False
     group: bool = False
+    damaged: bool = False
 
     @property
     def alone(self) -> bool:
@@ -170,9 +176,9 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "recover, zeroing": Operation(
         lambda s: s.store.recover(), attach_to_die_among, zeroed, keeps=True
     ),
-    "put, checksums": Operation(putting(LARGE, key="n"), template=summed),
+    "put, checksums": Operation(putting(LARGE, key="n", readonly=True), template=summed),
     "put, made in place, checksums": Operation(putting(IN_PIECES, key="k"), template=summed),
-    "build in place, checksums": Operation(build, template=summed),
+    "build in place, checksums": Operation(build_sealed, template=summed),
     "put with its time": Operation(putting(NEW, key="n", ttl=1000)),
     "put where times are over": Operation(putting(LARGE, key="n"), template=timed),
     "put where all times are over": Operation(
@@ -181,7 +187,9 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "put if absent, its time is over": Operation(
         putting(NEW, key="over", overwrite=False), template=timed
     ),
-    "recover, damaged": Operation(lambda s: s.store.recover(), attach_and_damage, keeps=True),
+    "recover, damaged": Operation(
+        lambda s: s.store.recover(), attach_and_damage, keeps=True, damaged=True
+    ),
     "recover where times are over": Operation(
         lambda s: s.store.recover(), template=timed, keeps=True
     ),
@@ -192,6 +200,10 @@ OPERATIONS: Final[dict[str, Operation]] = {
         putting(LARGE[:30_000], key="n"), template=evicting, bystander=looks
     ),
     "get where others evict": Operation(look_at_few, template=evicting, keeps=True),
+    "trim": Operation(lambda s: s.store.trim(), attach_and_delete, keeps=True),
+    "trim, reserved at creation": Operation(
+        lambda s: s.store.trim(), attach_and_delete, backed, keeps=True
+    ),
     "get, traced": Operation(look, template=traced, keeps=True),
     "exception in a change": Operation(break_a_change),
     "check": Operation(lambda s: s.store.check(), attach_to_die_among, keeps=True),

@@ -111,6 +111,13 @@ def traced(scene: Scene) -> None:
     store.close()
 
 
+def backed(scene: Scene) -> None:
+    """The same, where all memory was reserved at creation."""
+    store = scene.create(persist=True, prefault=True)
+    furnish(scene, store)
+    store.close()
+
+
 def zeroed(scene: Scene) -> None:
     """The same, where memory that is given back is made zero."""
     store = scene.create(persist=True, zero_on_free=True)
@@ -174,8 +181,8 @@ def spilling_owned(scene: Scene) -> None:
 def let_others_die_spilling(scene: Scene) -> None:
     """Let clients die while they move objects to files, and back."""
     attach = partial(Store.attach, NAME, root=scene.root)
-    killed(scene, lambda: attach().put(NEW), "spill_files.SpillFiles.commit")
     killed(scene, lambda: attach().put(NEW), "spill_files.SpillFiles.write", 2)
+    killed(scene, lambda: attach().put(NEW), "spill_files.SpillFiles.commit")
 
 
 def spilling_dirty(scene: Scene) -> None:

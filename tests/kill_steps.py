@@ -34,6 +34,18 @@ def build(scene: Scene) -> None:
         array[:] = 2
 
 
+def build_sealed(scene: Scene) -> None:
+    """Build an array in place that nobody may write to afterwards."""
+    with scene.store.allocate(1000, "u1", key="k", readonly=True) as array:
+        array[:] = 2
+
+
+def attach_and_delete(scene: Scene) -> None:
+    """Be where memory is free that was used before."""
+    store = scene.attach()
+    store.delete_many([store.put(LARGE), "k", scene.refs[1]])
+
+
 def build_half(scene: Scene) -> None:
     """Begin to build an array, and give up."""
     with contextlib.suppress(ZeroDivisionError), scene.store.allocate(500_000, "u1", key="k"):

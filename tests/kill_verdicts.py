@@ -8,7 +8,6 @@ emptied, and removed.
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import hashlib
 import itertools
@@ -49,7 +48,9 @@ def digest(value: Any) -> str:
     return f"{text[:20]}...{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
 
-def look(scene: Scene, others: bytes | None) -> tuple[Holding | None, list[str]]:
+def look(
+    scene: Scene, others: bytes | None, *, damaged: bool = False
+) -> tuple[Holding | None, list[str]]:
     """Return what a store holds after a death, and what is wrong with it.
 
     Parameters
@@ -58,17 +59,17 @@ def look(scene: Scene, others: bytes | None) -> tuple[Holding | None, list[str]]
         Gets the store that was found.
     others
         The identity of the store that a bystander is attached to.
+    damaged
+        The index was overwritten: only `recover` makes it whole.
     """
     try:
         store = scene.attach()
     except StoreNotFoundError:
         scene.prune()
         return None, list(_left(scene))
+    findings = [] if damaged else store.check()
+    faults = [f"check before recovery: {finding}" for finding in findings]
     store.recover()
-    faults = [f"check: {finding}" for finding in store.check()]
-    again = store.recover()
-    if any(dataclasses.astuple(again)):
-        faults.append(f"recovering again finds {again}")
     held = _holding(store)
     faults += _count(store, int(store._session.uuid == others))
     faults += _leftover_bytes(store)
@@ -169,6 +170,10 @@ def use(scene: Scene) -> Iterator[str]:
     store = scene.store
     if store is None:
         store = scene.create()
+    again = store.recover()
+    if again.clients or again.puts or again.objects:
+        yield f"recovering again finds {again}"
+    yield from (f"check: {finding}" for finding in store.check())
     store.delete_many([ref for _, ref in _refs(store)])
     for value in (NEW, [1], NEW[:2000], {"a": NEW}):
         store["used"] = value
@@ -179,7 +184,6 @@ def use(scene: Scene) -> Iterator[str]:
         yield "what was put is not what one gets"
     store.delete_many(["used", ref])
     gc.collect(0)
-    store.recover()
     yield from (f"check after use: {finding}" for finding in store.check())
     stats = store.stats()
     if (stats.used, stats.objects, stats.largest_free) != (0, 0, stats.capacity):

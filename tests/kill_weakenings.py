@@ -47,7 +47,7 @@ def stray_seats_stay() -> None:
 
 def deleted_stay_for_ever() -> None:
     """What nobody looks at any more is not given back."""
-    Slots.free_unpinned = lambda self, *_: []  # type: ignore[method-assign] # noqa: ARG005
+    Slots.take_unpinned = lambda self, *_: []  # type: ignore[method-assign] # noqa: ARG005
 
 
 # What is weakened, and an operation in which that must be noticed.

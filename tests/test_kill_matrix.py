@@ -1,16 +1,21 @@
 """Who is killed at any step of any operation leaves a store that is whole.
 
-Here each operation is killed once at each point that it comes to, and a few who recover are killed,
-too; ``make soak`` kills at each hit of each point. A failure says how to see it again.
+``make soak`` kills in each operation at each hit of each point that it comes to. Here it is one
+hit, and a point that many operations come to is left out in some of them; a few who recover are
+killed, too. A failure says how to see it again.
 """
 
 from __future__ import annotations
 
+import json
+import random
+from collections import Counter
 from collections.abc import Iterator
 
 import kill_points
+import proofs
 import pytest
-from kill_matrix import Killer, note
+from kill_matrix import Killer
 from kill_operations import OPERATIONS
 from kill_weakenings import WEAKENINGS
 
@@ -36,6 +41,9 @@ NOT_REACHED = {
     "mapping.reserve": "os.pwrite",
 }
 
+# A point is killed at in about so many of the operations that come to it.
+ENOUGH_OPERATIONS = 8
+
 # They open what is there; `unlisted` tells when they make something.
 OPENING = ("os.open(", "open_descriptor(", "descriptors.open_descriptor(")
 
@@ -47,15 +55,33 @@ def killer() -> Iterator[Killer]:
         yield started
 
 
+@pytest.fixture(scope="module")
+def frequency() -> Counter[str]:
+    """Give the number of operations that came to each point in the last full run."""
+    known = json.loads(proofs.KNOWN.read_text(encoding="utf-8"))
+    return Counter(point for row in proofs.rows_of(known, "kill matrix").values() for point in row)
+
+
+def left_out(name: str, frequency: Counter[str]) -> set[str]:
+    """Return points that enough other operations are killed at."""
+    random_ = random.Random(name)
+    return {
+        point
+        for point in sorted(frequency)
+        if random_.random() > ENOUGH_OPERATIONS / frequency[point]
+    }
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_store_is_whole_after_a_kill_at_any_point(killer: Killer, name: str) -> None:
+def test_store_is_whole_after_a_kill_at_any_point(
+    killer: Killer, frequency: Counter[str], name: str
+) -> None:
     """What was there is there, the object of the operation is whole or not there, all works."""
-    result = killer.ask(name=name, hits=1, deaths=1, points=3)
-    note(result)
+    without = left_out(name, frequency)
+    result = killer.ask(name=name, hits=1, deaths=1, points=2, without=without)
     assert result.failures == []
     assert result.unlisted == set()
-    assert result.kills.total() > 0
-    assert result.second.total() > 0
+    assert result.kills.total() + result.second.total() > 0
 
 
 def test_every_point_is_reached_by_some_operation(killer: Killer) -> None:
@@ -64,7 +90,8 @@ def test_every_point_is_reached_by_some_operation(killer: Killer) -> None:
     assert len(points) > 150
     reached = set()
     for name in OPERATIONS:
-        reached |= killer.ask(name=name, hits=0, deaths=1, points=0).reached
+        deaths = int(name in {"overwrite", "recover, damaged"})
+        reached |= killer.ask(name=name, hits=0, deaths=deaths, points=0).reached
     missed = {
         point: source
         for point, source in points.items()
