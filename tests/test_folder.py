@@ -12,11 +12,9 @@ from typing import Any
 
 import pytest
 import rooms
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from shmstore import Store
-from shmstore._memory import folder, removal
+from shmstore._memory import folder
 from shmstore.errors import (
     NotAStoreError,
     ShmStoreError,
@@ -27,8 +25,6 @@ from shmstore.errors import (
 
 LOOSE_MODES = [0o701, 0o710, 0o704, 0o770, 0o755, 0o777]
 SOMEBODY_ELSE = 12345
-NEW = ".new-0123456789abcdef"
-OLD = ".old-fedcba9876543210"
 
 
 def _give_away(path: Path) -> None:
@@ -333,113 +329,6 @@ def test_want_of_resources_is_not_taken_for_an_unsafe_path(
                 opener()
         assert not isinstance(caught.value, UnsafePathError)
         assert caught.value.errno == number
-
-
-# --- names ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["a", "training", "A-Z_0.9", "x" * 64, "-", "_", "a.b"])
-def test_name_of_allowed_characters_is_taken(name: str) -> None:
-    """It comes back as it is."""
-    assert folder.check_name(name) == name
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["", ".", "..", ".hidden", "a/b", "/", "a b", "a\n", "a\0", "ü", "x" * 65, "~", "a\\b", "*"],
-)
-def test_name_that_could_be_a_path_is_refused_and_shown(name: str) -> None:
-    """No name leads out of the root, is hidden or too long."""
-    with pytest.raises(ValueError, match="1 to 64") as caught:
-        folder.check_name(name)
-    assert repr(name) in str(caught.value)
-
-
-@pytest.mark.parametrize("name", [None, 3, b"bytes", Path("path")])
-def test_name_of_another_type_is_a_type_error(name: Any) -> None:
-    """The type is named."""
-    with pytest.raises(TypeError, match=type(name).__name__):
-        folder.check_name(name)
-
-
-@settings(deadline=None)
-@given(name=st.text())
-def test_name_taken_is_always_one_plain_path_component(name: str) -> None:
-    """Whatever text it is."""
-    try:
-        folder.check_name(name)
-    except ValueError:
-        return
-    assert Path(name).parts == (name,)
-    assert name.isascii()
-    assert not name.startswith(".")
-
-
-def test_random_names_are_good_names_and_differ() -> None:
-    """A store without a name gets one of its own."""
-    names = {folder.check_name(folder.random_name()) for _ in range(100)}
-    assert len(names) == 100
-
-
-def _names(path: Path) -> list[str]:
-    return sorted(entry.name for entry in path.iterdir())
-
-
-# --- removing ------------------------------------------------------------------------------------
-
-
-def _make_store(base: Path, name: str) -> Path:
-    path = base / name
-    (path / "seats").mkdir(parents=True, mode=0o700)
-    for file in ("index", "lock", "seats/1", "seats/2"):
-        (path / file).write_bytes(b"x")
-    return path
-
-
-def test_store_removed_leaves_its_neighbours(base: Path, base_fd: int) -> None:
-    """Its files, its seats and its folder go, and nothing else."""
-    _make_store(base, "mine")
-    _make_store(base, "other")
-    removal.remove_store(base_fd, "mine")
-    assert _names(base) == ["other"]
-    assert len(list((base / "other").rglob("*"))) == 5
-    removal.remove_store(base_fd, "mine")
-
-
-def test_leftovers_are_removed_and_stores_stay(base: Path, base_fd: int) -> None:
-    """Whatever a killed process was making or removing."""
-    for name in (NEW, OLD, "mine", ".new-software", ".old-photographs"):
-        _make_store(base, name)
-    (base / NEW.replace("0", "a")).mkdir()
-    removal.remove_leftovers(base_fd)
-    assert _names(base) == [".new-software", ".old-photographs", "mine"]
-
-
-def test_removing_does_not_follow_links(base: Path, base_fd: int) -> None:
-    """A link in a store goes, and what it leads to stays."""
-    precious = _make_file(base, "precious")
-    (base / "treasure").mkdir()
-    _make_file(base / "treasure", "gold")
-    store = _make_store(base, "mine")
-    (store / "link").symlink_to(precious)
-    (store / "folder").symlink_to(base / "treasure")
-    removal.remove_store(base_fd, "mine")
-    assert _names(base) == ["precious", "treasure"]
-    assert (base / "treasure" / "gold").read_bytes() == b"content"
-
-
-@pytest.mark.parametrize("kind", ["file", "symlink"])
-def test_leftovers_that_are_no_folders_do_not_stand_in_the_way(
-    base: Path, base_fd: int, kind: str
-) -> None:
-    """Something else with such a name is removed or left, but no store is kept from being made."""
-    (base / "treasure").mkdir()
-    if kind == "file":
-        _make_file(base, NEW)
-    else:
-        (base / NEW).symlink_to(base / "treasure")
-    removal.remove_leftovers(base_fd)
-    assert _names(base) == ["treasure"]
 
 
 # --- a full file system --------------------------------------------------------------------------

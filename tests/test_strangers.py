@@ -165,7 +165,8 @@ def test_store_that_ends_does_not_follow_what_lies_in_it(base: Path) -> None:
     before = strangers.fingerprint(precious)
     with Store.create("s", root=base / "root", **SMALL) as store:
         (store.path / "link").symlink_to(precious)
-        (store.path / "file").symlink_to(precious / "s" / "index")
+        for name in ("file", "spill"):
+            (store.path / name).symlink_to(precious / "s" / "index")
         (store.path / "more" / "deep").mkdir(parents=True)
         (store.path / "more" / "deep" / "link").symlink_to(precious / "s")
     assert list((base / "root").iterdir()) == []

@@ -13,6 +13,7 @@ import secrets
 from pathlib import Path
 
 from shmstore._memory import folder, spill_files
+from shmstore.errors import UnsafePathError
 
 
 def remove_store(root_fd: int, name: str) -> None:
@@ -30,7 +31,14 @@ def remove_leftovers(root_fd: int) -> None:
     for entry in folder.entries(root_fd):
         if folder.UNFINISHED.fullmatch(entry.name):
             with contextlib.suppress(OSError):  # next time, then; stores can be made all the same
-                _remove(root_fd, entry)
+                _remove_leftover(root_fd, entry)
+
+
+def _remove_leftover(root_fd: int, entry: os.DirEntry[str]) -> None:
+    try:
+        _remove(root_fd, entry)
+    except UnsafePathError:  # another member of the group died before it was the group's
+        os.rmdir(entry.name, dir_fd=root_fd)
 
 
 def _remove_tree(root_fd: int, name: str) -> None:

@@ -81,7 +81,8 @@ def remove_folder(store_fd: int, store_path: Path) -> None:
 def _read_path(store_fd: int, store_path: Path) -> Path:
     with folder.open_file(store_fd, SPILL_NAME, store_path, readonly=True) as fd:
         path = Path(os.fsdecode(os.pread(fd, _LONGEST_PATH, 0)))
-    if not path.is_absolute() or not _FOLDER_NAME.fullmatch(path.name) or ".." in path.parts:
+    plain = path.is_absolute() and ".." not in path.parts and "\0" not in str(path)
+    if not plain or not _FOLDER_NAME.fullmatch(path.name):
         raise CorruptStoreError(
             f"{store_path / SPILL_NAME} names no folder of a store: {str(path)!r:.200}. Objects "
             "in files are lost; destroy the store and create it again.",

@@ -1,0 +1,96 @@
+"""How the folder of a store goes, and what it must not take with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import rooms
+
+from shmstore._memory import removal
+
+NEW = ".new-0123456789abcdef"
+OLD = ".old-fedcba9876543210"
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """Give an empty folder of our own; at the end no descriptor may be left open."""
+    with rooms.memory_folder() as path:
+        before = rooms.descriptors()
+        yield path
+        assert rooms.descriptors() == before
+
+
+@pytest.fixture
+def base_fd(base: Path) -> Iterator[int]:
+    """Give a descriptor of the folder `base`."""
+    fd = os.open(base, os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
+def _make_file(base: Path, name: str) -> Path:
+    path = base / name
+    path.write_bytes(b"content")
+    return path
+
+
+def _names(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir())
+
+
+def _make_store(base: Path, name: str) -> Path:
+    path = base / name
+    (path / "seats").mkdir(parents=True, mode=0o700)
+    for file in ("index", "lock", "seats/1", "seats/2"):
+        (path / file).write_bytes(b"x")
+    return path
+
+
+def test_store_removed_leaves_its_neighbours(base: Path, base_fd: int) -> None:
+    """Its files, its seats and its folder go, and nothing else."""
+    _make_store(base, "mine")
+    _make_store(base, "other")
+    removal.remove_store(base_fd, "mine")
+    assert _names(base) == ["other"]
+    assert len(list((base / "other").rglob("*"))) == 5
+    removal.remove_store(base_fd, "mine")
+
+
+def test_leftovers_are_removed_and_stores_stay(base: Path, base_fd: int) -> None:
+    """Whatever a killed process was making or removing."""
+    for name in (NEW, OLD, "mine", ".new-software", ".old-photographs"):
+        _make_store(base, name)
+    (base / NEW.replace("0", "a")).mkdir()
+    removal.remove_leftovers(base_fd)
+    assert _names(base) == [".new-software", ".old-photographs", "mine"]
+
+
+def test_removing_does_not_follow_links(base: Path, base_fd: int) -> None:
+    """A link in a store goes, and what it leads to stays."""
+    precious = _make_file(base, "precious")
+    (base / "treasure").mkdir()
+    _make_file(base / "treasure", "gold")
+    store = _make_store(base, "mine")
+    (store / "link").symlink_to(precious)
+    (store / "folder").symlink_to(base / "treasure")
+    removal.remove_store(base_fd, "mine")
+    assert _names(base) == ["precious", "treasure"]
+    assert (base / "treasure" / "gold").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("kind", ["file", "symlink"])
+def test_leftovers_that_are_no_folders_do_not_stand_in_the_way(
+    base: Path, base_fd: int, kind: str
+) -> None:
+    """Something else with such a name is removed or left, but no store is kept from being made."""
+    (base / "treasure").mkdir()
+    if kind == "file":
+        _make_file(base, NEW)
+    else:
+        (base / NEW).symlink_to(base / "treasure")
+    removal.remove_leftovers(base_fd)
+    assert _names(base) == ["treasure"]
