@@ -18,7 +18,7 @@ import dataclasses
 import random
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import greenlet
 from interleave_memory import (
@@ -35,6 +35,9 @@ from interleave_memory import (
 )
 
 RUN, FLUSH, DIE = 0, 1, 2
+
+# Runs that go on after something was learned that makes the exploration begin anew.
+_LEARNING_RUNS: Final = 50
 Step = tuple[int, int]  # process, and RUN, FLUSH or DIE
 
 
@@ -225,7 +228,9 @@ def independent(one: Step, about: tuple[str, int], two: Step, other: tuple[str, 
     if "die" in kinds:
         return _independent_of_death(one, about, two, other)
     if PASS in kinds:
-        return not ((kind == PASS and what == two[0]) or (other_kind == PASS and other_what == one[0]))
+        return not (
+            (kind == PASS and what == two[0]) or (other_kind == PASS and other_what == one[0])
+        )
     if kinds <= {LOCK, UNLOCK}:
         return False
     if kinds <= {LOAD, "flush"} and "flush" in kinds:
@@ -272,10 +277,6 @@ class _Node:
         return asleep
 
 
-class Stale(Exception):  # noqa: N818 - begin again
-    """More is known now of what processes share."""
-
-
 class Explorer:
     """Explores one scenario.
 
@@ -292,6 +293,7 @@ class Explorer:
         self._scenario = scenario
         self._limit = limit
         self._judged: set[int] = set()
+        self._runs_stale = 0
         self.result = Result()
 
     @property
@@ -306,13 +308,11 @@ class Explorer:
         try:
             self._warm_up()
             while True:
-                known.stale = False
+                known.refresh()
                 self.result = Result()
-                try:
-                    self.result.complete = self._search()
-                except Stale:
-                    continue
-                break
+                self.result.complete = self._search()
+                if not known.stale:
+                    break
         except Counterexample as found:
             self.result.failure = str(found)
             self.result.schedule = tuple(self._told())
@@ -327,7 +327,9 @@ class Explorer:
         """Learn from runs in random order what processes share."""
         chance = random.Random(1)
         machine = self._machine
-        for _ in range(runs):
+        for number in range(runs):
+            if number % 10 == 0:
+                machine.processes[0].known.refresh()
             machine.reset()
             lazy = chance.random()
             while steps := machine.steps():
@@ -342,9 +344,12 @@ class Explorer:
         asleep: set[Step] = set()
         machine.reset()
         result.runs = 1
+        self._runs_stale = 0
         while True:
             node = self._arrive(visited, asleep)
             if node is None or not node.todo:
+                if self._is_stale():
+                    return False
                 while way and not way[-1].todo:
                     way.pop()
                 if not way:
@@ -364,8 +369,11 @@ class Explorer:
             result.steps += 1
             result.deaths += node.step[1] == DIE
             machine.take(node.step)
-            if machine.processes[0].known.stale:
-                raise Stale
+
+    def _is_stale(self) -> bool:
+        """Return whether to begin anew; what else there is to learn is learned first."""
+        self._runs_stale += self._machine.processes[0].known.stale
+        return self._runs_stale > _LEARNING_RUNS
 
     def _arrive(self, visited: dict[int, frozenset[Step]], asleep: set[Step]) -> _Node | None:
         """Return the state that was reached, with the steps to go on with."""
@@ -413,4 +421,3 @@ class Explorer:
             else:
                 told.append(f"{name:>9}  dies, {what} stores before its time")
         return told
-

@@ -1,10 +1,10 @@
 """What do simulated processes see of shared memory? x86-TSO, one visible step at a time.
 
 Each simulated process is a greenlet that runs the real code of shmstore. What that code takes for
-memory (words of the index, cells of seats, bytes of the segment) are the wrappers of this module.
-A store goes into the FIFO store buffer of its process, and to memory only when the scheduler
-flushes it; a load looks into the own buffer first. Before each step that another process could
-notice (a *label*) a process hands control to the scheduler.
+memory (words of the index, cells of seats, bytes of the segment) is in `interleave_wrappers`. A
+store goes into the FIFO store buffer of its process, and to memory only when the scheduler flushes
+it; a load looks into the own buffer first. Before each step that another process could notice (a
+*label*) a process hands control to the scheduler.
 
 Model of the machine (P. Sewell et al., "x86-TSO: a rigorous and usable programmer's model for x86
 multiprocessors", CACM 53, 2010):
@@ -19,12 +19,10 @@ multiprocessors", CACM 53, 2010):
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 import greenlet
-import numpy as np
 
 WORD: Final = 8
 GRANULE: Final = 64  # what one label shows of the segment
@@ -34,6 +32,9 @@ SEATS: Final = 1 << 32  # (1 + process) * SEATS + word of its seat
 SEGMENT: Final = 1 << 48  # + granule
 FILES: Final = 1 << 52  # + serial of a seat file: 1 if it is there
 ALIVE: Final = 1 << 53  # + process
+
+
+_NOBODY: Final = (0, 0, 0, 0)
 
 
 class Killed(BaseException):
@@ -57,26 +58,38 @@ class Knowledge:
     """Which process reads and writes which address, with the store lock or without?
 
     A load or a flush is a label only where it can matter to another process: where that one writes
-    (or reads) the same address and not both do it under the lock. This is learned: an access that
-    changes what is known makes the exploration begin anew.
+    (or reads) the same address and not both do it under the lock. This is learned: when an access
+    shows that an address is shared, `stale` is set, and the exploration begins anew with what is
+    known by then.
     """
 
     def __init__(self) -> None:
-        self.masks: dict[int, list[int]] = {}  # loads free, loads locked, stores free, locked
+        self._known: dict[int, list[int]] = {}  # loads free, loads locked, stores free, locked
+        self._used: dict[int, tuple[int, ...]] = {}
+        self.loose: set[int] = set()  # what somebody stores without the lock
         self.stale = False
 
-    def note(self, address: int, process: int, *, store: bool, locked: bool) -> list[int]:
+    def refresh(self) -> None:
+        """Go by all that has been learned."""
+        self._used = {address: tuple(masks) for address, masks in self._known.items()}
+        self.loose = {address for address, masks in self._known.items() if masks[2]}
+        self.stale = False
+
+    def of(self, address: int) -> tuple[int, ...]:
+        """Return the masks of an address."""
+        return self._used.get(address, _NOBODY)
+
+    def note(self, address: int, process: int, *, store: bool, locked: bool) -> tuple[int, ...]:
         """Note an access; return the masks of its address."""
-        masks = self.masks.get(address)
+        masks = self._known.get(address)
         if masks is None:
-            masks = self.masks[address] = [0, 0, 0, 0]
+            masks = self._known[address] = [0, 0, 0, 0]
         kind = 2 * store + locked
         bit = 1 << process
         if not masks[kind] & bit:
-            before = self._shared(masks)
             masks[kind] |= bit
-            self.stale = self.stale or (before, self._shared(masks)) != (0, 0)
-        return masks
+            self.stale = self.stale or self._shared(masks) != 0
+        return self._used.get(address, _NOBODY)
 
     @staticmethod
     def _shared(masks: list[int]) -> int:
@@ -100,7 +113,7 @@ class Memory:
     """
 
     def __init__(self, index: memoryview, segment: memoryview, seats: list[memoryview]) -> None:
-        self._index = index
+        self.index = index
         self._segment = segment
         self._seats = seats
         self.files: dict[int, int] = {}
@@ -112,7 +125,7 @@ class Memory:
     def peek(self, address: int) -> Any:
         """Return what lies at an address."""
         if address < SEATS:
-            return self._index[address]
+            return self.index[address]
         if address < SEGMENT:
             return self._seats[address // SEATS - 1][address % SEATS]
         if address < FILES:
@@ -125,7 +138,7 @@ class Memory:
     def poke(self, address: int, value: Any) -> None:
         """Put something at an address."""
         if address < SEATS:
-            self._index[address] = value
+            self.index[address] = value
         elif address < SEGMENT:
             self._seats[address // SEATS - 1][address % SEATS] = value
         elif address < FILES:
@@ -150,8 +163,6 @@ class Memory:
         self._first.clear()
         self.digest = 0
 
-
-_NOBODY: Final = (0, 0, 0, 0)
 
 # What a process waits to do. A label is (kind, address or process).
 START, LOAD, LOCK, UNLOCK, DRAIN, PASS = "start", "load", "lock", "unlock", "drain", "pass"
@@ -185,7 +196,7 @@ class Process:
         self.dead = self.died = self.finished = self.locked = False
         self.buffer: list[Entry] = []
         self._latest: dict[int, Entry] = {}
-        self.history = self.segment = 0
+        self.history = self.segment = self.tries = 0
         self.label: Label = (START, 0)
         self.failure: BaseException | None = None
         self.outcomes: list[Any] = []
@@ -237,7 +248,7 @@ class Process:
             return self.memory.peek(address)
         if self.dead:
             raise Killed
-        free, _, stores, locked_stores = self.known.note(
+        _, _, stores, locked_stores = self.known.note(
             address, self.number, store=False, locked=self.locked
         )
         others = stores if self.locked else stores | locked_stores
@@ -273,7 +284,13 @@ class Process:
         """Say what a part of the script came to, and that nothing else of it is remembered."""
         if not self.dead:
             self.outcomes.append(outcome)
-            self.history = hash((len(self.outcomes), *map(str, self.outcomes), *state))
+            self.tries = 0
+            self.forget(*state)
+
+    def forget(self, *state: Any) -> None:
+        """Forget what was seen since `settle`: only how often this was called matters."""
+        self.tries += 1
+        self.history = hash((self.tries, *map(str, self.outcomes), *state))
 
     # --- what the scheduler does ---------------------------------------------------------------
 
@@ -282,8 +299,8 @@ class Process:
         others = ~(1 << self.number)
         silent = self.memory.peek(entry.address) == entry.value
         if silent:
-            masks = self.known.masks.get(entry.address, _NOBODY)
-            return not (masks[2] | masks[3]) & others
+            _, _, stores, locked_stores = self.known.of(entry.address)
+            return not (stores if entry.locked else stores | locked_stores) & others
         free, locked, stores, locked_stores = self.known.note(
             entry.address, self.number, store=True, locked=entry.locked
         )
@@ -320,151 +337,3 @@ class Process:
 def running() -> Process | None:
     """Return the process whose code runs now; None: what runs is not simulated."""
     return getattr(greenlet.getcurrent(), "process", None)
-
-
-# --- what the code takes for memory ---------------------------------------------------------------
-
-
-class Words:
-    """Words, as ``memoryview.cast("Q")`` gives them; with a stride, as a slice of that.
-
-    Parameters
-    ----------
-    process
-        Who loads and stores.
-    start, stride
-        The address of the first word, and the distance to the next.
-    doubles
-        The words are floating-point numbers.
-    """
-
-    __slots__ = ("_doubles", "_process", "_start", "_stride")
-
-    def __init__(
-        self, process: Process, start: int, stride: int = 1, *, doubles: bool = False
-    ) -> None:
-        self._process, self._start, self._stride, self._doubles = process, start, stride, doubles
-
-    def __getitem__(self, at: Any) -> Any:
-        if type(at) is slice:
-            first = self._start + at.start * self._stride
-            return Slice(self._process, first, at.stop - at.start, self._stride)
-        return self._process.load(self._start + at * self._stride)
-
-    def __setitem__(self, at: Any, value: Any) -> None:
-        if self._doubles:
-            value = int.from_bytes(struct.pack("=d", value), "little")
-        self._process.store(self._start + at * self._stride, int(value))
-
-
-class Slice:
-    """A slice of words, which are loaded when they are looked at."""
-
-    def __init__(self, process: Process, start: int, count: int, stride: int = 1) -> None:
-        self._process, self._start, self._count, self._stride = process, start, count, stride
-
-    def __len__(self) -> int:
-        return self._count
-
-    def tolist(self) -> list[int]:
-        """Load the words, from the first to the last."""
-        return list(self)
-
-    def __iter__(self) -> Iterator[int]:
-        end = self._start + self._count * self._stride
-        return map(self._process.load, range(self._start, end, self._stride))
-
-    def tobytes(self) -> bytes:
-        """Load the words as bytes."""
-        return b"".join(word.to_bytes(WORD, "little") for word in self)
-
-
-class Bytes:
-    """Bytes of the index, as its mapping gives them."""
-
-    def __init__(self, process: Process) -> None:
-        self._process = process
-
-    def __getitem__(self, at: slice) -> bytes:
-        first, last = at.start // WORD, -(-at.stop // WORD)
-        loaded = Slice(self._process, first, last - first).tobytes()
-        return loaded[at.start - first * WORD : at.stop - first * WORD]
-
-    def __setitem__(self, at: slice, value: Any) -> None:
-        self.write(at.start, bytes(value))
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Store bytes, from the first word to the last; one that is half written keeps the rest."""
-        for word in range(offset // WORD, -(-(offset + len(data)) // WORD)):
-            start = word * WORD - offset
-            part = data[max(start, 0) : start + WORD]
-            if len(part) < WORD:
-                whole = bytearray(self._process.own(word).to_bytes(WORD, "little"))
-                whole[max(-start, 0) : max(-start, 0) + len(part)] = part
-                part = bytes(whole)
-            self._process.store(word, int.from_bytes(part, "little"))
-
-
-class Packing:
-    """A ``struct.Struct`` that packs into `Bytes` too."""
-
-    def __init__(self, real: Any) -> None:
-        self.size, self.pack, self._real = real.size, real.pack, real
-
-    def pack_into(self, target: Any, offset: int, *values: int) -> None:
-        """Store the values one after the other."""
-        if isinstance(target, Bytes):
-            target.write(offset, self._real.pack(*values))
-        else:
-            self._real.pack_into(target, offset, *values)
-
-
-class Frames:
-    """Bytes of the segment, for writing."""
-
-    def __init__(self, process: Process) -> None:
-        self._process = process
-
-    def __setitem__(self, at: slice, frame: Any) -> None:
-        data = bytes(frame)
-        for granule in range(at.start // GRANULE, -(-at.stop // GRANULE)):
-            start = granule * GRANULE - at.start
-            part = bytearray(self._process.own(SEGMENT + granule))
-            begin = max(-start, 0)
-            piece = data[max(start, 0) : start + GRANULE]
-            part[begin : begin + len(piece)] = piece
-            self._process.store(SEGMENT + granule, bytes(part))
-
-    def release(self) -> None:
-        """Do as a memoryview does."""
-
-
-class Table:
-    """The slot table, as NumPy sees it: loads wait for the own stores, stores are made one by one.
-
-    Only who holds the store lock looks at it, and nobody else changes it meanwhile.
-    """
-
-    def __init__(self, process: Process, real: Any, first: int) -> None:
-        self._process, self._real = process, real
-        self._where = np.arange(first, first + real.size).reshape(real.shape)
-        self.shape = real.shape
-
-    def __len__(self) -> int:
-        return len(self._real)
-
-    def __getitem__(self, at: Any) -> Any:
-        self._process.drain()
-        found = self._real[at].copy()
-        self._process.history = hash((self._process.history, found.tobytes()))
-        return found
-
-    def __setitem__(self, at: Any, values: Any) -> None:
-        where = self._where[at]
-        both = np.broadcast_arrays(where, values)
-        for address, value in zip(*(x.ravel().tolist() for x in both), strict=True):
-            self._process.store(address, int(value))
-
-    def copy(self) -> Any:
-        """Return a plain copy."""
-        return self[:]

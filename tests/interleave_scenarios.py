@@ -1,287 +1,293 @@
-"""Which situations are explored, and which weakened variants of the code must be found out?
-
-Each scenario makes a store ready, says what each process does (ordinary calls of `Store`), and what
-must be true at the end. What must never happen in between is in `interleave_world`.
-"""
+"""Which situations are explored? A table of them, by name."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import gc
-from collections.abc import Callable, Iterator
-from typing import Any
-from unittest import mock
+from collections.abc import Callable
+from typing import Any, Final
 
-import numpy as np
-from interleave_explorer import Explorer, Result
+from interleave_actors import (
+    KINDS,
+    NEW,
+    NEWER,
+    OLD,
+    OTHER,
+    Actor,
+    Scenario,
+    array,
+    colliding_keys,
+    expect,
+    expect_kept,
+    expect_promise,
+    fill,
+    parting_keys,
+    plain,
+)
 from interleave_memory import Counterexample, Process
 from interleave_world import World
 
-from shmstore import ObjectRef, StoreFullError
+from shmstore import _writing
+from shmstore._catalog import keys as keys_module
 
-CAPACITY = 4096
-OLD, NEW, NEWER, OTHER = 1, 2, 3, 4
+Make = Callable[[World], None]
 
+SCENARIOS: Final[dict[str, Scenario]] = {}
 
-# --- objects --------------------------------------------------------------------------------------
-
-
-def array(value: int) -> Any:
-    """Return an array of one granule."""
-    return np.full(64, value, np.uint8)
+# A put copies its frames without the lock, as one of a large object does.
+TWO_HOLDS: Final = ((_writing, "COPY_LOCKED_NBYTES", 0),)
 
 
-def wide(value: int) -> Any:
-    """Return an array of two granules."""
-    return np.full(128, value, np.uint8)
+# --- memory is used again -------------------------------------------------------------------------
 
 
-def arrays(value: int) -> Any:
-    """Return an object of two buffers."""
-    return {"a": np.full(64, value, np.uint8), "b": np.full(64, value, np.uint8)}
-
-
-def named(value: int) -> Any:
-    """Return an array whose header is too long to lie beside its slot."""
-    dtype = np.dtype([(f"a field with a long name, number {n}", "u1") for n in range(8)])
-    return np.full(8 * 8, value, np.uint8).view(dtype)
-
-
-def plain(value: int) -> Any:
-    """Return an object that lies in its slot."""
-    return [value] * 3
-
-
-def long_plain(value: int) -> Any:
-    """Return an object whose one frame is copied out."""
-    return [value] * 110
-
-
-KINDS: dict[str, Callable[[int], Any]] = {
-    "array": array,
-    "wide array": wide,
-    "array with a long header": named,
-    "dict of arrays": arrays,
-    "plain": plain,
-    "long plain": long_plain,
-}
-
-
-def leaves(got: Any) -> list[np.ndarray]:
-    """Return the arrays that an object consists of."""
-    if isinstance(got, dict):
-        return list(got.values())
-    return [got] if isinstance(got, np.ndarray) else []
-
-
-# --- what processes do ----------------------------------------------------------------------------
-
-
-class Actor:
-    """What one process does, by ordinary calls of its store.
-
-    Parameters
-    ----------
-    world
-        Where.
-    number
-        Which process.
-    """
-
-    def __init__(self, world: World, number: int) -> None:
-        self.world = world
-        self.store = world.stores[number]
-        self.process = world.processes[number]
-
-    def _done(self, outcome: Any) -> Any:
-        session: Any = self.store._session
-        session.plans.clear()
-        self.process.settle(outcome, tuple(session.pins.free))
-        return outcome
-
-    def value_of(self, got: Any) -> int:
-        """Look at an object for a while; return the one number that it consists of."""
-        world, process = self.world, self.process
-        with contextlib.ExitStack() as stack:
-            for leaf in leaves(got):
-                stack.enter_context(world.holding(process, leaf))
-            seen = [world.look(process, leaf) for leaf in leaves(got)] or [bytes(got)]
-        numbers = set(b"".join(seen))
-        if len(numbers) != 1:
-            raise Counterexample(f"{process.name} sees a mixture of {numbers}")
-        return numbers.pop()
-
-    def get(self, target: ObjectRef | str, *allowed: int | None, mode: str = "shared") -> Any:
-        """Get an object, look at it and let it go; None: it is not there."""
-        got = self.store.get(target, None, mode=mode)
-        value = None if got is None else self.value_of(got)
-        del got
-        if value not in allowed:
-            raise Counterexample(f"{self.process.name} sees {value}, may see {allowed}")
-        return self._done(value)
-
-    def put(self, obj: Any, key: str | None = None) -> Any:
-        """Put an object; None: there is no room."""
-        try:
-            self.store.put(obj, key=key)
-        except StoreFullError:
-            return self._done("full")
-        return self._done("put")
-
-    def delete(self, target: ObjectRef | str) -> Any:
-        """Delete an object."""
-        return self._done(f"deleted {self.store.discard(target)}")
-
-
-def fill(world: World, nbytes: int) -> None:
-    """Leave only `nbytes` bytes of a store free."""
-    size = CAPACITY - world.store.stats().used - nbytes
-    world.store.put(np.zeros(size, np.uint8), key="filling")
-    for store in world.stores:  # cells for pins, and what code does once
-        store.get("filling")
-
-
-def expect(world: World, key: str, *allowed: int | None) -> None:
-    """At the end a key must have one of these values."""
-
-    def look() -> None:
-        got = world.store.get(key, None)
-        numbers = {None} if got is None else {int(x) for x in np.ravel(_flat(got))}
-        if len(numbers) != 1 or not numbers <= set(allowed):
-            raise Counterexample(f"at the end {key!r} is {numbers}, may be {allowed}")
-
-    world.judges.append(look)
-
-
-def _flat(got: Any) -> Any:
-    parts = [leaf.view(np.uint8) for leaf in leaves(got)] or [np.array(got)]
-    return np.concatenate(parts)
-
-
-def expect_room(world: World, nbytes: int) -> None:
-    """At the end this many bytes are used."""
-
-    def look() -> None:
-        used = world.store.stats().used
-        if used != nbytes:
-            raise Counterexample(f"at the end {used} bytes are used, expected {nbytes}")
-
-    world.judges.append(look)
-
-
-# --- scenarios ------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Scenario:
-    """One situation.
-
-    Attributes
-    ----------
-    make
-        Makes the store ready in a world and gives the scripts.
-    names
-        Of the processes.
-    options
-        Of the store.
-    patches
-        What else is another way, for small numbers: (module, name, value).
-    deep
-        Whether it takes too long for every test run.
-    """
-
-    make: Callable[[World], None]
-    names: tuple[str, ...] = ("reader", "writer")
-    options: tuple[tuple[str, Any], ...] = ()
-    patches: tuple[tuple[Any, str, Any], ...] = ()
-    deep: bool = False
-
-
-SCENARIOS: dict[str, Scenario] = {}
-
-
-def explore(scenario: Scenario, limit: int | None = None) -> Result:
-    """Explore a scenario."""
-    with contextlib.ExitStack() as stack:
-        for module, name, value in scenario.patches:
-            stack.enter_context(mock.patch.object(module, name, value))
-        stack.enter_context(quiet_collector())
-        world = stack.enter_context(World(*scenario.names, **dict(scenario.options)))
-        scenario.make(world)
-        world.ready()
-        return Explorer(world, limit).explore()
-
-
-@contextlib.contextmanager
-def quiet_collector() -> Iterator[None]:
-    """Keep the collector from running finalizers in whatever process runs just then."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-def deleted_and_used_again(
-    kind: str, *, remembered: bool, mode: str = "shared"
-) -> Callable[[World], None]:
-    """A reader gets by reference what another deletes; its memory is then used for a new object."""
+def reused(kind: str, *, remembered: bool, mode: str = "shared", readers: int = 1) -> Make:
+    """Readers get by reference what another deletes; its memory is used for a new object."""
 
     def make(world: World) -> None:
-        ref = world.store.put(KINDS[kind](OLD))
+        writer = Actor(world, readers)
+        ref = writer.store.put(KINDS[kind](OLD))
         fill(world, 0)
-        reader, writer = Actor(world, 0), Actor(world, 1)
+        plans = [world.refer(ref) for _ in range(readers)]
+        for store, plan in zip(world.stores, plans, strict=False):
+            store.get(plan)
 
-        def read(process: Process) -> None:
-            own = world.refer(ref)
-            if remembered:
-                own._plan = plan
-            reader.get(own, OLD, None, mode=mode)
+        def reading(number: int) -> Callable[[Process], None]:
+            reader = Actor(world, number)
+            plan = plans[number]._plan
 
-        def write(process: Process) -> None:
+            def read(_: Process) -> None:
+                own = world.refer(ref)
+                own._plan = plan if remembered else None
+                reader.get(own, OLD, None, mode=mode)
+
+            return read
+
+        def write(_: Process) -> None:
             writer.delete(world.refer(ref))
             writer.put(KINDS[kind](OTHER))
 
-        plan_ref = world.refer(ref)
-        reader.store.get(plan_ref)
-        plan = plan_ref._plan
-        world.scripts = [read, write]
+        world.scripts = [*map(reading, range(readers)), write]
 
     return make
 
 
-def overwritten(kind: str, *, times: int = 1, looks: int = 1) -> Callable[[World], None]:
-    """A reader gets by key what another overwrites: always something, old before new."""
+for _kind in KINDS:
+    SCENARIOS[f"memory used again, first get: {_kind}"] = Scenario(reused(_kind, remembered=False))
+    SCENARIOS[f"memory used again, later get: {_kind}"] = Scenario(reused(_kind, remembered=True))
+for _mode in ("readonly", "private", "copy"):
+    SCENARIOS[f"memory used again, mode {_mode}: dict of arrays"] = Scenario(
+        reused("dict of arrays", remembered=True, mode=_mode)
+    )
+SCENARIOS["memory used again, two readers: array"] = Scenario(
+    reused("array", remembered=True, readers=2), ("reader", "second", "writer")
+)
+SCENARIOS["memory used again, under the lock: array"] = Scenario(
+    reused("array", remembered=True), options=(("locked_reads", True),)
+)
+SCENARIOS["memory used again, the seat grows: array"] = Scenario(
+    reused("array", remembered=True), empty_seats=True
+)
+
+
+# --- a key is overwritten -------------------------------------------------------------------------
+
+
+def overwritten(kind: str, *, times: int = 1, looks: int = 1, writers: int = 1) -> Make:
+    """A reader gets by key what others overwrite: always something, and never back."""
 
     def make(world: World) -> None:
-        world.store.put(KINDS[kind](OLD), key="k")
-        room = world.store.stats().used
-        fill(world, room)
-        reader, writer = Actor(world, 0), Actor(world, 1)
+        first = Actor(world, 1)
+        first.store.put(KINDS[kind](OLD), key="k")
+        fill(world, writers * world.store.stats().used)
+        reader = Actor(world, 0)
         versions = (OLD, NEW, NEWER)[: times + 1]
 
-        def read(process: Process) -> None:
+        def read(_: Process) -> None:
             seen = [reader.get("k", *versions) for _ in range(looks)]
-            if seen != sorted(seen):
+            if seen != sorted(seen) and writers == 1:
                 raise Counterexample(f"the reader sees {seen}, one after the other")
 
-        def write(process: Process) -> None:
-            for value in versions[1:]:
-                assert writer.put(KINDS[kind](value), key="k") == "put" or value == NEWER
+        def writing(number: int) -> Callable[[Process], None]:
+            writer = Actor(world, number)
 
-        world.scripts = [read, write]
+            def write(_: Process) -> None:
+                for value in versions[number : number + times // writers]:
+                    writer.put(KINDS[kind](value), key="k")
+
+            return write
+
+        world.scripts = [read, *map(writing, range(1, writers + 1))]
         expect(world, "k", *versions[1:])
 
     return make
 
 
 for _kind in KINDS:
-    for _remembered in (False, True):
-        _how = "remembered" if _remembered else "first"
-        SCENARIOS[f"delete, reuse; {_how} get: {_kind}"] = Scenario(
-            deleted_and_used_again(_kind, remembered=_remembered)
+    SCENARIOS[f"overwritten: {_kind}"] = Scenario(overwritten(_kind, looks=2))
+    SCENARIOS[f"overwritten twice: {_kind}"] = Scenario(
+        overwritten(_kind, times=2, looks=2), deep=True
+    )
+SCENARIOS["overwritten by two: plain"] = Scenario(
+    overwritten("plain", times=2, writers=2), ("reader", "writer", "second"), deep=True
+)
+SCENARIOS["overwritten, copied without the lock: wide array"] = Scenario(
+    overwritten("wide array", looks=2), patches=TWO_HOLDS
+)
+SCENARIOS["overwritten under the lock: array"] = Scenario(
+    overwritten("array", looks=2), options=(("locked_reads", True),)
+)
+
+
+# --- the key index changes ------------------------------------------------------------------------
+
+
+def neighbours(world: World) -> None:
+    """A reader looks for a key whose neighbours in the bucket are deleted, overwritten and put."""
+    keys = colliding_keys(4)
+    reader, writer = Actor(world, 0), Actor(world, 1)
+    for key in keys[:3]:
+        writer.store.put(plain(OLD), key=key)
+    fill(world, 0)
+
+    def read(_: Process) -> None:
+        reader.get(keys[0], OLD)
+
+    def write(_: Process) -> None:
+        writer.delete(keys[1])
+        writer.put(plain(NEW), keys[2])
+        writer.put(plain(NEW), keys[3])
+
+    world.scripts = [read, write]
+    expect_kept(world, keys[0], OLD)
+    expect(world, keys[1], None)
+
+
+def growing(world: World) -> None:
+    """A reader looks for a key that moves to another bucket."""
+    keys = parting_keys(2)
+    reader, writer = Actor(world, 0), Actor(world, 1)
+    for key in (keys[0], keys[2]):
+        writer.store.put(plain(OLD), key=key)
+
+    def read(_: Process) -> None:
+        reader.get(keys[0], OLD)
+        reader.get(keys[2], OLD)
+
+    def write(_: Process) -> None:
+        writer.put(plain(NEW), keys[1])
+        writer.put(plain(NEW), keys[3])
+
+    world.scripts = [read, write]
+    for key in (keys[0], keys[2]):
+        expect_kept(world, key, OLD)
+
+
+_SMALL_INDEX: Final = ((keys_module, "_FIRST_BUCKETS", 2),)
+SCENARIOS["key index: neighbours change"] = Scenario(
+    neighbours, options=(("max_objects", 8),), patches=_SMALL_INDEX
+)
+SCENARIOS["key index: buckets split"] = Scenario(
+    growing, options=(("max_objects", 8),), patches=_SMALL_INDEX
+)
+
+
+# --- processes die --------------------------------------------------------------------------------
+
+Act = Callable[[Actor, Callable[[int], Any]], Any]
+
+ACTS: Final[dict[str, Act]] = {
+    "put": lambda actor, kind: actor.put(kind(NEW), "k"),
+    "delete": lambda actor, _: actor.delete("k"),
+    "delete, put": lambda actor, kind: (actor.delete("k"), actor.put(kind(OTHER))),
+    "put by reference": lambda actor, kind: actor.put(kind(NEW)),
+}
+
+
+def dying(kind: str, act: str, *, exists: bool = True, looks: bool = True) -> Make:
+    """A process dies at any store of what it does; another looks, and goes on with the store."""
+
+    def make(world: World) -> None:
+        victim, other = Actor(world, 0), Actor(world, 1)
+        if exists:
+            victim.store.put(KINDS[kind](OLD), key="k")
+        kept = victim.store.put(KINDS[kind](OTHER), key="kept")
+        fill(world, 512)
+        before = OLD if exists else None
+        after = {"put": NEW, "put by reference": before}.get(act)
+
+        def go_on(_: Process) -> None:
+            seen = [other.get("k", before, after)] if looks else []
+            other.put(KINDS[kind](OTHER), "other")
+            seen.append(other.get("k", before, after))
+            if seen == [after, before] and after != before:
+                raise Counterexample("what was changed comes back")
+            other.get(world.refer(kept), OTHER)
+
+        world.scripts = [lambda _: ACTS[act](victim, KINDS[kind]), go_on]
+        expect_kept(world, "kept", OTHER)
+        expect_kept(world, "other", OTHER)
+        expect_promise(world, 0, "k", after, before)
+
+    return make
+
+
+def dying_under_a_view(world: World) -> None:
+    """A writer dies at any store while a third process holds the object, or is about to."""
+    victim, other, reader = (Actor(world, number) for number in range(3))
+    ref = victim.store.put(array(OLD), key="k")
+    fill(world, 64)
+    plan_ref = world.refer(ref)
+    reader.store.get(plan_ref)
+    plan = plan_ref._plan
+
+    def read(_: Process) -> None:
+        own = world.refer(ref)
+        own._plan = plan
+        reader.get(own, OLD, None)
+
+    def go_on(_: Process) -> None:
+        other.put(array(OTHER))
+        other.put(array(OTHER))
+
+    world.scripts = [lambda _: victim.delete("k"), go_on, read]
+    expect(world, "k", OLD, None)
+
+
+def dying_reader(world: World) -> None:
+    """A reader dies with its pin, at any step; its seat is buried when the memory is needed."""
+    reader, writer = Actor(world, 0), Actor(world, 1)
+    ref = writer.store.put(array(OLD))
+    fill(world, 0)
+
+    def write(_: Process) -> None:
+        writer.delete(world.refer(ref))
+        writer.put(array(OTHER), "k")
+
+    world.scripts = [lambda _: reader.get(world.refer(ref), OLD, None), write]
+
+
+for _act in ACTS:
+    for _kind in ("plain", "array"):
+        SCENARIOS[f"death in {_act}: {_kind}"] = Scenario(
+            dying(_kind, _act, looks=_kind == "plain"),
+            ("victim", "other"),
+            mortal=(0,),
+            deep=_act == "delete, put",
         )
-    SCENARIOS[f"overwrite: {_kind}"] = Scenario(overwritten(_kind))
-    SCENARIOS[f"overwrite twice: {_kind}"] = Scenario(overwritten(_kind, times=2, looks=2))
+SCENARIOS["death in put, no such key: array"] = Scenario(
+    dying("array", "put", exists=False, looks=False), ("victim", "other"), mortal=(0,)
+)
+SCENARIOS["death in put, copied without the lock: wide array"] = Scenario(
+    dying("wide array", "put", looks=False),
+    ("victim", "other"),
+    patches=TWO_HOLDS,
+    mortal=(0,),
+    deep=True,
+)
+SCENARIOS["death under a view: array"] = Scenario(
+    dying_under_a_view, ("victim", "other", "reader"), mortal=(0,)
+)
+SCENARIOS["death of a reader: array"] = Scenario(dying_reader, mortal=(0,))
+for _act in ("put", "delete"):
+    SCENARIOS[f"death in {_act}, death in mending: plain"] = Scenario(
+        dying("plain", _act, looks=False), ("victim", "other"), mortal=(0, 1), deaths=2, deep=True
+    )

@@ -9,7 +9,6 @@ in the folder of seats, the clock.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import pickle
 import sys
@@ -30,22 +29,20 @@ from interleave_memory import (
     SEATS,
     SEGMENT,
     UNLOCK,
-    WORD,
-    Bytes,
     Counterexample,
-    Frames,
     Knowledge,
     Memory,
-    Packing,
     Process,
-    Table,
-    Words,
     running,
 )
+from interleave_wrappers import NumPy, Packing, instrument, put_back, seat_for, view_of
 
-from shmstore import ObjectRef, Store, _session
+from shmstore import ObjectRef, Store, _reading, _space
 from shmstore._catalog import slots as slots_module
 from shmstore._catalog import states
+from shmstore._catalog import table as table_module
+from shmstore._memory import blocks as blocks_module
+from shmstore._memory import index as index_module
 from shmstore._memory import layout as L
 from shmstore._memory.descriptors import Descriptor
 from shmstore._options import Options
@@ -73,14 +70,14 @@ class World:
     def __init__(self, *names: str, **options: Any) -> None:
         options = {"capacity": 4096, "max_objects": 6, "prefault": True, **options}
         self.store = Store.create(max_clients=len(names) + 1, **options)
-        self._judge: Any = self.store._session
-        self._sessions = [self._new_session(number) for number in range(len(names))]
-        everyone = [*self._sessions, self._judge]
+        self.judge_session: Any = self.store._session
+        self.sessions = [self._new_session(number) for number in range(len(names))]
+        everyone = [*self.sessions, self.judge_session]
         self._seats = [session.pins.seat for session in everyone]
         self.known = Knowledge()
         self.memory = Memory(
-            self._judge.index.words,
-            memoryview(self._judge.segment.writeable),
+            self.judge_session.index.words,
+            memoryview(self.judge_session.segment.writeable),
             [seat.words for seat in self._seats],
         )
         both = zip(range(len(everyone)), [*names, "judge"], strict=True)
@@ -95,24 +92,25 @@ class World:
             session.pins.seat.serial: p.number
             for session, p in zip(everyone, processes, strict=True)
         }
-        self._geometry = self._judge.index.geometry
+        self._geometry = self.judge_session.index.geometry
+        self._patches = contextlib.ExitStack()
         for session, process in zip(everyone, processes, strict=True):
+            self._patches.enter_context(put_back(session))
             self.memory.files[session.pins.seat.serial] = 1
             self.memory.alive[process.number] = 1
-            _instrument(session, process)
+            instrument(session, process)
         for session, process in zip(everyone, processes, strict=True):
             session.clients._seen = {
-                other.row: _seat_for(process, seat, number)
+                other.row: seat_for(process, seat, number)
                 for number, (other, seat) in enumerate(zip(everyone, self._seats, strict=True))
             }
-        self.stores = [Store._of(session, Options()) for session in self._sessions]
-        self._patches = contextlib.ExitStack()
+        self.stores = [_handle_of(session) for session in self.sessions]
         self._patch()
         self._kept: list[tuple[Any, dict[str, Any], list[Any]]] = []
 
     def _new_session(self, number: int) -> Any:
-        folder_fd = Descriptor(os.dup(self._judge.folder_fd))
-        session = Session(folder_fd, self._judge.path, readonly=False, lock_timeout=1.0)
+        folder_fd = Descriptor(os.dup(self.judge_session.folder_fd))
+        session = Session(folder_fd, self.judge_session.path, readonly=False, lock_timeout=1.0)
         session.pid = 1000 + number
         return session
 
@@ -122,21 +120,30 @@ class World:
     def __exit__(self, *_: object) -> None:
         self.memory.reset()
         self._patches.close()
-        for session in self._sessions:
+        for session in self.sessions:
             session.plans.clear()
             session.close_files()
         self.store.close()
 
     # --- making ready --------------------------------------------------------------------------
 
-    def ready(self) -> None:
+    def ready(self, *, empty_seats: bool = False) -> None:
         """What was done until now is the beginning of every run."""
+        for session in self.sessions if empty_seats else ():
+            pins = session.pins
+            pins.seat.words[L.SEAT_CELLS] = 0
+            pins._end = L.FIRST_CELL
+            for cells in (pins.holders, pins.droppers):
+                del cells[L.FIRST_CELL :]
+            pins.free.clear()
         self.memory._first.clear()
         self.memory.digest = 0
         self.memory.watch = self._watch
         self._kept = []
-        for session in [*self._sessions, self._judge]:
+        for session in [*self.sessions, self.judge_session]:
             session.plans.clear()
+            # The reclaimer loads the cells upward: each new pin lies where it has just been.
+            session.pins.free.sort()
             for owner in (session, session.pins, session.clients, session.lock):
                 self._kept.append((owner, vars(owner).copy(), _contents(vars(owner))))
 
@@ -156,11 +163,14 @@ class World:
         put = mock.patch.object
         enter(put(lock_module, "lock_descriptor", self._lock))
         enter(put(lock_module, "unlock_descriptor", self._unlock))
-        enter(put(_session, "membarrier", self._membarrier))
+        enter(put(_space, "membarrier", self._membarrier))
         enter(put(clients_module.Clients, "is_alive", self._is_alive))
         enter(put(clients_module, "os", self._folder_of_seats()))
         enter(put(seats_module, "_FIRST_CELLS", _CELLS))
-        enter(put(slots_module, "memoryview", _view, create=True))
+        enter(put(slots_module, "memoryview", view_of, create=True))
+        for module in (table_module, blocks_module, index_module):
+            enter(put(module, "np", NumPy()))
+        enter(put(_reading, "_find", self.forgetful(_reading._find)))
         for module in [sys.modules[name] for name in sys.modules if name.startswith("shmstore._")]:
             for name, value in list(vars(module).items()):
                 replacement = _STILL.get(id(value))
@@ -169,6 +179,10 @@ class World:
         for name, value in list(vars(slots_module).items()):
             if type(value).__name__ == "Struct":
                 enter(put(slots_module, name, Packing(value)))
+
+    def patch(self, owner: Any, name: str, value: Any) -> None:
+        """Replace something for as long as this world stands."""
+        self._patches.enter_context(mock.patch.object(owner, name, value))
 
     def _lock(self, fd: int, *, blocking: bool = True) -> bool:  # noqa: ARG002 - as filelock's
         process = running()
@@ -189,6 +203,17 @@ class World:
             for other in self.processes:
                 if other is not process:
                     process.wait(PASS, other.number)
+
+    def forgetful(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        """A get that begins anew with a key (see `_reading.secure_key`) only counts its tries."""
+
+        def find(session: Any, digest: Any) -> Any:
+            process = running()
+            if process is not None and not process.locked:
+                process.forget("find", tuple(session.pins.free))
+            return real(session, digest)
+
+        return find
 
     def _is_alive(self, client: Any) -> bool:
         number = self._serials[client.serial]
@@ -218,7 +243,7 @@ class World:
 
     @property
     def _direct(self) -> Process:
-        return self._by_fd[self._judge.lock.fd]
+        return self._by_fd[self.judge_session.lock.fd]
 
     # --- for scripts ---------------------------------------------------------------------------
 
@@ -230,10 +255,10 @@ class World:
     def offset_of(self, array: np.ndarray) -> int:
         """Return where an array lies in the segment, or -1."""
         address = array.__array_interface__["data"][0]
-        for session in [*self._sessions, self._judge]:
+        for session in [*self.sessions, self.judge_session]:
             for real in (session.segment.readonly, session.segment.writeable):
                 start = np.frombuffer(real, np.uint8).__array_interface__["data"][0]
-                if 0 <= address - start < self._judge.identity.capacity:
+                if 0 <= address - start < self.judge_session.identity.capacity:
                     return int(address - start)
         return -1
 
@@ -242,8 +267,9 @@ class World:
         """From now on nobody may use the memory of this array for anything else."""
         start = self.offset_of(array)
         span = (start, start + array.nbytes)
-        process.held.append(span)
-        self._check_held(process, start)
+        if start >= 0:  # no copy
+            process.held.append(span)
+            self._check_held(process, start)
         try:
             yield
         finally:
@@ -253,6 +279,8 @@ class World:
     def look(self, process: Process, array: np.ndarray) -> bytes:
         """Read the bytes of an array, a label for each granule."""
         start = self.offset_of(array)
+        if start < 0:
+            return array.tobytes()
         for granule in range(start // GRANULE, -(-(start + array.nbytes) // GRANULE)):
             process.load(SEGMENT + granule)
         return array.tobytes()
@@ -311,37 +339,63 @@ class World:
     # --- the end -------------------------------------------------------------------------------
 
     def judge(self) -> None:
-        """Recover, check all invariants, and what the scenario demands."""
+        """Check all invariants, bury the dead, and look for what the scenario demands."""
         watch, self.memory.watch = self.memory.watch, lambda *_: None
+        session = self.judge_session
         try:
-            self.store.recover()
-            findings = self.store.check()
-            if findings:
-                raise Counterexample(f"check() finds {findings}")
+            for step in (lambda: None, lambda: session.lock.run(session.bury)):
+                step()
+                findings = self.store.check()
+                if findings:
+                    raise Counterexample(f"check() finds {findings}")
+            self._check_leftovers()
             for look in self.judges:
                 look()
         finally:
             self.memory.watch = watch
 
+    def _check_leftovers(self) -> None:
+        """Nobody looks at anything: nothing may be half made or wait to be freed."""
+        words = self.judge_session.words
+        left = [
+            (slot, states.NAMES[state])
+            for slot in range(words[L.W_SLOT_TOP])
+            if (state := states.state_of(self.judge_session.slots.word(slot)))
+            in (states.WRITING, states.DOOMED)
+        ]
+        if left or words[L.W_DOOMED_BYTES]:
+            raise Counterexample(f"left behind: {left}, {words[L.W_DOOMED_BYTES]} bytes")
+
     def name_of(self, address: int) -> str:
         """Return what lies at an address."""
-        if address >= ALIVE:
-            return f"life of {self.processes[address - ALIVE].name}"
-        if address >= FILES:
-            return f"file of seat {address - FILES}"
-        if address >= SEGMENT:
-            return f"data at {(address - SEGMENT) * GRANULE}"
-        if address >= SEATS:
-            who = [*self.processes, self._direct][address // SEATS - 1].name
-            return f"cell {address % SEATS} of {who}"
-        if address >= self._geometry.slots:
-            slot, field = divmod(address - self._geometry.slots, L.SLOT_WORDS)
-            return f"slot {slot}.{_NAMES.get(('S', field), field)}"
-        if address >= self._geometry.nodes:
-            return f"node word {address - self._geometry.nodes}"
-        if address >= self._geometry.buckets:
-            return f"bucket {address - self._geometry.buckets}"
-        return f"{_NAMES.get(('W', address), address)}"
+        everyone = [*self.processes, self._direct]
+        geometry = self._geometry
+        kinds: list[tuple[int, Callable[[int], str]]] = [
+            (ALIVE, lambda at: f"life of {everyone[at].name}"),
+            (FILES, lambda at: f"file of seat {at}"),
+            (SEGMENT, lambda at: f"data at {at * GRANULE}"),
+            (SEATS, lambda at: f"word {at % SEATS} of the seat of {everyone[at // SEATS].name}"),
+            (geometry.slots, _slot_word),
+            (geometry.nodes, lambda at: f"node {at // L.NODE_WORDS}.{at % L.NODE_WORDS}"),
+            (geometry.buckets, lambda at: f"bucket {at}"),
+            (0, lambda at: _NAMES.get(("W", at), f"word {at}")),
+        ]
+        first, name = next(kind for kind in kinds if address >= kind[0])
+        return name(address - first)
+
+
+def _slot_word(at: int) -> str:
+    slot, field = divmod(at, L.SLOT_WORDS)
+    return f"slot {slot}.{_NAMES.get(('S', field), field)}"
+
+
+def _handle_of(session: Any) -> Store:
+    """Return a handle of a session."""
+
+    def enter(held: list[Any]) -> None:
+        held.append(session)
+
+    return Store._of(enter, Options())
 
 
 # Clocks stand still: what they show is seen by people only, or would make each run another.
@@ -349,11 +403,6 @@ _CLOCK = types.SimpleNamespace(
     **{**vars(time), "time_ns": lambda: NOW_NS, "clock_gettime_ns": lambda _: NOW_NS}
 )
 _STILL = {id(time): _CLOCK, id(time.monotonic): lambda: 0.0, id(time.time_ns): lambda: NOW_NS}
-
-
-def _view(memory: Any) -> Any:
-    """Do as memoryview does, also for what stands for memory."""
-    return memory if isinstance(memory, Bytes) else memoryview(memory)
 
 
 _NAMES = {
@@ -367,66 +416,3 @@ def _contents(attributes: dict[str, Any]) -> list[tuple[Any, Any]]:
     """Return each container among attributes, which others may know too, with what is in it."""
     kinds = (dict, list, set)
     return [(value, value.copy()) for value in attributes.values() if isinstance(value, kinds)]
-
-
-def _instrument(session: Any, process: Process) -> None:
-    """Let all parts of a session reach memory through a simulated process."""
-    index, pins = session.index, session.pins
-    words, memory = Words(process, 0), Bytes(process)
-    parts = (session, session.lock, session.slots, session.keys, session.allocator, session.clients)
-    raw = index.words, index.memory
-    for part in (*parts, index):
-        for name, value in list(vars(part).items()):
-            if value is raw[0]:
-                setattr(part, name, words)
-            elif value is raw[1] or (
-                isinstance(value, memoryview) and value.obj is raw[1] and value.format == "B"
-            ):
-                setattr(part, name, memory)
-    slots = session.slots
-    first = index.geometry.slots
-    flat = np.frombuffer(raw[1], np.uint64, index.geometry.max_objects * L.SLOT_WORDS, first * 8)
-
-    def table() -> Table:
-        rows = words[L.W_SLOT_TOP]
-        return Table(process, flat[: rows * L.SLOT_WORDS].reshape(rows, L.SLOT_WORDS), first)
-
-    slots.table = table
-    session.segment._bytes = Frames(process)
-    session.segment.readonly = _reading_map(process, session.segment)
-    pins.seat = _seat_for(process, pins.seat, process.number)
-    pins.stay()
-
-
-def _seat_for(reader: Process, real: Any, number: int) -> Any:
-    """Return the seat of a client as some process reaches it."""
-    seat = seats_module.Seat.__new__(seats_module.Seat)
-    vars(seat).update(vars(real))
-    memory = np.asarray(real.words)
-    for name, value in vars(real).items():
-        if isinstance(value, memoryview) and value.itemsize == WORD:
-            view = np.asarray(value)
-            start = (_address_of(view) - _address_of(memory)) // WORD
-            doubles = value.format == "d"
-            words = Words(
-                reader, (1 + number) * SEATS + start, view.strides[0] // WORD, doubles=doubles
-            )
-            setattr(seat, name, words)
-    return seat
-
-
-def _address_of(view: np.ndarray) -> int:
-    return int(view.__array_interface__["data"][0])
-
-
-def _reading_map(process: Process, segment: Any) -> Any:
-    """Return a read-only mapping of the segment with labels where it is copied out."""
-
-    class Map(mmap.mmap):
-        def __getitem__(self, at: Any) -> Any:
-            if isinstance(at, slice) and not process.direct:
-                for granule in range(at.start // GRANULE, -(-at.stop // GRANULE)):
-                    process.load(SEGMENT + granule)
-            return super().__getitem__(at)
-
-    return Map(segment.fd, segment.nbytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
