@@ -158,11 +158,12 @@ def _build(root_fd: int, path: Path, options: Options, held: list[Session], owne
     temporary, folder_fd = folder.make_store_folder(root_fd)
     session = None
     try:
-        capacity = _affordable(folder_fd, path, options)
-        _write_files(folder_fd, path.name, capacity, flags, options)
-        session = _join(folder_fd, path, readonly=False, lock_timeout=options.lock_timeout)
-        session.owner_pid = owner_pid
-        folder.rename(root_fd, temporary, path.name)
+        with _told(path, options):  # before the room is given back
+            capacity = _affordable(folder_fd, path, options)
+            _write_files(folder_fd, path.name, capacity, flags, options)
+            session = _join(folder_fd, path, readonly=False, lock_timeout=options.lock_timeout)
+            session.owner_pid = owner_pid
+            folder.rename(root_fd, temporary, path.name)
         _enter(session, held)
     except BaseException as error:
         if held:

@@ -17,6 +17,8 @@ import secrets
 import stat
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +28,8 @@ from shmstore._memory.owners import FILE_FLAGS, FOLDER_FLAGS, ROOT_VARIABLE
 from shmstore.errors import NotAStoreError, ShmStoreError, StoreFullError, StoreNotFoundError
 
 NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+_Error = Callable[[], ShmStoreError]
 
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM})
 HOW_TO_ENLARGE: Final = (
@@ -103,7 +107,8 @@ def open_root(root: Path, *, create: bool, gid: int | None = None) -> Descriptor
         The root is a symlink, belongs to somebody else, is open to others, or lies where somebody
         else could put another one in its place.
     """
-    missing = StoreNotFoundError(
+    missing = partial(
+        StoreNotFoundError,
         f"there is no store here: the folder {root} does not exist. Create a store first, or set "
         f"{ROOT_VARIABLE} in all processes alike.",
         path=str(root),
@@ -111,7 +116,7 @@ def open_root(root: Path, *, create: bool, gid: int | None = None) -> Descriptor
     try:
         above_fd = owners.open_above(root.parent, gid)
     except FileNotFoundError:
-        raise _no_folder_above(root) if create else missing from None
+        raise _no_folder_above(root) if create else missing() from None
     with above_fd:
         for _ in range(_ROOT_TRIES if create else 0):
             _make_root(above_fd, root, gid)
@@ -178,7 +183,7 @@ def _exists(folder_fd: int, name: str) -> bool:
     return True
 
 
-def _open_root(above_fd: int, root: Path, gid: int | None, missing: ShmStoreError) -> Descriptor:
+def _open_root(above_fd: int, root: Path, gid: int | None, missing: _Error) -> Descriptor:
     above = os.fstat(above_fd)
     fd = _open(root.name or ".", FOLDER_FLAGS, above_fd, root, gid, missing)
     owner = os.fstat(fd).st_uid
@@ -193,7 +198,8 @@ def _open_root(above_fd: int, root: Path, gid: int | None, missing: ShmStoreErro
 
 def open_store(root_fd: int, name: str, path: Path) -> Descriptor:
     """Open the folder of a store after checking it; the caller closes the descriptor."""
-    missing = StoreNotFoundError(
+    missing = partial(
+        StoreNotFoundError,
         f"there is no store {name!r} in {path.parent}. Create it with Store.create({name!r}), or "
         f"look whether its processes use the same {ROOT_VARIABLE}.",
         name=name,
@@ -204,14 +210,14 @@ def open_store(root_fd: int, name: str, path: Path) -> Descriptor:
 
 def open_seats(folder_fd: int, name: str, path: Path) -> Descriptor:
     """Open the folder of the seats after checking it; the caller closes the descriptor."""
-    gid, missing = owners.group_of(folder_fd), _incomplete(path, name)
+    gid, missing = owners.group_of(folder_fd), partial(_incomplete, path, name)
     return _open(name, FOLDER_FLAGS, folder_fd, path / name, gid, missing)
 
 
 def open_file(folder_fd: int, name: str, path: Path, *, readonly: bool = False) -> Descriptor:
     """Open a file of a store after checking it; the caller closes the descriptor."""
     flags = (os.O_RDONLY if readonly else os.O_RDWR) | FILE_FLAGS
-    gid, missing = owners.group_of(folder_fd), _incomplete(path, name)
+    gid, missing = owners.group_of(folder_fd), partial(_incomplete, path, name)
     return _open(name, flags, folder_fd, path / name, gid, missing)
 
 
@@ -244,13 +250,16 @@ def _open(
     parent_fd: int,
     path: Path,
     gid: int | None,
-    missing: ShmStoreError | None,
+    missing: _Error | None,
 ) -> Descriptor:
-    """Open what belongs to this user or the group alone; raise `missing` if it is not there."""
+    """Open what belongs to this user or the group alone; raise `missing()` if it is not there."""
     try:
         fd = open_descriptor(name, flags, dir_fd=parent_fd)
-    except FileNotFoundError as error:
-        raise missing or error from None
+    except FileNotFoundError:
+        if missing is None:
+            raise
+        # Made only now: an error that a frame keeps keeps that frame, and all that called it.
+        raise missing() from None
     except OSError as error:
         owners.refuse(path, error)
     try:
@@ -264,7 +273,10 @@ def _open(
 def create_file(folder_fd: int, name: str) -> Descriptor:
     """Make a new file for whom its folder is for; the caller closes the descriptor."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | FILE_FLAGS
-    fd = open_descriptor(name, flags, 0o600, dir_fd=folder_fd)
+    try:
+        fd = open_descriptor(name, flags, 0o600, dir_fd=folder_fd)
+    except OSError as error:
+        shortage.refuse(error, Path(shortage.path_of(folder_fd), name))
     try:
         owners.entrust(fd, name, owners.group_of(folder_fd))
     except BaseException:
@@ -307,14 +319,16 @@ def open_folder(above_fd: int, name: str, path: Path | str) -> Descriptor:
 
 def make_seats(folder_fd: int, name: str) -> None:
     """Make the folder of the seats."""
-    make_folder(folder_fd, name, name, owners.group_of(folder_fd)).close()
+    path = Path(shortage.path_of(folder_fd), name)
+    make_folder(folder_fd, name, path, owners.group_of(folder_fd)).close()
 
 
 def make_store_folder(root_fd: int) -> tuple[str, Descriptor]:
     """Make a folder that no other process will find; return its name and descriptor."""
     name = NEW + secrets.token_hex(8)
     try:
-        return name, make_folder(root_fd, name, name, owners.group_of(root_fd))
+        path = Path(shortage.path_of(root_fd), name)
+        return name, make_folder(root_fd, name, path, owners.group_of(root_fd))
     except FileNotFoundError as error:
         message = "somebody has removed the root while a store was made in it"
         raise StoreNotFoundError(message) from error
@@ -364,7 +378,18 @@ def full_file_system(place: int | Path, path: Path, asked: int, error: OSError) 
     """
     if error.errno not in NO_ROOM or isinstance(error, ShmStoreError):
         shortage.refuse(error, path)
-    free = free_bytes(place)
+    status = os.statvfs(place)
+    free = status.f_bavail * status.f_frsize
+    if status.f_files and not status.f_favail:
+        return StoreFullError(
+            f"the file system of {path} has no room: it holds {status.f_files:,} files and "
+            f"folders, as many as it may ({error.strerror}). A store takes six, and one more for "
+            "each further client. Remove some, let it hold more (tmpfs: `mount -o "
+            f"remount,nr_inodes=...`), or set {ROOT_VARIABLE} to a folder on another one.",
+            path=str(path),
+            asked=asked,
+            free=free,
+        )
     return StoreFullError(
         f"the file system of {path} has no room: asked for {asked:,} bytes, {free:,} are free "
         f"({error.strerror}). Delete objects. {HOW_TO_ENLARGE}",
