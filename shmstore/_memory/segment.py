@@ -172,12 +172,18 @@ class Absent(Segment):
         self._error = error
 
     def __getattribute__(self, name: str) -> Any:
-        if name in {"_error", "close"}:
+        if name in {"_error", "close", "release_pages", "wipe"}:
             return object.__getattribute__(self, name)
         raise CorruptStoreError(self._error.message, **self._error.facts)
 
     def close(self) -> None:
         """There is nothing to close."""
+
+    def release_pages(self, offset: int, nbytes: int) -> None:
+        """There is nothing to give back."""
+
+    def wipe(self, offset: int, nbytes: int, *, cold: bool) -> None:
+        """There is nothing to make zero."""
 
 
 _WHAT_REMAINS: Final = (
