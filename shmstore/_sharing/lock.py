@@ -210,18 +210,34 @@ class StoreLock:
 
     def _unwind(self, error: BaseException) -> None:
         """Make the index whole after an exception. Until that is done it stays marked as dirty."""
+        before = self._counts() if self.mark else []
         if self.mark:
             if self.mending or not _is_clean(error):
                 with shortage.told(Path(shortage.path_of(self.fd)).parent):
                     self._mend()
             self.words[L.W_DIRTY] = 0
         if _is_contradiction(error):
-            raise CorruptStoreError(
-                f"{self.path}: the index contradicts itself ({error}); its tables were rebuilt "
-                "from the slots. Try again; call check() to see what is wrong.",
-                path=self.path,
-                offset=None,
-            ) from error
+            raise self._contradiction(error, before) from error
+
+    def _counts(self) -> list[int]:
+        """Return the words that a rebuild finds out anew, from NEXT_GENERATION on."""
+        return [int(word) for word in self.words[L.W_NEXT_GENERATION : L.W_NEXT_EXPIRY_NS]]
+
+    def _contradiction(self, error: BaseException, before: list[int]) -> CorruptStoreError:
+        """Return the error that tells which word was put right first, if it is one of these."""
+        after = self._counts() if before else []
+        changed = [
+            at for at, (old, new) in enumerate(zip(before, after, strict=True)) if old != new
+        ]
+        offset = (L.W_NEXT_GENERATION + changed[0]) * L.WORD if changed else None
+        where = "" if offset is None else f", first at offset {offset}"
+        done = f"its tables were rebuilt from the slots{where}. " if self.mark else ""
+        return CorruptStoreError(
+            f"{self.path}: the index contradicts itself ({error}); {done}Try again; call check() "
+            "to see what is wrong, and recover().",
+            path=self.path,
+            offset=offset,
+        )
 
     def _reentered(self) -> LockTimeoutError:
         return LockTimeoutError(
