@@ -43,6 +43,7 @@ from shmstore._memory import layout as L
 LIMIT_S = 8
 CPU_S = 6
 MOST_BLOCKS_NBYTES = 64 << 20
+FSIZE_NBYTES = MOST_BLOCKS_NBYTES
 CHANGED = 9 * L.WORD
 PINNED = ("pinned", "frozen", "pair", "doomed")
 WORD = L.WORD
@@ -133,11 +134,22 @@ class FileTargets:
             scene.template.files,
             done=f"live: {'; '.join(done)}",
             lost=_changed_rows(scene.template, {at for at, _ in edits}),
+            living=noise.random() < 0.4,
             sound=not any(_is_constant(at) for at, _ in edits),
             fragile=frozenset(scene.template.objects if many else ()),
             edits=tuple(edits),
             racing=many,
         )
+
+    def try_words(
+        self, path: str, words: dict[int, int], *, number: int = 0, living: bool = False
+    ) -> bool:
+        """Certain words of a file, given by their offsets: for damage that has been found once."""
+        template = self.templates[number]
+        files = {name: image.copy() for name, image in template.files.items()}
+        for at, value in words.items():
+            files[path].data[at : at + WORD] = (value % (1 << 64)).to_bytes(WORD, "little")
+        return self._judge(Noise(7), template, files, f"{path}: {words}", living=living)
 
     # --- one case --------------------------------------------------------------------------------
 
@@ -150,14 +162,19 @@ class FileTargets:
         template = scene.template
         files = {name: image.copy() for name, image in template.files.items()}
         done = damage(files, path, noise, scene)
+        return self._judge(noise, template, files, done, living=noise.random() < 0.4)
+
+    def _judge(
+        self, noise: Noise, template: Template, files: Files, done: str, *, living: bool
+    ) -> bool:
         lost, fragile = _concerned(template, files)
         sound = _can_be_used(template, files)
-        told = {"done": done, "lost": lost, "fragile": fragile, "sound": sound}
+        told = {"done": done, "lost": lost, "fragile": fragile, "sound": sound, "living": living}
         return self._run(noise, template, files, **told)
 
     def _run(self, noise: Noise, template: Template, files: Files, **told: Any) -> bool:
         path = self.base / STORES / NAME
-        living = noise.random() < 0.4
+        living = told["living"]
         seen = living or "edits" in told
         if seen and told["lost"].intersection(PINNED):  # where views look cannot be told any more
             told["sound"] = False
@@ -165,7 +182,6 @@ class FileTargets:
             path=path,
             template=template,
             dirty=noise.random() < 0.3,
-            living=living,
             readable=not (living and "seats/2" in told["done"]),
             stale=any(text in told["done"] for text in ("older", "another")),
             older="index: an older copy" in told["done"],
@@ -329,7 +345,7 @@ def _work(case: Case, fd: int, trace: int, *, verbose: bool) -> None:
         faulthandler.enable(trace)
         if not verbose:
             os.dup2(trace, 2)
-        limits = {resource.RLIMIT_CPU: CPU_S, resource.RLIMIT_FSIZE: MOST_BLOCKS_NBYTES}
+        limits = {resource.RLIMIT_CPU: CPU_S, resource.RLIMIT_FSIZE: FSIZE_NBYTES}
         for limit, value in limits.items():
             resource.setrlimit(limit, (value, resource.getrlimit(limit)[1]))
         work = damage_work.Work(case, verbose=verbose)

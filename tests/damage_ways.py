@@ -128,6 +128,7 @@ def change_bytes(files: Files, path: str, noise: Noise, scene: Scene) -> str:
     places = []
     for _ in range(noise.choice((1, 1, 2))):
         at = _place(files, path, noise, scene) + noise.randrange(WORD)
+        at = min(at, len(files[path].data) - 1)
         files[path].data[at] ^= noise.randint(1, 255)
         places.append(at)
     return f"bytes {places}"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 REFUSED: Any = object()
 MODES = ("shared", "shared", "readonly", "private", "copy")
-ADVICE = ("recover", "destroy", "create", "end ", "delete")
+ADVICE = ("recover", "destroy", "create", "end ", "delete", "try again")
 MOST_GROWTH_KIB = 128 << 10
 
 
@@ -322,7 +322,7 @@ class Work:
     def _is_lasting(self, finding: Any) -> bool:
         """Return whether nobody can mend what was found: a segment is gone, a slot under a view."""
         seen = self.case.living or self.case.edits
-        return "segment" in finding.message or bool(finding.invariant == 8 and seen)
+        return self.foreign or "segment" in finding.message or bool(finding.invariant == 8 and seen)
 
     def _problem(self, what: str, where: str) -> None:
         self.problems.append((f"{self.step}: {what}", where))
