@@ -45,6 +45,7 @@ soak: $(VENV)/.stamp-test
 	mkdir -p build && rm -f $(SHMSTORE_NOTE_PROOFS)
 	$(BIN)/python tests/kill_matrix.py --all --recovery $(SOAK_DEATHS)
 	$(BIN)/python tests/faults.py
+	$(BIN)/python tests/faults.py --interrupts 7
 	$(BIN)/python tests/interleave.py --deep
 	$(BIN)/python tests/history.py --operations $(SOAK_OPERATIONS)
 	$(BIN)/python tests/soak.py --seconds $(SOAK_SECONDS)
