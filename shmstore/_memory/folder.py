@@ -378,8 +378,7 @@ def full_file_system(place: int | Path, path: Path, asked: int, error: OSError) 
     """
     if error.errno not in NO_ROOM or isinstance(error, ShmStoreError):
         shortage.refuse(error, path)
-    status = os.statvfs(place)
-    free = status.f_bavail * status.f_frsize
+    free, status = free_bytes(place), os.statvfs(place)
     if status.f_files and not status.f_favail:
         return StoreFullError(
             f"the file system of {path} has no room: it holds {status.f_files:,} files and "
