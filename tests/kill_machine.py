@@ -258,6 +258,7 @@ def _judge(
 
     `others` is the store that a bystander is attached to.
     """
+    kill_points.look_away()
     for scene in scenes:
         try:
             held, faults = look(scene, others, damaged=damaged)

@@ -417,3 +417,16 @@ def install() -> None:
     # after it.
     os.register_at_fork(before=machine.fork, after_in_child=machine.be_child)
     sys.meta_path.insert(0, _Importer())
+
+
+def look_away() -> None:
+    """Do in this process what stands at the points and nothing else: it is not to be killed."""
+    vars(builtins).update(__kill_store__=_store, __kill_call__=_call)
+
+
+def _store(_: str | None, value: Any, container: Any, at: Any) -> None:
+    container[at] = value
+
+
+def _call(_: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)
