@@ -168,7 +168,9 @@ class FilePlan(Plan):
     def _open(self) -> SpillFile:
         generation = states.generation_of(self.word)
         try:
-            return self.session.files.open(self.slot, generation, self.extent_nbytes)
+            return self.session.files.open(
+                self.slot, generation, self.extent_nbytes, readonly=self.session.readonly
+            )
         except FileNotFoundError:
             raise lost(self.session, self.record) from None
 
@@ -190,14 +192,17 @@ class _FileLease(Lease):
     def exporter(self, mode: str) -> tuple[mmap.mmap, int]:
         """Return a mapping of the file, and where the extent begins in it."""
         self._plan.verify(self.file)
-        return self.file.map(writeable=mode != "readonly", private=mode == "private"), L.PAGE
+        private = mode == "private"
+        writeable = private or (mode != "readonly" and not self._plan.session.readonly)
+        return self.file.map(writeable=writeable, private=private), L.PAGE
 
 
 def read_header(session: Session, record: Record) -> bytes | None:
     """Return the header of an object that lies in its file; None when it is not there any more."""
     generation = states.generation_of(record.word)
     try:
-        with session.files.open(record.slot, generation, record.extent_nbytes) as file:
+        place = record.slot, generation, record.extent_nbytes
+        with session.files.open(*place, readonly=session.readonly) as file:
             return file.read(record.header_offset, record.header_nbytes)
     except FileNotFoundError:
         if session.slots.word(record.slot) != record.word:

@@ -197,7 +197,9 @@ class SpillFiles:
 
     # --- reading -----------------------------------------------------------------------------
 
-    def open(self, slot: int, generation: int, nbytes: int) -> SpillFile:
+    def open(
+        self, slot: int, generation: int, nbytes: int, *, readonly: bool = False
+    ) -> SpillFile:
         """Open the file of an object after checking it.
 
         Raises
@@ -209,7 +211,7 @@ class SpillFiles:
         """
         path = self.path / _name(slot, generation)
         try:
-            fd = folder.open_file(self.fd, path.name, self.path)
+            fd = folder.open_file(self.fd, path.name, self.path, readonly=readonly)
         except NotAStoreError:
             raise FileNotFoundError(str(path)) from None
         file = SpillFile(fd, path, nbytes)
