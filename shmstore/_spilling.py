@@ -79,7 +79,7 @@ def spilling(session: Session, nbytes: int, attempt: Callable[[], Result]) -> Re
             if error.facts.get("out_of_slots") is not False:
                 raise
             full = error
-        if not make_room(session, nbytes):
+        if not make_room(session, nbytes) and not session.lock.run(session.bury).nbytes:
             break
     raise _NoRoomInMemoryError(full.message, **full.facts)
 
@@ -123,11 +123,13 @@ def _choose(session: Session, nbytes: int, guards: list[Guard]) -> list[Record]:
     session.check_alive()
     words, at = session.words, session.slots.state_index
     slots = _room.choose(session, nbytes)
-    for slot in slots:
-        words[at(slot) + L.S_LAST_USED] = 0
-    session.pass_barrier()
-    if session.clients.pinned().intersection(slots):
-        return []
+    while slots:
+        for slot in slots:
+            words[at(slot) + L.S_LAST_USED] = 0
+        session.pass_barrier()
+        if session.clients.pinned().isdisjoint(slots):
+            break
+        slots = _room.choose(session, nbytes)  # somebody got one of them since
     for slot in slots:
         guards.append(Guard())
         session.pins.pin(guards[-1], slot)

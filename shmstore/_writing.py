@@ -279,7 +279,7 @@ def reserve(session: Session, package: Package, places: list[Place]) -> None:
         return
     if not session.evicts:  # there what is over is the first to go
         _room.expire(session)
-    session.bury(thorough=not session.evicts)
+    session.bury(thorough=not (session.evicts or session.spills))
     if _try_reserve(session, package, places):
         return
     if session.evicts:
