@@ -16,6 +16,7 @@ import rooms
 from shmstore._memory import layout as L
 from shmstore._memory.descriptors import open_descriptor
 from shmstore._memory.index import Index
+from shmstore._memory.shortage import NoPagesError
 from shmstore._sharing.lock import StoreLock, hold, is_locked
 from shmstore.errors import CorruptStoreError, LockTimeoutError, StoreFullError
 
@@ -358,7 +359,7 @@ def test_step_that_leaves_the_tables_is_reported_as_damage(place: Place, error: 
     assert place.is_free()
 
 
-@pytest.mark.parametrize("error", [StoreFullError("full"), OSError(errno.ENOSPC, "full")])
+@pytest.mark.parametrize("error", [StoreFullError("full"), NoPagesError(errno.ENOSPC, "full")])
 def test_step_that_refuses_before_it_changes_anything_needs_no_mending(
     place: Place, error: Exception
 ) -> None:

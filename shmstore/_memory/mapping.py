@@ -89,7 +89,7 @@ def address_of(memory: mmap.mmap) -> int:
 
 
 def reserve(fd: int, offset: int, nbytes: int) -> None:
-    """Make sure that the pages of a range exist, or raise OSError (ENOSPC)."""
+    """Make sure that the pages of a range exist, or raise NoPagesError (ENOSPC)."""
     if nbytes <= 0:
         return
     try:
@@ -100,7 +100,8 @@ def reserve(fd: int, offset: int, nbytes: int) -> None:
         for start in range(offset, offset + nbytes, len(zeros)):
             os.pwrite(fd, zeros[: offset + nbytes - start], start)
     except OSError as error:
-        shortage.refuse(error, shortage.path_of(fd))
+        path = shortage.path_of(fd)
+        raise shortage.NoPagesError(error.errno, error.strerror, path) from error
 
 
 def data_end(fd: int, offset: int) -> int:

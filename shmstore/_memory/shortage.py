@@ -25,6 +25,10 @@ _FOR_WHAT: Final = {
 _PRIVATE: Final = 'Drop private views, or use mode="copy"'
 
 
+class NoPagesError(OSError):
+    """Pages could not be reserved; nothing has been changed but, perhaps, some of them were."""
+
+
 @contextlib.contextmanager
 def told(path: Path | str) -> Iterator[None]:
     """Let what the system refuses inside of the block be told with a path, and with a way out."""

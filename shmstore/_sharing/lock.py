@@ -24,7 +24,7 @@ from filelock import lock_descriptor, unlock_descriptor
 from shmstore._memory import layout as L
 from shmstore._memory import shortage
 from shmstore._memory.descriptors import CLOSED, Descriptor
-from shmstore._memory.folder import NO_ROOM
+from shmstore._memory.shortage import NoPagesError
 from shmstore.errors import (
     CorruptStoreError,
     LockTimeoutError,
@@ -70,10 +70,10 @@ def _is_clean(error: BaseException) -> bool:
     """Return whether an error of a step says by itself that nothing was changed before it.
 
     A signal handler may raise anything in the middle of a change, so this is a short list: what
-    steps refuse with, and an OSError as `reserve` raises it.
+    steps refuse with, and what `reserve` raises. Other calls of the system fail in the middle.
     """
-    if type(error) is OSError:
-        return error.errno in NO_ROOM
+    if isinstance(error, NoPagesError):
+        return True
     refusal = isinstance(error, ShmStoreError)
     return refusal and not isinstance(error, (CorruptStoreError, LockTimeoutError))
 
