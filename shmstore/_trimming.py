@@ -137,7 +137,7 @@ class Housekeeping:
                 self._registry.release()
             if not busy:
                 break
-            waiting = all(len(history) == _SAMPLES for history in histories.values())
+            waiting = all(len(h) == _SAMPLES and len(set(h)) == 1 for h in histories.values())
             pause_s = min(2 * pause_s, _LONGEST_INTERVAL_S) if waiting else INTERVAL_S
         if not end.is_set():
             self._thread = None
