@@ -204,6 +204,32 @@ def test_member_may_attach_to_read_only(root: Path) -> None:
     assert acting(BOB, read) == "kept"
 
 
+def test_spilled_objects_are_the_groups_too(root: Path) -> None:
+    """Their files are shared and closed like all others."""
+    files = root.with_name("files")
+
+    def overfill() -> None:
+        options: dict[str, Any] = {"on_full": "spill", "spill_dir": files, "persist": True}
+        with make(root, **options) as store:
+            for number in range(10):
+                store[str(number)] = np.full(40_000, number)
+            assert store.stats().spilled
+
+    def read() -> list[int]:
+        with join(root) as store:
+            assert store.stats().spilled
+            found = [int(store[key][7]) for key in sorted(store)]
+            store.clear()
+            return found
+
+    acting(ALICE, overfill)
+    kinds = {(path.is_dir(), path.stat().st_mode & 0o7777) for path in files.rglob("*")}
+    assert kinds == {(True, 0o2770), (False, 0o660)}
+    assert acting(BOB, read) == list(range(10))
+    acting(BOB, lambda: join(root).destroy())
+    assert [path for path in files.rglob("*") if path.is_file()] == []
+
+
 # --- all at once ---------------------------------------------------------------------------------
 
 
