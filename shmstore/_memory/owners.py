@@ -111,7 +111,7 @@ def has_acl(fd: int) -> bool:
     except OSError as error:
         if error.errno in _NO_ACLS_HERE:
             return False
-        raise
+        shortage.refuse(error, shortage.path_of(fd))
 
 
 def group_of(folder_fd: int) -> int | None:
