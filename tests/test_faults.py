@@ -19,6 +19,7 @@ GROUPS = {
     module.__name__: [n for n, of in OPERATIONS.items() if of.__module__ == module.__name__]
     for module in (fault_stores, fault_objects)
 }
+GROUPS["fault_room"] = ["evict", "delete what was spilled", "destroy with files"]
 INTERRUPTED = ["create", "attach readonly", "open a new store", "close, as the last client"]
 
 
