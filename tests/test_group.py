@@ -19,7 +19,7 @@ from strangers import ALICE, BOB, DATA, MALLORY, SMALL, User, acting
 import shmstore
 from shmstore import Store, StoreExistsError, StoreNotFoundError, UnsafePathError
 
-pytestmark = strangers.needs_users
+pytestmark = [strangers.needs_users, strangers.forks]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ import shmstore
 from shmstore import ReadOnlyStoreError, Store, StoreExistsError, UnsafePathError
 from shmstore._memory import folder, owners
 
-pytestmark = strangers.needs_users
+pytestmark = [strangers.needs_users, strangers.forks]
 
 
 @pytest.fixture

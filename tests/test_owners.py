@@ -21,6 +21,7 @@ from strangers import (
     MALLORY,
     User,
     acting,
+    forks,
     needs_users,
     public_folder,
     set_acl,
@@ -30,6 +31,8 @@ from strangers import (
 import shmstore
 from shmstore import Store, UnsafePathError
 from shmstore._memory import folder, owners
+
+pytestmark = forks
 
 CLONE_NEWUSER = 0x10000000
 

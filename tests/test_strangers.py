@@ -21,6 +21,8 @@ from strangers import ALICE, MALLORY, SMALL, User, acting, meanwhile, needs_user
 import shmstore
 from shmstore import ObjectRef, Store, StoreNotFoundError, UnsafePathError
 
+pytestmark = strangers.forks
+
 FILES = ["index", "lock", "segment-00000"]
 SEAT = "seats/1"
 KINDS = ["symlink", "dangling", "fifo", "socket", "device", "folder", "second name", "foreign"]
