@@ -179,7 +179,7 @@ class Options:
         """The folder of the files of objects that find no room in memory."""
         if self.spill_dir is not None:
             return Path(self.spill_dir).absolute()
-        whose = f"-{os.getuid()}" if self.gid is None else f"-group-{self.gid}"
+        whose = f"-{os.geteuid()}" if self.gid is None else f"-group-{self.gid}"
         return Path(tempfile.gettempdir()) / f"shmstore-spill{whose}"
 
     def capacity_within(self, free: int) -> int:
