@@ -64,11 +64,12 @@ class Space:
 
     def _wipe(self, slot: int, node: int) -> None:
         """Leave nothing of an object behind; a large one's pages go back to the system."""
-        record = self.slots.read(slot)
-        cold = self.allocator.is_cold(node) or record.extent_nbytes >= _PUNCH_NBYTES
+        self.allocator.check_owner(node, slot)
+        offset, nbytes = self.allocator.place(node)
+        cold = self.allocator.is_cold(node) or nbytes >= _PUNCH_NBYTES
         if cold:
             self.allocator.mark_cold(node)
-        self.segment.wipe(record.extent, record.extent_nbytes, cold=cold)
+        self.segment.wipe(offset, nbytes, cold=cold)
 
     def doom(self, slot: int) -> None:
         """Take an object, or a half-made one, away from new readers. Requires: the store lock."""

@@ -57,12 +57,12 @@ def _trim_part(session: Session, keep_nbytes: int) -> bool:
     session.check_alive()
     session.reclaim_all()
     words = session.words
+    excess = idle_nbytes(session) - keep_nbytes if keep_nbytes else _PART_NBYTES
+    ranges = session.allocator.cool(min(excess, _PART_NBYTES))
     if words[L.W_BACKED]:
         words[L.W_BACKED] = 0
         top = words[L.W_SEGMENT_TOP]
         session.segment.release_pages(top, session.identity.capacity - top)
-    excess = idle_nbytes(session) - keep_nbytes if keep_nbytes else _PART_NBYTES
-    ranges = session.allocator.cool(min(excess, _PART_NBYTES))
     for offset, nbytes in ranges:
         session.segment.release_pages(offset, nbytes)
     return bool(ranges)

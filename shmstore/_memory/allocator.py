@@ -90,11 +90,8 @@ class Allocator(Blocks):
     def release(self, node: int, slot: int = -1) -> None:
         """Free the extent of a slot and merge it with its free neighbours."""
         words = self._words
-        self._check_block(node, L.NODE_USED)
+        self.check_owner(node, slot)
         base = self._base(node)
-        if words[base + L.N_SLOT] != slot + 1:
-            owner = words[base + L.N_SLOT] - 1
-            raise self._damaged(f"block {node} belongs to slot {owner}, not {slot}", base)
         words[L.W_USED] -= words[base + L.N_NBYTES]
         upper, lower = words[base + L.N_UPPER] - 1, words[base + L.N_LOWER] - 1
         if upper >= 0 and words[self._base(upper) + L.N_STATUS] == L.NODE_FREE:
@@ -132,6 +129,7 @@ class Allocator(Blocks):
             Offset and size of each.
         """
         words = self._words
+        self._check_top()
         ranges: list[tuple[int, int]] = []
         for number in range(L.FIRST_LEVELS * L.SECOND_LEVELS - 1, size_class(L.PAGE) - 1, -1):
             for node in list(self._free_list(number)):
@@ -139,6 +137,7 @@ class Allocator(Blocks):
                 if most <= 0:
                     return ranges
                 if words[base + L.N_COLD] != L.COLD:
+                    self._check_block(node, L.NODE_FREE)
                     words[base + L.N_COLD] = L.COLD
                     ranges.append((int(words[base]), int(words[base + L.N_NBYTES])))
                     most -= ranges[-1][1]

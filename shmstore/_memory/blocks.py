@@ -62,6 +62,11 @@ class Blocks:
         """Return whether some pages of an extent may not exist."""
         return bool(self._words[self._base(node) + L.N_COLD] != L.WARM)
 
+    def place(self, node: int) -> tuple[int, int]:
+        """Return the offset and the size of a block."""
+        base = self._base(self._checked(node))
+        return int(self._words[base + L.N_OFFSET]), int(self._words[base + L.N_NBYTES])
+
     def nbytes(self, node: int) -> int:
         """Return the size of a block."""
         return int(self._words[self._base(self._checked(node)) + L.N_NBYTES])
@@ -161,6 +166,14 @@ class Blocks:
             and (words[above] if upper else words[L.W_SEGMENT_TOP]) == offset + nbytes
         ):
             raise self._damaged(f"block {node} ({offset}+{nbytes}) and its neighbours differ", base)
+
+    def check_owner(self, node: int, slot: int) -> None:
+        """Raise unless a block is the extent of a slot."""
+        self._check_block(node, L.NODE_USED)
+        base = self._base(node)
+        owner = self._words[base + L.N_SLOT] - 1
+        if owner != slot:
+            raise self._damaged(f"block {node} belongs to slot {owner}, not {slot}", base)
 
     def _check_top(self) -> None:
         """Raise unless the top of the segment is where the last block ends."""
