@@ -39,11 +39,12 @@ import numpy as np
 import numpy.typing as npt
 
 from shmstore._catalog import states
+from shmstore._catalog.slots import Record
 from shmstore._catalog.table import are_placed, extents_of, holds_extent
 from shmstore._info import Recovered
 from shmstore._memory import layout as L
 from shmstore._memory.segment import Absent
-from shmstore.errors import CorruptStoreError
+from shmstore.errors import CorruptStoreError, UnsafePathError
 
 if TYPE_CHECKING:
     from shmstore._session import Session
@@ -143,7 +144,8 @@ def _return_withdrawn(session: Session, table: Table) -> None:
     """Make objects READY that were about to leave memory, or have just come back to it."""
     away = states.states_of(table[:, L.S_STATE]) == states.SPILLED
     if session.spills:
-        away &= (table[:, L.S_NODE] != 0) | (table[:, L.S_EXTENT_NBYTES] == 0)
+        placed = (table[:, L.S_NODE] != 0) & are_placed(table)
+        away &= placed | (table[:, L.S_EXTENT_NBYTES] == 0)
     for slot in np.flatnonzero(away).tolist():
         table[slot, L.S_STATE] = states.move(int(table[slot, L.S_STATE]), states.READY)
 
@@ -153,7 +155,8 @@ def _sweep_files(session: Session) -> None:
     if session.spills:
         serials = {client.serial for client in session.clients.rows()}
         for name in session.files.strays(session.slots.in_files(), serials):
-            session.files.discard(name)
+            if not session.slots.is_in_file(name):  # in_files believes SLOT_TOP
+                session.files.discard(name)
 
 
 def _count_special(session: Session, table: Table, present: npt.NDArray[np.bool_]) -> None:
@@ -199,8 +202,8 @@ def _is_whole(session: Session, slot: int) -> bool:
     slots = session.slots
     record = slots.read(slot)
     in_segment = record.kind & L.KIND_HEADER_IN_EXTENT
-    if in_segment and states.state_of(record.word) == states.SPILLED:
-        return True
+    if states.state_of(record.word) == states.SPILLED:
+        return _is_whole_in_file(session, record)
     if in_segment and isinstance(session.segment, Absent):
         return True
     try:
@@ -214,6 +217,24 @@ def _is_whole(session: Session, slot: int) -> bool:
             packed = session.memory[start : start + record.header_nbytes]
         return slots.is_sound(record, packed)
     except CorruptStoreError:
+        return False
+
+
+def _is_whole_in_file(session: Session, record: Record) -> bool:
+    """Return whether a slot, its checksum and the head of its file agree."""
+    slots, in_file = session.slots, record.kind & L.KIND_HEADER_IN_EXTENT
+    generation = states.generation_of(record.word)
+    try:
+        with session.files.open(record.slot, generation, record.extent_nbytes) as file:
+            if in_file and record.header_offset >= 0:
+                packed = file.read(record.header_offset, record.header_nbytes)
+            else:
+                start, _ = slots.inline_range(record)
+                packed = session.memory[start : start + record.header_nbytes]
+        return slots.is_sound(record, packed)
+    except UnsafePathError:
+        return True
+    except (CorruptStoreError, FileNotFoundError):
         return False
 
 

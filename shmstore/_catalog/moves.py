@@ -36,7 +36,9 @@ class Moves(SlotTable):
 
     def give_up_extent(self, slot: int) -> None:
         """Let go of an extent that is needed no more. Requires: the store lock."""
-        self._words[self._start + slot * L.SLOT_WORDS + L.S_NODE] = 0
+        base = self._start + slot * L.SLOT_WORDS
+        self._words[base + L.S_NODE] = 0
+        self._words[base + L.S_EXTENT] = 0  # its check fails now: no damage brings it back
 
     def take_over(self, slot: int, other: int) -> int:
         """Give a SPILLED object the extent of another slot; return its node. Requires: the lock.

@@ -126,6 +126,16 @@ class SlotTable:
         found = [slot for _, slot, other in self.named() if other == digest]
         return found[-1] if found else -1
 
+    def is_in_file(self, name: str) -> bool:
+        """Return whether a file named "<slot>-<generation>" is that of an object."""
+        slot, _, generation = name.partition("-")
+        if not (slot.isdecimal() and generation.isdecimal()):
+            return False
+        if int(slot) >= self._index.geometry.max_objects:
+            return False
+        word = self._words[self._start + int(slot) * L.SLOT_WORDS]
+        return bool(word == states.spilled_word(int(generation)))
+
     def doomed(self) -> Iterator[int]:
         """Walk the doomed slots that still have an extent. Requires: the store lock."""
         yield from self._listed(L.W_DOOMED_HEAD)
