@@ -45,7 +45,7 @@ CPU_S = 6
 MOST_BLOCKS_NBYTES = 64 << 20
 FSIZE_NBYTES = MOST_BLOCKS_NBYTES
 CHANGED = 9 * L.WORD
-PINNED = ("pinned", "frozen", "pair", "doomed")
+PINNED = ("pinned", "frozen", "pair", "doomed 0", "doomed 1")
 WORD = L.WORD
 
 
@@ -222,7 +222,7 @@ def _concerned(template: Template, files: Files) -> tuple[frozenset[str], frozen
     lost, fragile = set(), set()
     before, after = template.index, files["index"].data if "index" in files else b""
     words = memoryview(before).cast("Q")
-    for name, kept in {**template.objects, "doomed": template.doomed}.items():
+    for name, kept in {**template.objects, **template.watched}.items():
         start, end = row_of(template, kept.slot)
         if before[start:end] != after[start:end]:
             lost.add(name)
@@ -283,7 +283,7 @@ def _is_segment(image: Image, found: Image | None) -> bool:
 
 def _changed_rows(template: Template, places: set[int]) -> frozenset[str]:
     lost = set()
-    for name, kept in {**template.objects, "doomed": template.doomed}.items():
+    for name, kept in {**template.objects, **template.watched}.items():
         start, end = row_of(template, kept.slot)
         if any(start <= at < end for at in places):
             lost.add(name)

@@ -30,7 +30,6 @@ MAX_OBJECTS = 72
 MAX_CLIENTS = 6
 FILLERS = 12
 STORES, SPILL, IN_FILES = "stores", "spill", "files/"
-PLACE = ("slot", "generation", "nbytes")
 
 LONG_TYPE = np.dtype([(f"field{number}", "<f4") for number in range(20)])
 
@@ -95,7 +94,7 @@ class Template(NamedTuple):
     files: Files
     older: Files
     objects: dict[str, Kept]
-    doomed: Kept
+    watched: dict[str, Kept]
     checksum: bool
     geometry: L.Geometry
     index: bytes
@@ -168,12 +167,15 @@ def make(base: Path, seed: int, **options: Any) -> Template:
         for name, (value, given) in contents.items()
         if name in found["refs"]
     }
-    doomed = Kept(None, None, readonly=False, **dict(zip(PLACE, found["doomed"], strict=True)))
+    watched = {
+        f"doomed {number}": Kept(None, None, False, *place)  # noqa: FBT003 - all in a row
+        for number, place in enumerate(found["doomed"])
+    }
     checksum = bool(options.get("checksum"))
     geometry = L.Geometry(MAX_OBJECTS, MAX_CLIENTS)
     index = bytes(files["index"].data)
     identity = bytes.fromhex(found["uuid"])
-    return Template(identity, files, older, kept, doomed, checksum, geometry, index)
+    return Template(identity, files, older, kept, watched, checksum, geometry, index)
 
 
 def read_files(base: Path) -> Files:
@@ -226,6 +228,7 @@ def _own(player: _Player, base: Path, seed: int, options: dict[str, Any]) -> Non
     for name in ("doomed", "dropped", "filler 3", "filler 7"):
         store.delete(refs.pop(name))
     refs["filler 5"] = store.put(5 + seed, key="f5")
+    replaced = refs["pinned"]._slot, refs["pinned"]._generation, 0
     refs["pinned"] = store.put(np.arange(500) + seed, key="pinned", readonly=True)
     if "spill_dir" in options:  # older objects have to go
         refs |= {f"more {n}": store.put(more(n)[0], **more(n)[1]) for n in range(4)}
@@ -233,7 +236,7 @@ def _own(player: _Player, base: Path, seed: int, options: dict[str, Any]) -> Non
     half_made.__enter__()
     places = {name: (ref._slot, ref._generation, ref.nbytes) for name, ref in refs.items()}
     identity = store._session.uuid.hex()
-    player.say(json.dumps({"uuid": identity, "refs": places, "doomed": doomed}))
+    player.say(json.dumps({"uuid": identity, "refs": places, "doomed": [doomed, replaced]}))
     player.wait()
     del view
 

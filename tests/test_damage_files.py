@@ -120,6 +120,13 @@ def _move_node(template: Template) -> Words:
     return {one: _word_of(template, two)}
 
 
+def _free_heads(template: Template) -> Words:
+    """Let each list of free blocks begin with the block of an object: trimming reads them."""
+    node = row_of(template, template.objects["array"].slot)[0] + L.S_NODE * WORD
+    heads = range(L.W_FREE_HEADS, L.W_FREE_HEADS + L.FIRST_LEVELS * L.SECOND_LEVELS)
+    return {at * WORD: _word_of(template, node) for at in heads}
+
+
 FOUND: dict[str, Callable[[Template], Words]] = {
     "buckets beyond the table": _superblock(BUCKETS=1 << 40),
     "buckets that lead out of the slots": _buckets,
@@ -130,6 +137,7 @@ FOUND: dict[str, Callable[[Template], Words]] = {
     "a slot that names the block of another": _move_node,
     "the last block elsewhere": _superblock(LAST_NODE=1),
     "a top below the extents": _superblock(SEGMENT_TOP=64),
+    "free lists with a block in use": _free_heads,
     "size classes that are none": _superblock(FIRST_LEVEL=1 << 60),
     "more keys than slots": _superblock(NAMED=(1 << 64) - 32),
     "no objects": _superblock(OBJECTS=0, NAMED=0),
@@ -164,6 +172,22 @@ def test_damage_that_was_found_hurts_nobody_else(
 ) -> None:
     """The store is used, recovered, checked and destroyed; all other objects are right."""
     targets.try_words("index", FOUND[name](targets.templates[0]), living=living)
+
+
+FOUND_WITH_FILES: dict[str, Callable[[Template], Words]] = {
+    "fewer slots than have files": _superblock(SLOT_TOP=2),
+    "no slots at all": _superblock(SLOT_TOP=0, FREE_SLOT=0),
+    "a block for what lies in a file": _slot("big", NODE=3),
+    "another size in a file": _slot("big", EXTENT_NBYTES=1 << 40),
+    "a header of another size in a file": _slot("record", HEADER_NBYTES=1 << 20),
+    "a generation that the file does not have": _slot("packed", STATE=77 << 8 | 4),
+}
+
+
+@pytest.mark.parametrize("name", FOUND_WITH_FILES)
+def test_damage_that_was_found_takes_no_files_along(targets: FileTargets, name: str) -> None:
+    """Who comes next looks for files that belong to nobody: those of objects are not among them."""
+    targets.try_words("index", FOUND_WITH_FILES[name](targets.templates[4]), number=4)
 
 
 @pytest.mark.parametrize("living", [False, True], ids=["dead", "living"])
