@@ -15,7 +15,7 @@ from shmstore._catalog.slots import Record, boottime_ns
 from shmstore._info import ClientInfo, ObjectInfo, StoreStats
 from shmstore._memory import layout as L
 from shmstore._plans import Plan
-from shmstore._reading import make_plan, plan_of_digest
+from shmstore._reading import make_plan, plan_of_digest, plan_of_slot
 from shmstore._session import Session
 from shmstore._sharing.clients import Client, is_process, process_name
 
@@ -27,6 +27,8 @@ def plans(session: Session) -> Iterator[Plan]:
     """Iterate over all objects, oldest first. Takes no lock."""
     for word, slot in session.slots.present():
         plan = make_plan(session, slot, word)
+        if plan is None:  # it is gone, or on its way between memory and file
+            plan = plan_of_slot(session, slot, states.generation_of(word))
         if plan is not None:
             yield plan
 

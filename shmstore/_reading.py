@@ -250,6 +250,8 @@ def plan_of_slot(session: Session, slot: int, generation: int) -> Plan | None:
         if plan is not None:
             session.remember(word, plan)
             return plan
+        if is_over(session.slots.read(slot)):
+            return None
     return session.lock.run(_plan_of_slot_locked, session, slot, generation)
 
 

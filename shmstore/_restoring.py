@@ -14,7 +14,8 @@ there are any, the object stays in the file: what is written there would be lost
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import contextlib
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from shmstore._catalog import states
 from shmstore._catalog.slots import Record
@@ -32,17 +33,25 @@ if TYPE_CHECKING:
     from shmstore._session import Session
 
 # As many deleted objects are looked at for room.
-_RECLAIM_FEW = 64
+_RECLAIM_FEW: Final = 64
+
+# So many files are remembered to be whole.
+_MOST_VERIFIED: Final = 1 << 14
 
 
 class _Return(NamedTuple):
-    """An object on its way back: its record, a slot of our own with an extent, and its guard."""
+    """An object on its way back: its record, and a slot of our own with an extent."""
 
     record: Record
     helper: int
     generation: int
     extent: Extent
-    guard: object
+
+
+class _Guard:
+    """The anchor of the pin on the slot of our own."""
+
+    __slots__ = ("__weakref__",)
 
 
 def bring_back(session: Session, slot: int, word: int) -> int:
@@ -51,45 +60,60 @@ def bring_back(session: Session, slot: int, word: int) -> int:
     Raises
     ------
     CorruptStoreError
-        Its file is gone or damaged.
+        Its file is damaged.
     """
-    coming = session.lock.run(_begin, session, slot, word)
-    if coming is None:
-        return session.slots.word(slot)
+    under_way: list[_Return] = []
+    guards: list[_Guard] = []
     whole = False
     try:
-        whole = _read(session, coming)
+        session.lock.run(_begin, session, slot, word, under_way, guards)
+        whole = all(_read(session, coming) for coming in under_way)
     finally:
-        session.lock.run(_finish, session, coming, whole)
+        try:
+            for coming in under_way:
+                session.lock.run(_finish, session, coming, whole)
+        except BaseException:
+            session.abandoned += [(coming.helper, coming.generation) for coming in under_way]
+            raise
+        finally:
+            guards.clear()  # an error keeps this frame
     return session.slots.word(slot)
 
 
-class _Guard:
-    __slots__ = ("__weakref__",)
-
-
-def _begin(session: Session, slot: int, word: int) -> _Return | None:
-    """Find room; None when there is none, or no need. Requires: the store lock."""
+def _begin(
+    session: Session, slot: int, word: int, under_way: list[_Return], guards: list[_Guard]
+) -> None:
+    """Find room, unless there is none or no need; `under_way` always tells. Requires: the lock."""
     session.check_alive()
     slots = session.slots
     if slots.word(slot) != word or session.readonly or not session.spills:
-        return None
+        return
     record = slots.read(slot)
     session.reclaim(_RECLAIM_FEW)
-    helper = slots.take()
-    if helper is None or slot in session.clients.pinned():
-        return None
-    extent = session.allocator.allocate(record.extent_nbytes, helper)
+    if slot in session.clients.pinned():
+        session.bury(thorough=False)  # perhaps by somebody who is dead
+    try:
+        helper = slots.take()
+        if helper is None or slot in session.clients.pinned():
+            return
+        extent = session.allocator.allocate(record.extent_nbytes, helper)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        return
     if extent is None:
-        return None
-    generation = slots.reserve(helper, session.pins.seat.serial, extent)
-    guard = _Guard()
-    session.pins.pin(guard, helper)
-    return _Return(record, helper, generation, extent, guard)
+        return
+    coming = _Return(record, helper, slots.next_generation(), extent)
+    under_way.append(coming)
+    slots.reserve(helper, session.pins.seat.serial, extent)
+    # Nobody else writes this number there: views that come and go meanwhile do not go unseen.
+    session.words[slots.state_index(slot) + L.S_LAST_USED] = coming.generation
+    guards.append(_Guard())
+    session.pins.pin(guards[0], helper)
 
 
 def _read(session: Session, coming: _Return) -> bool:
-    """Read the file; False when there are no pages, or the object is gone meanwhile."""
+    """Read the file; False when there are no pages, or the file is not there (any more)."""
     record, extent = coming.record, coming.extent
     try:
         if extent.cold:
@@ -99,9 +123,7 @@ def _read(session: Session, coming: _Return) -> bool:
             target = memoryview(session.segment.writeable)
             file.read_into(target[extent.offset : extent.offset + extent.nbytes])
     except FileNotFoundError:
-        if session.slots.word(record.slot) != record.word:
-            return False
-        raise lost(session, record) from None
+        return False
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -115,8 +137,9 @@ def _finish(session: Session, coming: _Return, whole: bool) -> None:  # noqa: FB
     slots, words = session.slots, session.words
     if not slots.is_writing(helper, coming.generation):
         return
-    wanted = whole and slots.word(record.slot) == record.word
-    if wanted and record.slot not in session.clients.pinned():
+    last_used = words[slots.state_index(record.slot) + L.S_LAST_USED]
+    same = slots.word(record.slot) == record.word and last_used == coming.generation
+    if whole and same and record.slot not in session.clients.pinned():
         node = slots.take_over(record.slot, helper)
         session.allocator.give(node, record.slot)
         session.allocator.mark_warm(node)
@@ -132,9 +155,12 @@ def lost(session: Session, record: Record) -> Exception:
 
 
 class FilePlan(Plan):
-    """An object that lies in a file: its views are of a mapping of the file."""
+    """An object that lies in a file: its views are of a mapping of the file.
 
-    __slots__ = ("_is_new",)
+    It is good for one get: the next one looks first whether there is room in memory by now.
+    """
+
+    __slots__ = ("_is_used",)
 
     def __init__(
         self,
@@ -144,26 +170,24 @@ class FilePlan(Plan):
         table: list[headers.FrameRow],
     ) -> None:
         super().__init__(session, record, header, table)
-        self._is_new = True
+        self._is_used = False
+
+    def is_there(self) -> bool:
+        """Return whether this plan can be used."""
+        return not self._is_used and super().is_there()
 
     def secure(self) -> Any:
         """Pin the object under the lock: who brings it back looks at the pins there."""
-        return self.session.lock.run(self.secure_once)
+        return GONE if self._is_used else self.session.lock.run(self.secure_once)
 
     def secure_once(self) -> Any:
-        """Pin the object; GONE also when there is room for it in memory by now."""
-        if not self._is_new and self._could_come_back():
-            return GONE
-        self._is_new = False
+        """Pin the object and open its file."""
         lease = _FileLease(self)
         if not self.is_there():
             return GONE
+        self._is_used = True
         lease.file = self._open()
         return lease
-
-    def _could_come_back(self) -> bool:
-        session = self.session
-        return not session.readonly and session.allocator.largest_free() >= self.extent_nbytes
 
     def _open(self) -> SpillFile:
         generation = states.generation_of(self.word)
@@ -174,11 +198,23 @@ class FilePlan(Plan):
         except FileNotFoundError:
             raise lost(self.session, self.record) from None
 
+    def verify_again(self) -> None:
+        """Hold the file against its checksum; whether there is one is for invariant 11."""
+        place = self.slot, states.generation_of(self.word), self.extent_nbytes
+        with (
+            contextlib.suppress(FileNotFoundError),
+            self.session.files.open(*place, readonly=True) as file,
+        ):
+            file.verify()
+
     def verify(self, file: SpillFile) -> None:
         """Hold the file against its checksum, once."""
-        if self.word not in self.session.verified:
+        verified = self.session.verified
+        if (self.word, file.crc) not in verified:
             file.verify()
-            self.session.verified.add(self.word)
+            if len(verified) >= _MOST_VERIFIED:
+                verified.clear()
+            verified.add((self.word, file.crc))
 
 
 class _FileLease(Lease):
@@ -198,13 +234,16 @@ class _FileLease(Lease):
 
 
 def read_header(session: Session, record: Record) -> bytes | None:
-    """Return the header of an object that lies in its file; None when it is not there any more."""
+    """Return the header of an object that lies in its file; None when it is not there (yet)."""
+    if not session.spills:
+        return None  # it is being evicted
     generation = states.generation_of(record.word)
     try:
         place = record.slot, generation, record.extent_nbytes
         with session.files.open(*place, readonly=session.readonly) as file:
             return file.read(record.header_offset, record.header_nbytes)
     except FileNotFoundError:
-        if session.slots.word(record.slot) != record.word:
+        leaves = record.node >= 0  # it is withdrawn and still has its extent
+        if leaves or session.slots.word(record.slot) != record.word:
             return None
         raise lost(session, record) from None

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 LOCK_NAME = "lock"
 
 # What `close_files` takes away.
-_PARTS = ("words", "memory", "index", "segment", "slots", "keys", "allocator", "clients")
+_PARTS = ("words", "memory", "index", "segment", "slots", "keys", "allocator", "clients", "files")
 
 # The dead are looked for when there may be this many of them.
 _FEW_CLIENTS = 8
@@ -97,7 +97,7 @@ class Session(Space):
         self._bury_at = 0
         self.abandoned: list[tuple[int, int]] = []
         self.plans: dict[str | int, Any] = {}
-        self.verified: set[int] = set()
+        self.verified: set[tuple[int, int | None]] = set()
         self.notice: Callable[[], None] = _nothing
         self.allowed_modules: Collection[str] | None = None
         with contextlib.ExitStack() as opened:
@@ -325,16 +325,7 @@ class Session(Space):
             self.files.close()
         self.seats_fd.close()
         self.folder_fd.close()
-        for name in (
-            "words",
-            "memory",
-            "index",
-            "segment",
-            "slots",
-            "keys",
-            "allocator",
-            "clients",
-        ):
+        for name in _PARTS:
             setattr(self, name, _Closed())
 
 

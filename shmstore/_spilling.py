@@ -32,7 +32,7 @@ from shmstore._memory.folder import NO_ROOM, free_bytes
 from shmstore._memory.mapping import map_file, write_all
 from shmstore._packing import Package
 from shmstore._ref import ObjectRef
-from shmstore.errors import StoreFullError
+from shmstore.errors import StoreClosedError, StoreFullError
 
 if TYPE_CHECKING:
     from shmstore._session import Session
@@ -78,10 +78,11 @@ def spilling(session: Session, nbytes: int, attempt: Callable[[], Result]) -> Re
         except StoreFullError as error:
             if error.facts.get("out_of_slots") is not False:
                 raise
-            full = error
+            # Not the error itself: its frames hold this one, and what is to be put.
+            message, facts = error.message, error.facts
         if not make_room(session, nbytes) and not session.lock.run(session.bury).nbytes:
             break
-    raise _NoRoomInMemoryError(full.message, **full.facts)
+    raise _NoRoomInMemoryError(message, **facts)
 
 
 class _NoRoomInMemoryError(StoreFullError):
@@ -108,13 +109,15 @@ def make_room(session: Session, nbytes: int) -> bool:
     names: list[str] = []
     try:
         records = session.lock.run(_choose, session, nbytes, guards)
-        names.extend(_write(session, record) for record in records)
+        for record in records:
+            names.append(session.files.new_name(session.pins.seat.serial))
+            _write(session, record, names[-1])
         session.lock.run(_commit, session, records, names, guards)
     except OSError as error:
         raise _full(session, nbytes, error) from error
     finally:
-        for name in names:
-            session.files.discard(name)
+        guards.clear()  # an error keeps this frame
+        _discard(session, names)
     return bool(names)
 
 
@@ -136,10 +139,9 @@ def _choose(session: Session, nbytes: int, guards: list[Guard]) -> list[Record]:
     return [session.slots.read(slot) for slot in slots]
 
 
-def _write(session: Session, record: Record) -> str:
-    """Write the extent of an object to a temporary file; return its name."""
-    generation = states.generation_of(record.word)
-    serial, nbytes = session.pins.seat.serial, record.extent_nbytes
+def _write(session: Session, record: Record, name: str) -> None:
+    """Write the extent of an object to a temporary file."""
+    generation, nbytes = states.generation_of(record.word), record.extent_nbytes
     view = memoryview(session.segment.readonly)[record.extent : record.extent + nbytes]
 
     def fill(fd: int) -> int:
@@ -150,7 +152,7 @@ def _write(session: Session, record: Record) -> str:
             crc = crc32(part, crc)
         return crc
 
-    return session.files.write(serial, record.slot, generation, nbytes, fill)
+    session.files.write(name, record.slot, generation, nbytes, fill)
 
 
 def _commit(session: Session, records: list[Record], names: list[str], guards: list[Guard]) -> None:
@@ -160,34 +162,51 @@ def _commit(session: Session, records: list[Record], names: list[str], guards: l
     words, at = session.words, session.slots.state_index
     waiting = {record.slot: (record, name) for record, name in zip(records, names, strict=True)}
     same = [record.slot for record in records if session.slots.is_same(record)]
-    for slot in _room.withdraw(session, same):
-        record, name = waiting[slot]
-        if words[at(slot) + L.S_LAST_USED]:
+    withdrawn = _room.withdraw(session, same)
+    try:
+        while withdrawn:
+            record, name = waiting[withdrawn[-1]]
+            if not words[at(record.slot) + L.S_LAST_USED]:
+                generation = states.generation_of(record.word)
+                session.files.commit(name, record.slot, generation)
+                withdrawn.pop()
+                session.free_extent(record.slot)
+                words[L.W_SPILLS] += 1
+            else:
+                session.slots.return_to_memory(withdrawn.pop())
+    except OSError:
+        for slot in withdrawn:
             session.slots.return_to_memory(slot)
-            continue
-        session.files.commit(name, slot, states.generation_of(record.word))
-        session.free_extent(slot)
-        words[L.W_SPILLS] += 1
+        raise
+
+
+def _discard(session: Session, names: list[str]) -> None:
+    """Remove temporary files, unless the store has gone and they with it."""
+    with contextlib.suppress(StoreClosedError):
+        for name in names:
+            session.files.discard(name)
 
 
 def put_into_file(session: Session, package: Package, *, overwrite: bool) -> ObjectRef:
     """Store what finds no room in memory at once as a file."""
     places: list[_writing.Place] = []
-    name = ""
+    names: list[str] = []
+    guard = None
     try:
         guard = session.lock.run(_reserve, session, package, places, overwrite)
-        name = _write_package(session, package, places[0])
-        session.lock.run(_publish, session, package, places, name, overwrite)
-        del guard
+        names.append(session.files.new_name(session.pins.seat.serial))
+        _write_package(session, package, places[0], names[0])
+        session.lock.run(_publish, session, package, places, names[0], overwrite)
         return _writing.refer(session, package, places[0])
     except BaseException as error:
+        guard = None  # the traceback keeps this frame
         _writing.discard(session, [package], places)
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise _full(session, package.extent_nbytes, error) from error
         raise
     finally:
-        if name:
-            session.files.discard(name)
+        del guard
+        _discard(session, names)
 
 
 def _reserve(
@@ -203,16 +222,23 @@ def _reserve(
     return _writing.Guard(session, places[0])
 
 
-def _write_package(session: Session, package: Package, place: _writing.Place) -> str:
+def _write_package(session: Session, package: Package, place: _writing.Place, name: str) -> None:
+    """Write what is to be put to a temporary file, and keep the checksum of what is sealed."""
+
     def fill(fd: int) -> int:
         for offset, frame in package.frames:
             data = frame if isinstance(frame, memoryview) else frame.materialize()
             write_all(fd, data, L.PAGE + offset)
-        size = L.PAGE + package.extent_nbytes
-        return crc32(memoryview(map_file(fd, size, writeable=False))[L.PAGE :])
+        extent = memoryview(map_file(fd, L.PAGE + nbytes, writeable=False))[L.PAGE :]
+        if package.content.kind & L.KIND_DATA_CRC:
+            crc = 0
+            for offset, size in package.sealed:
+                crc = crc32(extent[offset : offset + size], crc)
+            session.slots.note_data_crc(place.slot, crc)
+        return crc32(extent)
 
-    serial, nbytes = session.pins.seat.serial, package.extent_nbytes
-    return session.files.write(serial, place.slot, place.generation, nbytes, fill)
+    nbytes = package.extent_nbytes
+    session.files.write(name, place.slot, place.generation, nbytes, fill)
 
 
 def _publish(
@@ -231,6 +257,7 @@ def _publish(
 
 def _full(session: Session, asked: int, error: OSError) -> StoreFullError:
     """Return the error for files that find no room (or another OSError as it is)."""
+    session.check_alive()  # its files go with a store
     if error.errno not in NO_ROOM:
         raise error
     free = free_bytes(session.files.fd)

@@ -22,6 +22,7 @@ belongs to one client; the others are made and removed under the store lock.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import mmap
 import os
 import re
@@ -33,7 +34,7 @@ from zlib import crc32
 
 from shmstore._memory import folder
 from shmstore._memory import layout as L
-from shmstore._memory.descriptors import Descriptor
+from shmstore._memory.descriptors import CLOSED, Descriptor
 from shmstore._memory.mapping import map_file, write_all
 from shmstore._memory.owners import group_of
 from shmstore.errors import (
@@ -49,8 +50,10 @@ _FOLDER_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}-[0-9a-f]{32}")
 _FILE_NAME: Final = re.compile(r"\d+-\d+|new-\d+-\d+")
 _NAME_LENGTH: Final = 64 - 33
 _HEADER_WORDS: Final = 8
+_CHANGED_AT: Final = (_HEADER_WORDS + 1) * L.WORD
 _LONGEST_PATH: Final = 4096
 _CHUNK_NBYTES: Final = 64 << 20
+_REMOVE_TRIES: Final = 3
 
 
 def make_folder(store_fd: int, root: Path, name: str, store: uuid.UUID, gid: int | None) -> None:
@@ -69,13 +72,16 @@ def remove_folder(store_fd: int, store_path: Path) -> None:
     ):
         path = _read_path(store_fd, store_path)
         gid = group_of(store_fd)
-        with folder.open_root(path.parent, create=False, gid=gid) as root_fd:
-            with folder.open_store(root_fd, path.name, path) as fd:
+        root = folder.open_root(path.parent, create=False, gid=gid)
+        with root as root_fd, folder.open_store(root_fd, path.name, path) as fd:
+            for _ in range(_REMOVE_TRIES):  # somebody may just have begun to write another one
                 for name in os.listdir(fd):
                     if _FILE_NAME.fullmatch(name):
-                        os.unlink(name, dir_fd=fd)
-            with contextlib.suppress(OSError):  # somebody has put something of theirs there
-                os.rmdir(path.name, dir_fd=root_fd)
+                        with contextlib.suppress(FileNotFoundError):
+                            os.unlink(name, dir_fd=fd)
+                with contextlib.suppress(OSError):  # or something that is not ours is there
+                    os.rmdir(path.name, dir_fd=root_fd)
+                    break
 
 
 def _read_path(store_fd: int, store_path: Path) -> Path:
@@ -106,7 +112,7 @@ class SpillFiles:
     def __init__(self, store_fd: int, store_path: Path, store: uuid.UUID) -> None:
         self.path = _read_path(store_fd, store_path)
         self._store = store.int
-        self._count = 0
+        self._numbers = itertools.count(1)
         gid = group_of(store_fd)
         with folder.open_root(self.path.parent, create=False, gid=gid) as root_fd:
             self.fd = folder.open_store(root_fd, self.path.name, self.path)
@@ -114,18 +120,23 @@ class SpillFiles:
     def close(self) -> None:
         """Close the folder."""
         self.fd.close()
+        self.fd = CLOSED
 
     # --- writing ---------------------------------------------------------------------------------
 
+    def new_name(self, serial: int) -> str:
+        """Return a name for a temporary file of the client on a seat."""
+        return f"new-{serial}-{next(self._numbers)}"
+
     def write(
-        self, serial: int, slot: int, generation: int, nbytes: int, fill: Callable[[int], int]
-    ) -> str:
-        """Write a new file under a temporary name; return the name.
+        self, name: str, slot: int, generation: int, nbytes: int, fill: Callable[[int], int]
+    ) -> None:
+        """Write a new file; whatever is raised, the caller discards it.
 
         Parameters
         ----------
-        serial
-            The seat of the writer.
+        name
+            From `new_name`.
         slot, generation, nbytes
             The object, and the size of its extent.
         fill
@@ -134,22 +145,11 @@ class SpillFiles:
         Raises
         ------
         OSError
-            ENOSPC: the file system is full; nothing is left.
+            ENOSPC: the file system is full.
         """
-        self._count += 1
-        name = f"new-{serial}-{self._count}"
-        with contextlib.suppress(FileNotFoundError):  # of a parent, before a fork
-            os.unlink(name, dir_fd=self.fd)
-        fd = folder.create_file(self.fd, name)
-        try:
+        with folder.create_file(self.fd, name) as fd:
             os.ftruncate(fd, L.PAGE + nbytes)
             write_all(fd, memoryview(self._header(slot, generation, nbytes, fill(fd))), 0)
-        except BaseException:
-            os.unlink(name, dir_fd=self.fd)
-            raise
-        finally:
-            fd.close()
-        return name
 
     def _header(self, slot: int, generation: int, nbytes: int, crc: int) -> bytes:
         fixed = (
@@ -197,9 +197,7 @@ class SpillFiles:
 
     # --- reading -----------------------------------------------------------------------------
 
-    def open(
-        self, slot: int, generation: int, nbytes: int, *, readonly: bool = False
-    ) -> SpillFile:
+    def open(self, slot: int, generation: int, nbytes: int, *, readonly: bool = False) -> SpillFile:
         """Open the file of an object after checking it.
 
         Raises
@@ -220,7 +218,7 @@ class SpillFiles:
         if header[: -L.WORD] != wanted[: -L.WORD] or os.fstat(fd).st_size != L.PAGE + nbytes:
             file.close()
             raise _damaged(path, "its header or its length is not that of the object", 0)
-        if not _word(header, _HEADER_WORDS + 1):
+        if not _is_changed(fd):
             file.crc = _word(header, 7)
         return file
 
@@ -281,13 +279,14 @@ class SpillFile:
             self._compare(crc32(memoryview(self.map(writeable=False))[L.PAGE :]))
 
     def _compare(self, crc: int) -> None:
-        if self.crc is not None and crc != self.crc:
+        # What differs may have been mapped for writing since it was opened.
+        if self.crc is not None and crc != self.crc and not _is_changed(self.fd):
             raise _damaged(self.path, "the checksum of its data does not agree", L.PAGE)
 
     def map(self, *, writeable: bool, private: bool = False) -> mmap.mmap:
         """Map the whole file; the extent begins at the second page."""
         if writeable and not private:
-            os.pwrite(self.fd, (1).to_bytes(L.WORD, "little"), (_HEADER_WORDS + 1) * L.WORD)
+            os.pwrite(self.fd, (1).to_bytes(L.WORD, "little"), _CHANGED_AT)
         size = L.PAGE + self.nbytes
         return map_file(self.fd, size, writeable=writeable, private=private)
 
@@ -298,6 +297,10 @@ def _name(slot: int, generation: int) -> str:
 
 def _word(header: bytes, number: int) -> int:
     return int.from_bytes(header[number * L.WORD : (number + 1) * L.WORD], "little")
+
+
+def _is_changed(fd: int) -> bool:
+    return any(os.pread(fd, L.WORD, _CHANGED_AT))
 
 
 def _damaged(path: Path, what: str, offset: int) -> CorruptStoreError:
