@@ -50,6 +50,7 @@ soak: $(VENV)/.stamp-test
 	$(BIN)/python tests/history.py --operations $(SOAK_OPERATIONS)
 	$(BIN)/python tests/soak.py --seconds $(SOAK_SECONDS)
 	$(BIN)/python tests/leaks.py
+	$(BIN)/python -m pytest -q -k race tests/test_strangers.py tests/test_group_life.py
 	$(BIN)/python tests/proofs.py $(SHMSTORE_NOTE_PROOFS)
 
 # The table of docs/serialization.md, from tests/rows.toml and the markers of the tests.

@@ -257,6 +257,7 @@ def test_race_of_a_stranger_for_the_root_of_a_group_is_lost(root: Path) -> None:
     enough = {"done": 15, "UnsafePathError": 15}
     with meanwhile(MALLORY, plant_roots(root, precious)):
         counts = acting(ALICE, lambda: until(enough, live(root, DATA)))
+    strangers.note("for the root of a group", counts)
     assert set(counts) - {"StoreNotFoundError"} == set(enough)
     assert strangers.fingerprint(precious) == before
 

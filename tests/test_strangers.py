@@ -308,6 +308,7 @@ def test_race_for_the_name_of_a_root_is_won_whole_or_lost_whole(place_for_all: s
         with meanwhile(MALLORY, plant_roots(root, precious)):
             counts = acting(ALICE, lambda: until(ENOUGH, live(root)))
         assert ENOUGH.keys() <= counts.keys()
+        strangers.note(f"for a root ({place_for_all})", counts)
         if place_for_all == "volume":  # with the stores that were taken away it fills up
             counts.pop("StoreFullError", None)
         assert set(counts) <= {"done", "UnsafePathError", "StoreNotFoundError"}
@@ -380,5 +381,6 @@ def test_race_inside_of_a_root_touches_nothing_outside_of_it() -> None:
         before = strangers.fingerprint(precious)
         with meanwhile(ALICE, disturb(place, precious)):
             counts = acting(ALICE, lambda: until(ENOUGH, live(root)))
+        strangers.note("inside of a root", counts)
         assert ENOUGH.keys() <= counts.keys()
         assert strangers.fingerprint(precious) == before
