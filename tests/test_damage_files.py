@@ -136,6 +136,8 @@ FOUND: dict[str, Callable[[Template], Words]] = {
     "a node in use that is said to be spare": _spare_node,
     "a slot that names the block of another": _move_node,
     "the last block elsewhere": _superblock(LAST_NODE=1),
+    "an allocator that looks new": _superblock(SEGMENT_TOP=0, LAST_NODE=0, USED=0, FREE_NODE=6),
+    "no buckets": _superblock(BUCKETS=0),
     "a top below the extents": _superblock(SEGMENT_TOP=64),
     "free lists with a block in use": _free_heads,
     "size classes that are none": _superblock(FIRST_LEVEL=1 << 60),

@@ -55,6 +55,8 @@ class KeyIndex:
         words = self._words
         low, high = digest
         if not words[L.W_BUCKETS]:
+            if words[L.W_NAMED]:
+                raise self._damaged(L.W_BUCKETS, "counts no buckets, but there are keys")
             return -1
         at = self._bucket(low)
         most = self._most

@@ -181,6 +181,8 @@ class Blocks:
         top, last = words[L.W_SEGMENT_TOP], words[L.W_LAST_NODE]
         if not last:
             end = 0
+            if words[self._nodes + L.N_STATUS] != L.NODE_UNUSED:  # it is that of the lowest block
+                raise self._damaged("there are blocks, and none is the last", L.W_LAST_NODE)
         else:
             base = self._base(self._checked(last - 1))
             end = words[base + L.N_OFFSET] + words[base + L.N_NBYTES]
