@@ -125,6 +125,7 @@ def mend(session: Session) -> tuple[int, int]:
     _end_copies(session, table)
     _end_older_twins(session, table)
     _rebuild_extents(session, table)
+    _wipe_free(session)
     _rebuild_lists(session, table)
     present = states.are_present(table[:, L.S_STATE])
     named = present & (table[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0)
@@ -286,6 +287,18 @@ def _rebuild_extents(session: Session, table: Table) -> None:
     places = extents_of(table[kept]), table[kept, L.S_EXTENT_NBYTES], kept
     nodes = session.allocator.rebuild(zip(*(column.tolist() for column in places), strict=True))
     table[kept, L.S_NODE] = np.array(nodes, np.uint64) + np.uint64(1)
+
+
+def _wipe_free(session: Session) -> None:
+    """Leave nothing in free space of what somebody had no time to wipe."""
+    if not session.slots.wipes or session.readonly:
+        return
+    allocator, segment, words = session.allocator, session.segment, session.words
+    for block in allocator.blocks():
+        if block.status == L.NODE_FREE:
+            segment.wipe(block.offset, block.nbytes, cold=allocator.is_cold(block.node))
+    top = int(words[L.W_SEGMENT_TOP])
+    segment.wipe(top, session.identity.capacity - top, cold=not words[L.W_BACKED])
 
 
 def _are_inside(rows: Table, capacity: int) -> npt.NDArray[np.bool_]:

@@ -85,9 +85,9 @@ class Space:
         node = self.slots.node(slot)
         if node < 0:
             return
-        if self.slots.wipes:
-            self._wipe(slot, node)
         self.slots.give_up_extent(slot)
+        if self.slots.wipes:  # after that: what is half wiped must be nobody's
+            self._wipe(slot, node)
         self.allocator.release(node, slot)
 
     def pass_barrier(self) -> None:

@@ -230,7 +230,8 @@ def _discard_all(
         half_made = word == states.first_word(place.generation)
         if no_room and half_made and place.extent is not None and place.extent.cold:
             session.segment.release_pages(place.extent.offset, place.extent.nbytes)
-        if half_made or (package.key is None and word == states.ready_word(place.generation)):
+        whole = states.is_present(word) and states.generation_of(word) == place.generation
+        if half_made or (package.key is None and whole):
             session.doom(place.slot)
 
 
