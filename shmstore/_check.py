@@ -21,6 +21,7 @@ from shmstore._info import Finding
 from shmstore._memory import layout as L
 from shmstore._memory.allocator import size_class
 from shmstore._reading import make_plan
+from shmstore._restoring import FilePlan
 from shmstore._session import Session
 from shmstore.errors import CorruptStoreError, ShmStoreError
 
@@ -235,10 +236,12 @@ def files_are_there(session: Session, _: Table) -> Iterator[str]:
 
 
 def data_is_whole(session: Session) -> Iterator[str]:
-    """12: the checksums of data that readers cannot write agree, where they are kept."""
+    """12: the checksums of files agree, and of data that readers cannot write, where kept."""
     for word, slot in session.slots.present():
         try:
-            make_plan(session, slot, word)
+            plan = make_plan(session, slot, word)
+            if isinstance(plan, FilePlan):
+                plan.verify_again()
         except ShmStoreError as error:
             yield str(error)
 
