@@ -8,7 +8,7 @@ Concurrency: everything here requires the store lock.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from shmstore._catalog import states
 from shmstore._memory import layout as L
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from shmstore._memory.spill_files import SpillFiles
     from shmstore._sharing.clients import Clients
     from shmstore._sharing.seats import Pins
-
-# From this size on pages are wiped by giving them back.
-_PUNCH_NBYTES: Final = 1 << 20
 
 
 class Space:
@@ -63,10 +60,10 @@ class Space:
             slots.free(slot)
 
     def _wipe(self, slot: int, node: int) -> None:
-        """Leave nothing of an object behind; a large one's pages go back to the system."""
+        """Leave nothing of an object behind. Pages that may not exist go back to the system."""
         self.allocator.check_owner(node, slot)
         offset, nbytes = self.allocator.place(node)
-        cold = self.allocator.is_cold(node) or nbytes >= _PUNCH_NBYTES
+        cold = self.allocator.is_cold(node)
         if cold:
             self.allocator.mark_cold(node)
         self.segment.wipe(offset, nbytes, cold=cold)
