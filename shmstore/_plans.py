@@ -50,6 +50,7 @@ class Plan:
     """
 
     __slots__ = (
+        "asks",
         "at",
         "clocked",
         "expires_ns",
@@ -81,8 +82,9 @@ class Plan:
         self.extent = record.extent
         self.extent_nbytes = record.extent_nbytes
         self.expires_ns = record.expires_ns
-        self.flat = session.flat and not record.expires_ns
+        self.flat = session.flat
         self.clocked = session.clocked
+        self.asks = session.clocked or record.expires_ns != 0
         self.header = header
         self.table = table
 
@@ -168,7 +170,7 @@ class InlinePlan(Plan):
         if words[self.at] != self.word:
             return GONE
         stream = session.memory[self.start : self.end]
-        if words[self.at] != self.word or (self.clocked and not self.is_there()):
+        if words[self.at] != self.word or (self.asks and not self.is_there()):
             return GONE
         try:
             return loads(stream)
@@ -242,7 +244,7 @@ class ArrayPlan(Plan):
         pins.holders[cell] = weak_ref(array, pins.droppers[cell])
         pins.times[cell] = monotonic()
         pins.cells[cell] = self.slot + 1
-        if self.clocked:
+        if self.asks:
             return array if self.is_there() else GONE
         return array if session.words[self.at] == self.word else GONE
 
@@ -288,7 +290,7 @@ class PicklePlan(Plan):
             stream: Any = views[False][begin:end]
         else:
             stream = segment.readonly[extent + begin : extent + end]
-        if session.words[self.at] != self.word or (self.clocked and not self.is_there()):
+        if session.words[self.at] != self.word or (self.asks and not self.is_there()):
             return GONE
         buffers = [
             views[writeable][start:stop] if start != stop else _empty(writeable)
