@@ -129,6 +129,7 @@ class Worker:
             (self.setdefault, 5),
             (self.ref_delete, 2),
             (self.share_ref, 2),
+            (self.trim, 1),
         ]
 
     def readings(self) -> list[tuple[Callable[[int], None], int]]:
@@ -249,6 +250,10 @@ class Worker:
         if self._refs:
             with suppress(StoreFullError):
                 self.store["a reference"] = self._refs[-1]
+
+    def trim(self, _: int) -> None:
+        """Give free memory back, which says nothing of any key."""
+        self.store.trim()
 
     # --- looks ---------------------------------------------------------------------------------
 

@@ -140,6 +140,7 @@ class Worker:
             (self.look_around, 2),
             (self.get_readonly, 2),
             (self.recover, 2),
+            (self.trim, 2),
             (self.attach_again, 1),
             (self.fork, 1),
         ]
@@ -342,6 +343,10 @@ class Worker:
     def recover(self) -> None:
         """Bury whoever is dead."""
         self.store.recover()
+
+    def trim(self) -> None:
+        """Give memory back that objects may lie in a moment later."""
+        assert self.store.trim() >= 0
 
     def look_around(self) -> None:
         """Ask for all there is to know."""
