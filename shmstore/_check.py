@@ -27,6 +27,9 @@ from shmstore.errors import CorruptStoreError, ShmStoreError
 
 Table = npt.NDArray[np.uint64]
 
+# What is wrong, and where: a word of the index, or a file, or what the error says.
+Found = tuple[str, int | str] | ShmStoreError
+
 _SECOND_LOOKS: Final = 5
 _PAUSE_S: Final = 2e-3
 
@@ -38,7 +41,7 @@ def check(session: Session, *, deep: bool = False) -> list[Finding]:
     """
     findings = session.lock.run(_check, session)
     if deep:
-        findings += [Finding(DEEP, message) for message in data_is_whole(session)]
+        findings += [_finding(session, DEEP, found) for found in data_is_whole(session)]
     return findings
 
 
@@ -48,14 +51,27 @@ def _check(session: Session) -> list[Finding]:
     try:
         session.reclaim_all()
     except CorruptStoreError as error:
-        findings.append(Finding(error.facts.get("invariant", 10), error.message))
+        findings.append(_finding(session, error.facts.get("invariant", 10), error))
     table = session.slots.table().copy()
     for number, invariant in INVARIANTS.items():
         try:
-            findings += [Finding(number, message) for message in invariant(session, table)]
-        except (ShmStoreError, LookupError, ArithmeticError, ValueError, TypeError) as error:
-            findings.append(Finding(number, f"cannot be told: {error}"))
+            findings += [_finding(session, number, found) for found in invariant(session, table)]
+        except ShmStoreError as error:
+            findings.append(_finding(session, number, error, "cannot be told: "))
+        except (LookupError, ArithmeticError, ValueError, TypeError) as error:
+            found = f"cannot be told: {error}", 0
+            findings.append(_finding(session, number, found))
     return findings
+
+
+def _finding(session: Session, number: int, found: Found, lead: str = "") -> Finding:
+    """Return what was found, with its place."""
+    if isinstance(found, ShmStoreError):
+        path, offset = found.facts.get("path", session.index.path), found.facts.get("offset")
+        return Finding(number, f"{lead}{found}", path, offset)
+    message, place = found
+    path, offset = (session.index.path, place * L.WORD) if isinstance(place, int) else (place, 0)
+    return Finding(number, f"{path}, offset {offset}: {message}", path, offset)
 
 
 def _state(table: Table) -> Table:
@@ -66,104 +82,118 @@ def _present(table: Table) -> npt.NDArray[np.bool_]:
     return states.are_present(table[:, L.S_STATE])
 
 
-def _with_extent(table: Table) -> Table:
-    """Return the rows that have an extent in the segment, lowest first; EXTENT without check."""
-    used = table[holds_extent(table)]
-    used[:, L.S_EXTENT] = extents_of(used)
-    by_offset: Table = used[np.argsort(used[:, L.S_EXTENT], kind="stable")]
-    return by_offset
+def _with_extent(table: Table) -> tuple[list[int], Table]:
+    """Return the slots that have an extent, lowest first, and offset, size and node + 1 of each."""
+    slots = np.flatnonzero(holds_extent(table))
+    slots = slots[np.argsort(extents_of(table[slots]), kind="stable")]
+    columns = [L.S_EXTENT, L.S_EXTENT_NBYTES, L.S_NODE]
+    rows: Table = table[slots][:, columns]
+    rows[:, 0] = extents_of(table[slots])
+    return slots.tolist(), rows
 
 
-def extents_are_disjoint(session: Session, table: Table) -> Iterator[str]:
+def extents_are_disjoint(session: Session, table: Table) -> Iterator[Found]:
     """1: extents lie inside the segment, at multiples of 64, and never overlap."""
     end = 0
-    for offset, nbytes in _with_extent(table)[:, [L.S_EXTENT, L.S_EXTENT_NBYTES]].tolist():
+    slots, rows = _with_extent(table)
+    for slot, (offset, nbytes) in zip(slots, rows[:, :2].tolist(), strict=True):
+        place = session.slots.state_index(slot) + L.S_EXTENT
         if offset < end:
-            yield f"the extent at {offset} begins before {end}, where the one below it ends"
+            yield f"the extent at {offset} begins before {end}, where the one below it ends", place
         end = offset + nbytes
         if end > session.identity.capacity or offset % L.ALIGNMENT or nbytes % L.ALIGNMENT:
-            yield f"the extent {offset}+{nbytes} leaves the segment or is not aligned"
+            yield f"the extent {offset}+{nbytes} leaves the segment or is not aligned", place
 
 
-def blocks_fill_the_segment(session: Session, _: Table) -> Iterator[str]:
+def blocks_fill_the_segment(session: Session, _: Table) -> Iterator[Found]:
     """2: free + used = size: the blocks follow each other without gaps up to the top."""
     top = session.words[L.W_SEGMENT_TOP]
     used = 0
     for block in session.allocator.blocks():
         if block.offset + block.nbytes != top:
-            yield f"the block {block.offset}+{block.nbytes} does not end at {top}"
+            place = session.allocator.word_of(block.node)
+            yield f"the block {block.offset}+{block.nbytes} does not end at {top}", place
         top = block.offset
         used += block.nbytes if block.status == L.NODE_USED else 0
     if top:
-        yield f"the lowest block begins at {top}, not at 0"
+        yield f"the lowest block begins at {top}, not at 0", L.W_LAST_NODE
     if used != session.words[L.W_USED]:
-        yield f"used blocks have {used} bytes, USED says {session.words[L.W_USED]}"
+        yield f"used blocks have {used} bytes, USED says {session.words[L.W_USED]}", L.W_USED
 
 
-def free_blocks_are_merged(session: Session, _: Table) -> Iterator[str]:
+def free_blocks_are_merged(session: Session, _: Table) -> Iterator[Found]:
     """3: no two free neighbours; every free block hangs in the list of its size class."""
     expected = {}
     above_is_free = False
     for block in session.allocator.blocks():
         is_free = block.status == L.NODE_FREE
         if is_free and above_is_free:
-            yield f"the free block at {block.offset} has a free neighbour above"
+            place = session.allocator.word_of(block.node)
+            yield f"the free block at {block.offset} has a free neighbour above", place
         if is_free:
             expected[block.node] = size_class(block.nbytes)
         above_is_free = is_free
     listed = session.allocator.listed()
     for node in expected.keys() | listed.keys():
-        if expected.get(node) != listed.get(node):
-            yield f"block {node} belongs into list {expected.get(node)}, is in {listed.get(node)}"
+        own, found = expected.get(node), listed.get(node)
+        if own != found:
+            place = session.allocator.word_of(node)
+            yield f"block {node} belongs into list {own}, is in {found}", place
 
 
-def keys_are_found_once(session: Session, table: Table) -> Iterator[str]:
+def keys_are_found_once(session: Session, table: Table) -> Iterator[Found]:
     """4: the key of each published object is found, exactly once; nothing else is found."""
+    place = session.slots.state_index
     found = Counter(slot for _, slot in session.keys.chains())
     named = table[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0
     expected = set(np.flatnonzero(_present(table) & named).tolist())
     for slot in expected - found.keys():
-        yield f"the key of slot {slot} is in no bucket"
+        yield f"the key of slot {slot} is in no bucket", place(slot)
     for slot, times in found.items():
         if times > 1 or slot not in expected:
-            yield f"slot {slot} is {times} times in the key index; has a key: {slot in expected}"
+            named_here = slot in expected
+            yield f"slot {slot} is {times} times in the key index; a key: {named_here}", place(slot)
     for slot in expected:
         digest = int(table[slot, L.S_DIGEST]), int(table[slot, L.S_DIGEST + 1])
         if session.keys.find(digest) != slot:
-            yield f"the key of slot {slot} leads to slot {session.keys.find(digest)}"
+            yield f"its key leads to slot {session.keys.find(digest)}", place(slot)
 
 
-def headers_parse(session: Session, table: Table) -> Iterator[str]:
+def headers_parse(session: Session, table: Table) -> Iterator[Found]:
     """5: a published slot's checksum agrees, its header parses, its frames fit its extent."""
     for slot in np.flatnonzero(_present(table)).tolist():
         try:
             plan = make_plan(session, slot, int(table[slot, L.S_STATE]), deep=False)
             if plan is None and not 0 < int(table[slot, L.S_EXPIRES_NS]) <= boottime_ns():
-                yield f"slot {slot} changes although the lock is held"
+                place = session.slots.state_index(slot)
+                yield f"slot {slot} changes although the lock is held", place
         except ShmStoreError as error:
-            yield str(error)
+            yield error
 
 
-def writers_live(session: Session, table: Table) -> Iterator[str]:
+def writers_live(session: Session, table: Table) -> Iterator[Found]:
     """6: a WRITING slot's owner is a client (a dead one's is reclaimable by `recover`)."""
     owners = {client.serial for client in session.clients.rows()}
     for slot in np.flatnonzero(_state(table) == states.WRITING).tolist():
         if int(table[slot, L.S_OWNER]) not in owners:
-            yield f"slot {slot} is being written by nobody"
+            yield f"slot {slot} is being written by nobody", session.slots.state_index(slot)
 
 
-def generations_only_grow(session: Session, table: Table) -> Iterator[str]:
+def generations_only_grow(session: Session, table: Table) -> Iterator[Found]:
     """7: the generation of a slot never falls: all are different and below the next one."""
     generations = states.generations_of(table[:, L.S_STATE])
     following = session.words[L.W_NEXT_GENERATION]
     if len(generations) and int(generations.max()) >= following:
-        yield f"generation {int(generations.max())} is used, the next one is {following}"
-    lived = generations[generations != 0]
-    if len(np.unique(lived)) != len(lived):
-        yield "two slots have the same generation"
+        last = int(generations.max())
+        yield f"generation {last} is used, the next one is {following}", L.W_NEXT_GENERATION
+    lived, counts = np.unique(generations[generations != 0], return_counts=True)
+    for generation in lived[counts > 1].tolist():
+        slots = np.flatnonzero(generations == np.uint64(generation)).tolist()
+        place = session.slots.state_index(slots[1])
+        yield f"slots {slots[:9]} have the same generation, {generation}", place
 
 
-def pinned_extents_are_used(session: Session, table: Table) -> Iterator[str]:
+def pinned_extents_are_used(session: Session, table: Table) -> Iterator[Found]:
     """8: a pinned extent is never reallocated: its slot is not FREE."""
 
     def suspects() -> set[int]:
@@ -178,27 +208,29 @@ def pinned_extents_are_used(session: Session, table: Table) -> Iterator[str]:
             time.sleep(_PAUSE_S)
             lasting &= suspects()
     for slot in lasting:
-        yield f"slot {slot} is pinned and free"
+        inside = slot < session.identity.max_objects
+        yield f"slot {slot} is pinned and free", session.slots.state_index(slot) if inside else 0
 
 
-def used_bytes_add_up(session: Session, table: Table) -> Iterator[str]:
+def used_bytes_add_up(session: Session, table: Table) -> Iterator[Found]:
     """9: used bytes equal the sum over the slots, each of which has the extent it names."""
     words = session.words
-    extents = _with_extent(table)
-    total = int(extents[:, L.S_EXTENT_NBYTES].sum())
+    slots, extents = _with_extent(table)
+    total = int(extents[:, 1].sum())
     if total != words[L.W_USED]:
-        yield f"the slots have {total} bytes, USED says {words[L.W_USED]}"
+        yield f"the slots have {total} bytes, USED says {words[L.W_USED]}", L.W_USED
     blocks = {
         b.node: (b.offset, b.nbytes) for b in session.allocator.blocks() if b.status == L.NODE_USED
     }
     if len(blocks) != len(extents):
-        yield f"{len(extents)} slots have an extent, {len(blocks)} blocks are used"
-    for offset, nbytes, node in extents[:, [L.S_EXTENT, L.S_EXTENT_NBYTES, L.S_NODE]].tolist():
+        yield f"{len(slots)} slots have an extent, {len(blocks)} blocks are used", L.W_LAST_NODE
+    for slot, (offset, nbytes, node) in zip(slots, extents.tolist(), strict=True):
         if blocks.get(node - 1) != (offset, nbytes):
-            yield f"the extent {offset}+{nbytes} is not its block, {blocks.get(node - 1)}"
+            place = session.slots.state_index(slot) + L.S_NODE
+            yield f"the extent {offset}+{nbytes} is not its block, {blocks.get(node - 1)}", place
 
 
-def counts_agree(session: Session, table: Table) -> Iterator[str]:
+def counts_agree(session: Session, table: Table) -> Iterator[Found]:
     """10: the counts of objects and the lists of free and doomed slots agree with the states."""
     words, state = session.words, _state(table)
     has_key = table[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0
@@ -211,31 +243,35 @@ def counts_agree(session: Session, table: Table) -> Iterator[str]:
     )
     counted = tuple(words[w] for w in (L.W_OBJECTS, L.W_NAMED, L.W_SPILLED, L.W_SPILLED_BYTES))
     if found != counted:
-        yield f"(objects, named, spilled, bytes of these) are {found}, counted {counted}"
+        what = "(objects, named, spilled, bytes of these)"
+        yield f"{what} are {found}, counted {counted}", L.W_OBJECTS
     doomed = set(session.slots.doomed())
     waiting = set(np.flatnonzero(state == states.DOOMED).tolist())
     if doomed != waiting:
-        yield f"the list of doomed slots has {len(doomed)}, {len(waiting)} are DOOMED"
-    free = session.slots.count_free()
-    if free != int((state == states.FREE).sum()):
-        yield f"the list of free slots has {free}, {int((state == states.FREE).sum())} are FREE"
+        text = f"the list of doomed slots has {len(doomed)}, {len(waiting)} are DOOMED"
+        yield text, L.W_DOOMED_HEAD
+    free, are_free = session.slots.count_free(), int((state == states.FREE).sum())
+    if free != are_free:
+        yield f"the list of free slots has {free}, {are_free} are FREE", L.W_FREE_SLOT
 
 
-def files_are_there(session: Session, _: Table) -> Iterator[str]:
+def files_are_there(session: Session, _: Table) -> Iterator[Found]:
     """11: each object outside of memory has its file, and each file its object or writer."""
     if not session.spills:
         if session.words[L.W_SPILLED]:
-            yield f"{session.words[L.W_SPILLED]} objects are SPILLED, the store has no files"
+            count = session.words[L.W_SPILLED]
+            yield f"{count} objects are SPILLED, the store has no files", L.W_SPILLED
         return
     objects = session.slots.in_files()
     for slot, generation in session.files.missing(objects):
-        yield f"the file of slot {slot}, generation {generation}, is gone"
+        place = session.slots.state_index(slot)
+        yield f"the file of slot {slot}, generation {generation}, is gone", place
     serials = {client.serial for client in session.clients.rows()}
     for name in session.files.strays(objects, serials):
-        yield f"the file {name} belongs to nobody"
+        yield f"the file {name} belongs to nobody", str(session.files.path / name)
 
 
-def data_is_whole(session: Session) -> Iterator[str]:
+def data_is_whole(session: Session) -> Iterator[Found]:
     """12: the checksums of files agree, and of data that readers cannot write, where kept."""
     for word, slot in session.slots.present():
         try:
@@ -243,11 +279,11 @@ def data_is_whole(session: Session) -> Iterator[str]:
             if isinstance(plan, FilePlan):
                 plan.verify_again()
         except ShmStoreError as error:
-            yield str(error)
+            yield error
 
 
 DEEP: Final = 12
-INVARIANTS: Final[dict[int, Callable[[Session, Table], Iterator[str]]]] = {
+INVARIANTS: Final[dict[int, Callable[[Session, Table], Iterator[Found]]]] = {
     1: extents_are_disjoint,
     2: blocks_fill_the_segment,
     3: free_blocks_are_merged,

@@ -337,10 +337,15 @@ class FullReport:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A broken invariant: its number in ``docs/format.md``, and what was found."""
+    """A broken invariant: its number in ``docs/format.md``, what was found, in which file, where.
+
+    `offset` is None where the place cannot be told.
+    """
 
     invariant: int
     message: str
+    path: str = ""
+    offset: int | None = None
 
     def __str__(self) -> str:
         return f"invariant {self.invariant}: {self.message}"

@@ -322,7 +322,9 @@ class Work:
     def _is_lasting(self, finding: Any) -> bool:
         """Return whether nobody can mend what was found: a segment is gone, a slot under a view."""
         seen = self.case.living or self.case.edits
-        return self.foreign or "segment" in finding.message or bool(finding.invariant == 8 and seen)
+        return (
+            self.foreign or "segment-0" in finding.message or bool(finding.invariant == 8 and seen)
+        )
 
     def _problem(self, what: str, where: str) -> None:
         self.problems.append((f"{self.step}: {what}", where))

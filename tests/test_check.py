@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -205,6 +206,10 @@ def test_damage_is_found_by_the_number_of_its_invariant(damaged: Damaged, name: 
     damage(damaged)
     findings = damaged.store.check()
     assert number in {finding.invariant for finding in findings}
+    for finding in findings:
+        assert Path(finding.path).parent == damaged.store.path
+        assert finding.offset is not None
+        assert f"{finding.offset}" in finding.message
     [*_, text] = [str(f) for f in findings if f.invariant == number]
     assert text.startswith(f"invariant {number}: ")
 

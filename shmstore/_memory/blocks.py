@@ -62,6 +62,10 @@ class Blocks:
         """Return whether some pages of an extent may not exist."""
         return bool(self._words[self._base(node) + L.N_COLD] != L.WARM)
 
+    def word_of(self, node: int) -> int:
+        """Return where a node lies among the words of the index."""
+        return self._base(node)
+
     def place(self, node: int) -> tuple[int, int]:
         """Return the offset and the size of a block."""
         base = self._base(self._checked(node))
