@@ -350,7 +350,7 @@ def _told(path: Path, options: Options) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        place = next(above for above in path.parents if os.path.isdir(above))
+        place = next((above for above in path.parents if os.path.isdir(above)), path)
         asked = L.PAGE if options.capacity is None else parse_size(options.capacity)
         raise folder.full_file_system(place, path, asked, error) from error
 
