@@ -20,6 +20,7 @@ from interleave_world import World
 
 from shmstore import ObjectRef, StoreFullError
 from shmstore._catalog.keys import digest_of
+from shmstore._plans import GONE, Plan
 
 CAPACITY = 4096
 OLD, NEW, NEWER, OTHER = 1, 2, 3, 4
@@ -130,6 +131,25 @@ class Actor:
             return self._done("full")
         return self._done("put")
 
+    def change(self, target: Any, value: int, *allowed: int | None) -> Any:
+        """Get an array and write into it, if it is in memory; return what it holds then.
+
+        A plan instead of a reference: None where it does not count any more.
+        """
+        world, process = self.world, self.process
+        got = target.fetch() if isinstance(target, Plan) else self.store.get(target)
+        if got is GONE:
+            return self._done(None)
+        with world.holding(process, got):
+            seen = world.look(process, got)[0]
+            if world.offset_of(got) >= 0:
+                world.write(process, got, value)
+                seen = value
+        if seen not in (value, *allowed):
+            raise Counterexample(f"{process.name} sees {seen}, may see {allowed}")
+        del got
+        return self._done(seen)
+
     def delete(self, target: ObjectRef | str) -> Any:
         """Delete an object."""
         return self._done(f"deleted {self.store.discard(target)}")
@@ -141,6 +161,12 @@ def fill(world: World, nbytes: int) -> None:
     world.stores[-1].put(np.zeros(size, np.uint8), key="filling")
     for store in world.stores:  # cells for pins, and what code does once
         store.get("filling")
+
+
+def fill_and_look(world: World, nbytes: int) -> None:
+    """Leave only `nbytes` bytes of a store free; what fills it may not leave."""
+    fill(world, nbytes)
+    world.kept = world.store.get("filling")
 
 
 def expect(world: World, key: str, *allowed: int | None) -> None:
@@ -169,6 +195,17 @@ def expect_kept(world: World, target: ObjectRef | str, value: int) -> None:
         seen = numbers_in(world.store.get(target, None))
         if seen != {value}:
             raise Counterexample(f"at the end {target!r} is {seen}, was {value}")
+
+    world.judges.append(look)
+
+
+def expect_put(world: World, number: int, key: str, value: int) -> None:
+    """At the end a key has the value of a put that returned."""
+
+    def look() -> None:
+        seen = numbers_in(world.store.get(key, None))
+        if "put" in world.processes[number].outcomes and seen != {value}:
+            raise Counterexample(f"at the end {key!r} is {seen}, was put as {value}")
 
     world.judges.append(look)
 

@@ -23,6 +23,7 @@ from typing import Any, Final, Protocol
 import greenlet
 from interleave_memory import (
     ALIVE,
+    CALL,
     DRAIN,
     LOAD,
     LOCK,
@@ -143,7 +144,7 @@ class Machine:
             return True
         if kind == PASS:
             other = self.processes[what]
-            return other.dead or other.finished or other.lets_pass()
+            return other.dead or other.lets_pass()
         return not process.buffer and (kind != LOCK or self.holder is None)
 
     # --- taking a step -------------------------------------------------------------------------
@@ -231,7 +232,7 @@ def independent(one: Step, about: tuple[str, int], two: Step, other: tuple[str, 
         return not (
             (kind == PASS and what == two[0]) or (other_kind == PASS and other_what == one[0])
         )
-    if kinds <= {LOCK, UNLOCK}:
+    if kinds in ({LOCK}, {UNLOCK}, {LOCK, UNLOCK}, {CALL}):
         return False
     if kinds <= {LOAD, "flush"} and "flush" in kinds:
         return what != other_what
@@ -244,7 +245,7 @@ def _independent_of_death(
     if about[0] != "die":
         one, about, other = two, other, about
     kind, what = other
-    if kind in (LOCK, UNLOCK, "die"):
+    if kind in (LOCK, UNLOCK, CALL, "die"):
         return False
     if kind == LOAD:
         return what != ALIVE + one[0]

@@ -32,6 +32,7 @@ SEATS: Final = 1 << 32  # (1 + process) * SEATS + word of its seat
 SEGMENT: Final = 1 << 48  # + granule
 FILES: Final = 1 << 52  # + serial of a seat file: 1 if it is there
 ALIVE: Final = 1 << 53  # + process
+DISK: Final = 1 << 54  # a hash of the files that objects were moved to
 
 
 _NOBODY: Final = (0, 0, 0, 0)
@@ -118,6 +119,7 @@ class Memory:
         self._seats = seats
         self.files: dict[int, int] = {}
         self.alive: dict[int, int] = {}
+        self.disk = 0
         self._first: dict[int, Any] = {}
         self.digest = 0
         self.watch: Callable[[int, int, Any, Any], None] = lambda *_: None
@@ -133,7 +135,7 @@ class Memory:
             return bytes(self._segment[start : start + GRANULE])
         if address < ALIVE:
             return self.files.get(address - FILES, 0)
-        return self.alive.get(address - ALIVE, 0)
+        return self.alive.get(address - ALIVE, 0) if address < DISK else self.disk
 
     def poke(self, address: int, value: Any) -> None:
         """Put something at an address."""
@@ -146,8 +148,10 @@ class Memory:
             self._segment[start : start + GRANULE] = value
         elif address < ALIVE:
             self.files[address - FILES] = value
-        else:
+        elif address < DISK:
             self.alive[address - ALIVE] = value
+        else:
+            self.disk = value
 
     def change(self, process: int, address: int, old: Any, new: Any) -> None:
         """Change what lies at an address from `old` to `new`."""
@@ -166,6 +170,7 @@ class Memory:
 
 # What a process waits to do. A label is (kind, address or process).
 START, LOAD, LOCK, UNLOCK, DRAIN, PASS = "start", "load", "lock", "unlock", "drain", "pass"
+CALL = "call"  # of the system, on a file
 Label = tuple[str, int]
 
 

@@ -25,6 +25,7 @@ class Mutant(NamedTuple):
 
     weaken: Callable[[World], None]
     scenario: str
+    deep: bool = False
 
 
 def no_barrier(world: World) -> None:
@@ -133,6 +134,28 @@ def never_marked(world: World) -> None:
     world.sessions[0].lock.mark = 0
 
 
+class Blind:
+    """Words of who does not see when an object was used last."""
+
+    def __init__(self, words: Words, first: int) -> None:
+        self._words, self._first = words, first
+
+    def __getitem__(self, at: int) -> Any:
+        in_slots = at >= self._first
+        if in_slots and (at - self._first) % L.SLOT_WORDS == L.S_LAST_USED:
+            return 0
+        return self._words[at]
+
+    def __setitem__(self, at: int, value: int) -> None:
+        self._words[at] = value
+
+
+def writes_unnoticed(world: World) -> None:
+    """Who moves an object to a file does not look whether it was got meanwhile."""
+    session = world.sessions[1]
+    session.words = Blind(session.words, session.index.geometry.slots)
+
+
 MUTANTS: Final[dict[str, Mutant]] = {
     "no barrier": Mutant(no_barrier, "memory used again, later get: array"),
     "no second look": Mutant(no_second_look, "memory used again, later get: array"),
@@ -142,7 +165,10 @@ MUTANTS: Final[dict[str, Mutant]] = {
     "pins loaded before the doom": Mutant(pins_before_doom, "memory used again, later get: array"),
     "state word before the fields": Mutant(state_before_fields, "death in put, no such key: array"),
     "pins that move": Mutant(pins_that_move, "memory used again, first get: dict of arrays"),
-    "a key asked once": Mutant(found_at_once, "overwritten twice: plain"),
+    "no barrier before an eviction": Mutant(no_barrier, "evicted, later get: array"),
+    "no barrier before a file counts": Mutant(no_barrier, "spilled while written: array"),
+    "writes unnoticed by who spills": Mutant(writes_unnoticed, "spilled while written: array"),
+    "a key asked once": Mutant(found_at_once, "overwritten twice: plain", deep=True),
     "a miss believed": Mutant(missed_at_once, "key index: buckets split"),
     "never mended": Mutant(never_mended, "death in put, no such key: array"),
     "never marked as dirty": Mutant(never_marked, "death in put, no such key: array"),

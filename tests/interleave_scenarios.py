@@ -18,7 +18,10 @@ from interleave_actors import (
     expect,
     expect_kept,
     expect_promise,
+    expect_put,
     fill,
+    fill_and_look,
+    numbers_in,
     parting_keys,
     plain,
 )
@@ -71,14 +74,16 @@ def reused(kind: str, *, remembered: bool, mode: str = "shared", readers: int = 
 
 
 for _kind in KINDS:
-    SCENARIOS[f"memory used again, first get: {_kind}"] = Scenario(reused(_kind, remembered=False))
+    SCENARIOS[f"memory used again, first get: {_kind}"] = Scenario(
+        reused(_kind, remembered=False), deep=_kind not in ("dict of arrays", "plain")
+    )
     SCENARIOS[f"memory used again, later get: {_kind}"] = Scenario(reused(_kind, remembered=True))
 for _mode in ("readonly", "private", "copy"):
     SCENARIOS[f"memory used again, mode {_mode}: dict of arrays"] = Scenario(
         reused("dict of arrays", remembered=True, mode=_mode)
     )
 SCENARIOS["memory used again, two readers: array"] = Scenario(
-    reused("array", remembered=True, readers=2), ("reader", "second", "writer")
+    reused("array", remembered=True, readers=2), ("reader", "second", "writer"), deep=True
 )
 SCENARIOS["memory used again, under the lock: array"] = Scenario(
     reused("array", remembered=True), options=(("locked_reads", True),)
@@ -190,6 +195,114 @@ SCENARIOS["key index: buckets split"] = Scenario(
 )
 
 
+# --- objects leave memory for others --------------------------------------------------------------
+
+
+def evicted(*, remembered: bool) -> Make:
+    """A reader gets what is evicted at that moment for a new object."""
+
+    def make(world: World) -> None:
+        reader, writer = Actor(world, 0), Actor(world, 1)
+        ref = writer.store.put(array(OLD), key="k")
+        fill_and_look(world, 0)
+        plan_ref = world.refer(ref)
+        reader.store.get(plan_ref)
+
+        def read(_: Process) -> None:
+            own = world.refer(ref)
+            own._plan = plan_ref._plan if remembered else None
+            reader.get(own, OLD, None)
+
+        world.scripts = [read, lambda _: writer.put(array(OTHER), "other")]
+        expect(world, "k", OLD, None)
+        expect_put(world, 1, "other", OTHER)
+
+    return make
+
+
+def spilled(*, writes: bool, again: bool = True, returns: bool = False) -> Make:
+    """A reader gets, and perhaps writes into, what is moved to a file at that moment.
+
+    Without `again` it goes by what it remembers, and gives up where that does not count any more.
+    """
+
+    def make(world: World) -> None:
+        reader, writer = Actor(world, 0), Actor(world, 1)
+        ref = writer.store.put(array(OLD), key="k")
+        fill_and_look(world, 0)
+        plan_ref = world.refer(ref)
+        reader.store.get(plan_ref)
+        plan = plan_ref._plan
+
+        def read(_: Process) -> None:
+            own = world.refer(ref)
+            own._plan = plan
+            if not again:
+                reader.change(plan, NEW, OLD)
+                return
+            last = reader.change(own, NEW, OLD) if writes else OLD
+            reader.get(world.refer(ref), last)
+
+        def write(_: Process) -> None:
+            writer.put(array(OTHER), "other")
+            if returns:
+                writer.delete("other")
+                writer.get(world.refer(ref), OLD, NEW)
+
+        world.scripts = [read, write]
+        world.judges.append(lambda: _expect_last(world))
+
+    return make
+
+
+def _expect_last(world: World) -> None:
+    """At the end there is what the reader has seen or written last."""
+    last = world.processes[0].outcomes[-1] or OLD
+    seen = numbers_in(world.store.get("k", None))
+    if seen != {last}:
+        raise Counterexample(f"at the end 'k' is {seen}, was {last}")
+
+
+def dying_spiller(world: World) -> None:
+    """A process dies while it moves an object to a file; another gets it, and makes room again."""
+    victim, other = Actor(world, 0), Actor(world, 1)
+    ref = victim.store.put(array(OLD), key="k")
+    fill_and_look(world, 0)
+
+    def go_on(_: Process) -> None:
+        other.get(world.refer(ref), OLD)
+        other.put(array(OTHER), "other")
+        other.get(world.refer(ref), OLD)
+
+    world.scripts = [lambda _: victim.put(array(NEW), "new"), go_on]
+    expect_kept(world, "k", OLD)
+    expect_put(world, 1, "other", OTHER)
+
+
+_EVICT: Final = (("on_full", "evict"),)
+_SPILL: Final = (("on_full", "spill"),)
+SCENARIOS["evicted, first get: array"] = Scenario(
+    evicted(remembered=False), options=_EVICT, deep=True
+)
+SCENARIOS["evicted, later get: array"] = Scenario(evicted(remembered=True), options=_EVICT)
+SCENARIOS["spilled while written: array"] = Scenario(
+    spilled(writes=True, again=False), options=_SPILL
+)
+SCENARIOS["spilled, got again: array"] = Scenario(spilled(writes=False), options=_SPILL, deep=True)
+SCENARIOS["spilled while written, got again: array"] = Scenario(
+    spilled(writes=True), options=_SPILL, deep=True
+)
+SCENARIOS["spilled while written, brought back: array"] = Scenario(
+    spilled(writes=True, returns=True), options=_SPILL, deep=True
+)
+SCENARIOS["death while evicting: array"] = Scenario(
+    evicted(remembered=True), options=_EVICT, mortal=(1,), deep=True
+)
+SCENARIOS["death while spilling: array"] = Scenario(
+    dying_spiller, ("victim", "other"), options=_SPILL, mortal=(0,), deep=True
+)
+
+
 # --- processes die --------------------------------------------------------------------------------
 
 Act = Callable[[Actor, Callable[[int], Any]], Any]
@@ -252,17 +365,14 @@ def dying_under_a_view(world: World) -> None:
     expect(world, "k", OLD, None)
 
 
-def dying_reader(world: World) -> None:
+def dying_reader(*, remembered: bool) -> Make:
     """A reader dies with its pin, at any step; its seat is buried when the memory is needed."""
-    reader, writer = Actor(world, 0), Actor(world, 1)
-    ref = writer.store.put(array(OLD))
-    fill(world, 0)
 
-    def write(_: Process) -> None:
-        writer.delete(world.refer(ref))
-        writer.put(array(OTHER), "k")
+    def make(world: World) -> None:
+        reused("array", remembered=remembered)(world)
+        expect_kept(world, "filling", 0)
 
-    world.scripts = [lambda _: reader.get(world.refer(ref), OLD, None), write]
+    return make
 
 
 for _act in ACTS:
@@ -286,7 +396,12 @@ SCENARIOS["death in put, copied without the lock: wide array"] = Scenario(
 SCENARIOS["death under a view: array"] = Scenario(
     dying_under_a_view, ("victim", "other", "reader"), mortal=(0,)
 )
-SCENARIOS["death of a reader: array"] = Scenario(dying_reader, mortal=(0,))
+SCENARIOS["death of a reader, first get: array"] = Scenario(
+    dying_reader(remembered=False), mortal=(0,), deep=True
+)
+SCENARIOS["death of a reader, later get: array"] = Scenario(
+    dying_reader(remembered=True), mortal=(0,)
+)
 for _act in ("put", "delete"):
     SCENARIOS[f"death in {_act}, death in mending: plain"] = Scenario(
         dying("plain", _act, looks=False), ("victim", "other"), mortal=(0, 1), deaths=2, deep=True

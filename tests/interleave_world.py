@@ -12,6 +12,7 @@ import contextlib
 import os
 import pickle
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from unittest import mock
 import numpy as np
 from interleave_memory import (
     ALIVE,
+    DISK,
     FILES,
     GRANULE,
     LOAD,
@@ -69,6 +71,10 @@ class World:
 
     def __init__(self, *names: str, **options: Any) -> None:
         options = {"capacity": 4096, "max_objects": 6, "prefault": True, **options}
+        self._spilled = contextlib.ExitStack()
+        if options.get("on_full") == "spill":
+            folder = tempfile.TemporaryDirectory(prefix="shmstore-test-")
+            options["spill_dir"] = self._spilled.enter_context(folder)
         self.store = Store.create(max_clients=len(names) + 1, **options)
         self.judge_session: Any = self.store._session
         self.sessions = [self._new_session(number) for number in range(len(names))]
@@ -87,6 +93,7 @@ class World:
         self.deaths = 0
         self.scripts: list[Callable[[Process], None]] = []
         self.judges: list[Callable[[], None]] = []
+        self.kept: Any = None  # what the judge looks at all the time
         self._by_fd = {session.lock.fd: p for session, p in zip(everyone, processes, strict=True)}
         self._serials = {
             session.pins.seat.serial: p.number
@@ -123,7 +130,9 @@ class World:
         for session in self.sessions:
             session.plans.clear()
             session.close_files()
+        self.kept = None
         self.store.close()
+        self._spilled.close()
 
     # --- making ready --------------------------------------------------------------------------
 
@@ -150,6 +159,9 @@ class World:
     def reset(self) -> None:
         """Go back to the beginning."""
         self.memory.reset()
+        if self.judge_session.spills:
+            for name in self.judge_session.files.names():
+                (self.judge_session.files.path / name).unlink()
         for owner, attributes, contents in self._kept:
             vars(owner).update(attributes)
             for container, content in contents:
@@ -171,6 +183,7 @@ class World:
         for module in (table_module, blocks_module, index_module):
             enter(put(module, "np", NumPy()))
         enter(put(_reading, "_find", self.forgetful(_reading._find)))
+        enter(put(_reading, "make_plan", self._made_anew(_reading.make_plan)))
         for module in [sys.modules[name] for name in sys.modules if name.startswith("shmstore._")]:
             for name, value in list(vars(module).items()):
                 replacement = _STILL.get(id(value))
@@ -214,6 +227,18 @@ class World:
             return real(session, digest)
 
         return find
+
+    def _made_anew(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        """A get that could make no plan begins anew too."""
+
+        def make_plan(session: Any, *place: Any, **named: Any) -> Any:
+            plan = real(session, *place, **named)
+            process = running()
+            if plan is None and process is not None and not process.locked:
+                process.forget("no plan", tuple(session.pins.free))
+            return plan
+
+        return make_plan
 
     def _is_alive(self, client: Any) -> bool:
         number = self._serials[client.serial]
@@ -281,9 +306,15 @@ class World:
         start = self.offset_of(array)
         if start < 0:
             return array.tobytes()
-        for granule in range(start // GRANULE, -(-(start + array.nbytes) // GRANULE)):
-            process.load(SEGMENT + granule)
-        return array.tobytes()
+        first, end = start // GRANULE, -(-(start + array.nbytes) // GRANULE)
+        seen = b"".join(process.load(SEGMENT + granule) for granule in range(first, end))
+        return seen[start - first * GRANULE :][: array.nbytes]
+
+    def write(self, process: Process, array: np.ndarray, value: int) -> None:
+        """Write into an array of whole granules, as one who shares it."""
+        start = self.offset_of(array)
+        for granule in range(start // GRANULE, (start + array.nbytes) // GRANULE):
+            process.store(SEGMENT + granule, bytes([value]) * GRANULE)
 
     # --- what must never happen ----------------------------------------------------------------
 
@@ -293,11 +324,15 @@ class World:
             return
         if SEGMENT <= address < FILES:
             start = (address - SEGMENT) * GRANULE
-            self._refuse_held(start, start + GRANULE, number, "is written over")
+            self._refuse_held(start, start + GRANULE, "is written over", number)
         elif address < SEATS and self._field(address) == L.S_STATE:
             if new >> 8 < old >> 8:
                 raise Counterexample(f"the generation falls from {old >> 8} to {new >> 8}")
-            self._check_states(address, old, new, number)
+            self._check_states(address, old, new)
+        elif address < SEATS and self._field(address) == L.S_NODE and not new:
+            base = address - L.S_NODE
+            if states.state_of(self.memory.peek(base)) not in (states.FREE, states.WRITING):
+                self._refuse_held(*self._extent_of(base), "is given up")
         elif address == L.W_NEXT_GENERATION and new < old:
             raise Counterexample(f"the next generation falls from {old} to {new}")
 
@@ -306,20 +341,20 @@ class World:
         at = address - self._geometry.slots
         return at % L.SLOT_WORDS if at >= 0 else -1
 
-    def _check_states(self, address: int, old: int, new: int, number: int) -> None:
+    def _check_states(self, address: int, old: int, new: int) -> None:
         """A slot is freed, or begins a new life: its extent may be nobody's."""
         if states.state_of(new) in (states.FREE, states.WRITING) and old:
-            peek = self.memory.peek
-            start = peek(address + L.S_EXTENT) & getattr(L, "EXTENT_MASK", (1 << 64) - 1)
-            nbytes = peek(address + L.S_EXTENT_NBYTES)
             name = states.NAMES[states.state_of(new)]
-            if nbytes:
-                self._refuse_held(start, start + nbytes, number, f"is {name}")
+            self._refuse_held(*self._extent_of(address), f"is {name}")
 
-    def _refuse_held(self, start: int, end: int, number: int, what: str) -> None:
+    def _extent_of(self, base: int) -> tuple[int, int]:
+        start = self.memory.peek(base + L.S_EXTENT) & L.EXTENT_MASK
+        return start, start + self.memory.peek(base + L.S_EXTENT_NBYTES)
+
+    def _refuse_held(self, start: int, end: int, what: str, by: int = -1) -> None:
         for process in self.processes:
             for first, last in process.held:
-                if first < end and start < last and (process.number != number or what):
+                if first < end and start < last and process.number != by:
                     raise Counterexample(
                         f"the extent at {first}, which {process.name} looks at, {what}"
                     )
@@ -328,11 +363,10 @@ class World:
         """What was just got is still there: its slot is not free."""
         for slot in range(self.memory.peek(L.W_SLOT_TOP)):
             base = self._geometry.slots + slot * L.SLOT_WORDS
-            mask = getattr(L, "EXTENT_MASK", (1 << 64) - 1)
-            extent = self.memory.peek(base + L.S_EXTENT) & mask
-            nbytes = self.memory.peek(base + L.S_EXTENT_NBYTES)
-            state = states.state_of(self.memory.peek(base + L.S_STATE))
-            if extent <= start < extent + nbytes and state in (states.READY, states.DOOMED):
+            first, end = self._extent_of(base)
+            state = states.state_of(self.memory.peek(base))
+            there = self.memory.peek(base + L.S_NODE) and state not in (states.FREE, states.WRITING)
+            if there and first <= start < end:
                 return
         raise Counterexample(f"{process.name} got what has been freed")
 
@@ -371,6 +405,7 @@ class World:
         everyone = [*self.processes, self._direct]
         geometry = self._geometry
         kinds: list[tuple[int, Callable[[int], str]]] = [
+            (DISK, lambda _: "the files"),
             (ALIVE, lambda at: f"life of {everyone[at].name}"),
             (FILES, lambda at: f"file of seat {at}"),
             (SEGMENT, lambda at: f"data at {at * GRANULE}"),

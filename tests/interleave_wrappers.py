@@ -10,10 +10,10 @@ import contextlib
 import mmap
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-from interleave_memory import GRANULE, SEATS, SEGMENT, WORD, Process
+from interleave_memory import CALL, DISK, GRANULE, SEATS, SEGMENT, WORD, Process
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from shmstore._sharing import seats as seats_module
@@ -197,6 +197,96 @@ class NumPy:
         return Table(memory.process, real, np.arange(first, first + words))
 
 
+class Files:
+    """The files of spilled objects: real ones, a label for each call on them.
+
+    Parameters
+    ----------
+    process
+        Who calls.
+    session
+        Its session, which has the real files.
+    """
+
+    def __init__(self, process: Process, session: Any) -> None:
+        self._process, self._session, self._real = process, session, session.files
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
+        process = self._process
+        if not process.direct:
+            process.drain()
+            process.wait(CALL, DISK)
+        try:
+            result = getattr(self._real, method)(*arguments, **named)
+        finally:
+            known = tuple((name, self._content(name)) for name in sorted(self._real.names()))
+            process.memory.change(process.number, DISK, process.memory.disk, hash(known))
+        process.history = hash((process.history, str(result)))
+        return result
+
+    def _content(self, name: str) -> bytes:
+        path = self._real.path / name
+        return path.read_bytes()
+
+    def write(self, serial: int, slot: int, generation: int, *rest: Any) -> Any:
+        """Write a file, from what memory holds at that moment."""
+        record = self._session.slots.read(slot)
+        for granule in range(record.extent // GRANULE, -(-_end_of(record) // GRANULE)):
+            self._process.load(SEGMENT + granule)
+        return self._call("write", serial, slot, generation, *rest)
+
+    def commit(self, *place: Any) -> None:
+        """Rename a file."""
+        self._call("commit", *place)
+
+    def discard(self, name: str) -> None:
+        """Remove a temporary file."""
+        self._call("discard", name)
+
+    def remove(self, *place: int) -> None:
+        """Remove the file of an object."""
+        self._call("remove", *place)
+
+    def strays(self, *known: Any) -> Any:
+        """Look for files that belong to nobody."""
+        return self._call("strays", *known)
+
+    def open(self, *place: int, **named: Any) -> OpenFile:
+        """Open the file of an object."""
+        return OpenFile(self._process, self._call("open", *place, **named), self._session.segment)
+
+
+def _end_of(record: Any) -> int:
+    return int(record.extent + record.extent_nbytes) if record.node >= 0 else int(record.extent)
+
+
+class OpenFile:
+    """An open file of a spilled object; what is read into memory are stores."""
+
+    def __init__(self, process: Process, real: Any, segment: Any) -> None:
+        self._process, self._real, self._segment = process, real, segment
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._real.close()
+
+    def read_into(self, target: memoryview) -> None:
+        """Read the file into the segment."""
+        data = bytearray(target.nbytes)
+        self._real.read_into(memoryview(data))
+        whole = np.frombuffer(self._segment.writeable, np.uint8)
+        start = _address_of(np.frombuffer(target, np.uint8)) - _address_of(whole)
+        Frames(self._process)[start : start + len(data)] = data
+
+
 def view_of(memory: Any) -> Any:
     """Do as memoryview does, also for what stands for memory."""
     return memory if isinstance(memory, Bytes) else memoryview(memory)
@@ -220,6 +310,8 @@ def instrument(session: Any, process: Process) -> None:
             ):
                 setattr(part, name, memory)
     session.segment._bytes = Frames(process)
+    if session.spills:
+        session.files = Files(process, session)
     session.segment.readonly = _reading_map(process, session.segment)
     pins.seat = seat_for(process, pins.seat, process.number)
     pins.stay()

@@ -29,7 +29,7 @@ def test_scenario_explored_completely_breaks_no_property(name: str) -> None:
     interleave.note(name, result)
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", [name for name, mutant in MUTANTS.items() if not mutant.deep])
 def test_weakened_protocol_explored_yields_a_counterexample(name: str) -> None:
     """Each step of the protocols is needed, and the explorer sees what happens without it."""
     mutant = MUTANTS[name]
@@ -39,13 +39,15 @@ def test_weakened_protocol_explored_yields_a_counterexample(name: str) -> None:
 
 
 def test_schedule_of_a_counterexample_tells_each_step_by_name() -> None:
-    """People must be able to follow it: the pin that the reclaimer has missed, after all."""
+    """People must be able to follow it: the reader has looked, its pin is still on its way."""
     mutant = MUTANTS["no barrier"]
     result = explore(SCENARIOS[mutant.scenario], weaken=mutant.weaken)
     steps = [" ".join(step.split()) for step in result.schedule]
-    doomed = next(n for n, step in enumerate(steps) if step.startswith("writer stored slot"))
-    looks = next(n for n, step in enumerate(steps) if step.startswith("reader load slot"))
-    loads = [n for n, step in enumerate(steps) if step.startswith("writer load word")]
-    pinned = next(n for n, step in enumerate(steps) if step.startswith("reader stored word"))
-    assert looks < doomed < pinned
-    assert loads[0] < pinned
+    looked = next(n for n, step in enumerate(steps) if step.startswith("reader load slot 0.STATE"))
+    doomed = next(
+        n for n, step in enumerate(steps) if step.startswith("writer stored slot 0.STATE")
+    )
+    missed = next(n for n, step in enumerate(steps) if step.startswith("writer load word"))
+    assert looked < missed
+    assert doomed < missed
+    assert not any(step.startswith("reader stored") for step in steps[:missed])
