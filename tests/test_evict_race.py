@@ -180,7 +180,7 @@ import numpy as np, shmstore
 store = shmstore.Store.attach(path)
 chance = random.Random(seed)
 mine = {}
-for turn in range(150):
+for turn in range(80):
     nbytes = 1 << chance.randrange(6, 18)
     way = chance.randrange(4)
     if way == 0:

@@ -127,10 +127,11 @@ def test_object_comes_back_as_it_was(
     assert same(store["k"], value)
 
 
+@lock_free_only
 @each_value
 @pytest.mark.parametrize("mode", ["shared", "readonly", "private", "copy"])
 def test_object_is_read_from_its_file_when_there_is_no_room(
-    spilling: MakeSpilling, value: Any, mode: str
+    spilling: MakeSpilling, value: Any, mode: str, locked_reads: Flag
 ) -> None:
     """While memory is full of what is looked at, the object is mapped from its file."""
     store = spilling()
@@ -440,14 +441,13 @@ print(counts["put"], counts["hit"], flush=True)
 """
 
 
+@lock_free_only
 def test_processes_push_each_others_objects_out_and_back(
-    spilling: MakeSpilling, start_python: StartPython, spill_dir: Path
+    spilling: MakeSpilling, start_python: StartPython, spill_dir: Path, locked_reads: Flag
 ) -> None:
     """Four processes put, get, overwrite and delete more than fits; each value is whole."""
     store = spilling()
-    children = [
-        start_python(WORK, path=str(store.path), seed=seed, seconds=1.5) for seed in range(4)
-    ]
+    children = [start_python(WORK, path=str(store.path), seed=seed, seconds=1) for seed in range(4)]
     counts = [[int(count) for count in child.hear().split()] for child in children]
     for child in children:
         child.end()
