@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import gc
 import stat
-import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from rooms import small_file_system
-from stores import MIB, Flag, MakeStore, StartPython, exit_code, forked, lock_free_only
+from spilling import MakeSpilling, block, files, push_out, spill_dir, spilling
+from stores import MIB, Flag, MakeStore, StartPython, lock_free_only
 
 from shmstore import CorruptStoreError, ObjectNotFoundError, ObjectRef, Store, StoreFullError
 from shmstore._catalog import slots, states
 
-MakeSpilling = Callable[..., Store]
+__all__ = ["spill_dir", "spilling"]  # fixtures
 
 VALUES: dict[str, Any] = {
     "array": np.arange(10_000),
@@ -27,43 +26,6 @@ VALUES: dict[str, Any] = {
     "long header": {"k" * 300: np.arange(5000)},
 }
 each_value = pytest.mark.parametrize("value", VALUES.values(), ids=list(VALUES))
-
-
-def block(number: int) -> np.ndarray:
-    """Return 64 KiB that say a number: a store of 1 MiB takes sixteen of them."""
-    return np.full(1 << 16, number, np.uint8)
-
-
-@pytest.fixture
-def spill_dir() -> Iterator[Path]:
-    """Give a folder for the files of spilled objects; prove that it ends empty."""
-    with tempfile.TemporaryDirectory(prefix="shmstore-test-") as name:
-        path = Path(name) / "spilled"
-        yield path
-        left = sorted(str(found) for found in path.rglob("*")) if path.exists() else []
-        assert left == [], f"files of spilled objects are left: {left}"
-
-
-@pytest.fixture
-def spilling(spill_dir: Path, make_store: MakeStore) -> MakeSpilling:
-    """Give a function that makes stores of 1 MiB which spill."""
-
-    def make(**options: Any) -> Store:
-        options = {"capacity": "1MiB", "max_objects": 5000, **options}
-        store: Store = make_store(on_full="spill", spill_dir=spill_dir, **options)
-        return store
-
-    return make
-
-
-def files(spill_dir: Path) -> list[Path]:
-    """Return the files of spilled objects."""
-    return sorted(path for path in spill_dir.rglob("*") if path.is_file())
-
-
-def push_out(store: Store, *, count: int = 16) -> list[Any]:
-    """Put so many blocks that what is older leaves memory; return their references."""
-    return [store.put(block(number)) for number in range(count)]
 
 
 def in_file(store: Store, ref: ObjectRef) -> bool:
@@ -357,109 +319,3 @@ def test_full_file_system_of_files_is_named(make_store: MakeStore, locked_reads:
         assert store.put(block(1)).get()[0] == 1
         store.close()
         assert files(path) == []
-
-
-# --- processes ------------------------------------------------------------------------------------
-
-
-def test_readonly_handle_reads_files_and_writes_nothing(
-    spilling: MakeSpilling, spill_dir: Path, start_python: StartPython
-) -> None:
-    """A read-only reader gets what lies in files and changes no byte of them."""
-    store = spilling()
-    store.put(block(3), key="k")
-    others = push_out(store)
-    [file] = files(spill_dir)
-    before = file.read_bytes(), file.stat().st_mtime_ns
-    child = start_python(
-        """
-        import numpy as np, shmstore
-        store = shmstore.Store.attach(path, readonly=True)
-        view = store["k"]
-        print(view.sum(), view.flags.writeable, flush=True)
-        input()
-        print(store["k"].sum(), view.sum(), flush=True)
-        """,
-        path=str(store.path),
-    )
-    assert child.hear() == f"{3 << 16} False"
-    assert (file.read_bytes(), file.stat().st_mtime_ns) == before
-    store.delete_many(others)
-    assert store["k"].sum() == 3 << 16
-    assert child.ask() == f"{3 << 16} {3 << 16}"
-    child.end()
-
-
-def test_forked_child_has_the_views_of_files(spilling: MakeSpilling) -> None:
-    """Parent and child see the same file, whoever of them ends first."""
-    store = spilling()
-    ref = store.put(block(0))
-    held = [other.get() for other in push_out(store)]
-    view = ref.get()
-
-    def work() -> None:
-        held.clear()
-        view[0] = 5
-        again = ref.get()
-        assert again[0] == 5
-        again[1] = 6
-
-    assert exit_code(forked(work)) == 0
-    assert view[:3].tolist() == [5, 6, 0]
-    assert ref.get()[:3].tolist() == [5, 6, 0]
-
-
-WORK = """
-import random, time
-import numpy as np, shmstore
-store = shmstore.Store.attach(path)
-chance = random.Random(seed)
-end = time.monotonic() + seconds
-counts = {"hit": 0, "miss": 0, "put": 0}
-held = []
-while time.monotonic() < end:
-    key = str(chance.randrange(40))
-    way = chance.randrange(4)
-    if way == 0:
-        number = int(key) + 40 * chance.randrange(6)
-        store.put(np.full(1 << chance.randrange(12, 17), number, np.uint8), key=key)
-        counts["put"] += 1
-    elif way == 1 and chance.random() < 0.2:
-        store.discard(key)
-    else:
-        view = store.get(key, None)
-        if view is None:
-            counts["miss"] += 1
-            continue
-        assert (view == view[0]).all() and view[0] % 40 == int(key), (key, view)
-        counts["hit"] += 1
-        held.append((view, view[0]))
-        if len(held) > 5:
-            view, number = held.pop(chance.randrange(5))
-            assert (view == number).all()
-print(counts["put"], counts["hit"], flush=True)
-"""
-
-
-@lock_free_only
-def test_processes_push_each_others_objects_out_and_back(
-    spilling: MakeSpilling, start_python: StartPython, spill_dir: Path, locked_reads: Flag
-) -> None:
-    """Four processes put, get, overwrite and delete more than fits; each value is whole."""
-    store = spilling()
-    children = [start_python(WORK, path=str(store.path), seed=seed, seconds=1) for seed in range(4)]
-    counts = [[int(count) for count in child.hear().split()] for child in children]
-    for child in children:
-        child.end()
-    puts, hits = np.sum(counts, axis=0)
-    assert puts > 100
-    assert hits > 100
-    stats = store.stats()
-    assert stats.spills > 10
-    assert stats.restores > 10
-    assert len(files(spill_dir)) == stats.spilled
-    assert store.check(deep=True) == []
-    for key, view in store.items():
-        assert (view == view[0]).all()
-        assert view[0] % 40 == int(key)
-        del view
