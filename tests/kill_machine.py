@@ -336,7 +336,7 @@ def run(
     row = Row(name, place)
     counts = [(point, count) for point, count in row.hits.items() if point not in without]
     row.kill([Case(point, n) for point, count in counts for n in chosen(count, hits, random_)])
-    first = [Case(point, n) for point, count in counts for n in sorted({1, count})]
+    first = [Case(point, n) for point, count in row.hits.items() for n in sorted({1, count})]
     for death in random_.sample(first, min(deaths, len(first))):
         found = row.recovery_hits(death)
         some = random_.sample(sorted(found), min(points, len(found)))

@@ -177,6 +177,15 @@ def render(page: str, known: dict[str, Any]) -> str:
     return _PLACE.sub(written, page)
 
 
+def as_text(known: dict[str, Any]) -> str:
+    """Return JSON with a line per row, so that a change shows as one."""
+    parts = []
+    for part, rows in known.items():
+        lines = [f"{json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()]
+        parts.append(json.dumps(part) + ": {\n" + ",\n".join(lines) + "\n}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
 def main(arguments: list[str]) -> None:
     """Take the figures of a run over, if one is given, and write the tables."""
     known = json.loads(KNOWN.read_text(encoding="utf-8")) if KNOWN.exists() else {}
@@ -184,7 +193,7 @@ def main(arguments: list[str]) -> None:
         noted = Path(path)
         if noted.exists():
             known = take_over(known, json.loads(noted.read_text(encoding="utf-8") or "{}"))
-    KNOWN.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    KNOWN.write_text(as_text(known), encoding="utf-8")
     PAGE.write_text(render(PAGE.read_text(encoding="utf-8"), known), encoding="utf-8")
 
 
