@@ -89,18 +89,21 @@ class Options:
     on_full
         What a put does that finds no room: "raise" `StoreFullError`; "evict": delete the least
         recently used objects that nobody looks at; "spill": move these to `spill_dir`, from where
-        get brings them back.
+        get brings them back. A get through a read-only handle does not count as use. What is larger
+        than the whole store can only be spilled by `put`, not by `put_many` and `allocate`.
     spill_dir
         The folder for the files of objects that were spilled. None: one of this user under the
         folder for temporary files.
     ttl
-        Seconds that objects stay which are put without a `ttl` of their own; None: until they are
-        deleted.
+        Seconds that objects can be got which are put without a `ttl` of their own; None: until they
+        are deleted. Later they count in `len` and `stats` until somebody needs room.
     checksum
         Keep a checksum of the frames that readers cannot write, looked at when a process first gets
-        the object and by ``check(deep=True)``. Costs a pass over the data at both.
+        the object and by ``check(deep=True)``; of others there is none. Costs a pass over the data
+        at both.
     zero_on_free
-        Overwrite what an object occupied with zeros when it is given back.
+        Overwrite what an object occupied in memory with zeros when it is given back. The files of
+        spilled objects are removed, not overwritten.
     group, mode
         Share the store with the members of a group (its name or number): files have mode 0o660
         instead of 0o600. Whoever attaches says the same group.

@@ -3,13 +3,14 @@
 Into memory when there is room, and else it is mapped from its file. Either way the reference and
 the key lead to the same object, and what was writeable is writeable and shared by all.
 
-1. begin   (lock)     a slot of our own and an extent, as for a put
+1. begin   (lock)     a slot of our own and an extent, as for a put; LAST_USED := its generation
 2. read    (no lock)  the file into the extent, held against its checksum
-3. finish  (lock)     if the object is still in the file and nobody looks at it there, it takes the
-                      extent over; its slot says READY; the file goes
+3. finish  (lock)     if nobody has got the object since 1, it takes the extent over; its slot says
+                      READY; the file goes
 
-Concurrency: views of a file are made under the store lock, so that 3 cannot miss their pins. While
-there are any, the object stays in the file: what is written there would be lost.
+Concurrency: views of a file are made under the store lock, and what is written through them would
+be lost. So while there are any, the object stays in the file: 3 sees their pins, or, when these are
+gone, what a get writes to LAST_USED. Of two who bring the same object back the first one gives up.
 """
 
 from __future__ import annotations

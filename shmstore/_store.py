@@ -97,8 +97,8 @@ class Store(Handle, NamedObjects, Undecoded, Maintained, Explained):
         readonly
             True: readers get read-only views, whatever the flags of the object's buffers are.
         ttl
-            Seconds until it expires: it can no longer be got, and its memory is free for others.
-            None: as the store was created, by default never; `math.inf`: never.
+            Seconds until it expires: it can no longer be got, and its memory is free for others who
+            need it. None: as the store was created, by default never; `math.inf`: never.
         serializers
             Families to ask, in this order; default ``("custom", "pickle")``.
         compression
@@ -163,7 +163,7 @@ class Store(Handle, NamedObjects, Undecoded, Maintained, Explained):
         serializers: Sequence[str] | None = None,
         compression: str | None = None,
     ) -> dict[str, ObjectRef] | list[ObjectRef]:
-        """Store a batch under one lock hold: all objects, or none if one of them finds no room.
+        """Store a batch under one lock hold: all objects, or none if one finds no room in memory.
 
         Parameters
         ----------
