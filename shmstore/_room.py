@@ -101,15 +101,17 @@ def evict_for(session: Session, nbytes: int) -> bool:
     Returns
     -------
     bool
-        False when what nobody looks at is not enough.
+        False when what nobody looks at is not enough; else it may be tried again, since somebody
+        may have got one of the objects at this moment.
     """
-    victims = withdraw(session, choose(session, nbytes))
+    chosen = choose(session, nbytes)
+    victims = withdraw(session, chosen)
     for slot in victims:
         end(session, slot)
     session.words[L.W_EVICTIONS] += len(victims)
     if victims:
         session.reclaim(session.identity.max_objects)
-    return bool(victims)
+    return bool(chosen)
 
 
 def choose(session: Session, nbytes: int) -> list[int]:
