@@ -86,6 +86,7 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
+    _lifecycle.housekeeping.begin_anew()
     born = {id(birth.session) for birth in _births}
     for birth in _births:
         birth.session.adopt(birth.row, birth.seat, birth.lock_fd)

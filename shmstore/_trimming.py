@@ -125,6 +125,11 @@ class Housekeeping:
                 break
             time.sleep(1e-4)
 
+    def begin_anew(self) -> None:
+        """Forget the thread: a forked child has none, whatever others did at that moment."""
+        self._starting = threading.Lock()
+        self._thread = None
+
     def _run(self, end: threading.Event) -> None:
         histories: dict[bytes, deque[int]] = {}
         pause_s = INTERVAL_S
