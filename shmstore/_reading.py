@@ -130,8 +130,7 @@ def _check_texts(session: Session, record: Record, header: dict[str, Any]) -> No
 def read_header(session: Session, record: Record) -> bytes | None:
     """Copy the packed header of an object out; None when the slot holds another object by now."""
     if not record.kind & L.KIND_HEADER_IN_EXTENT:
-        start, _ = session.slots.inline_range(record)
-        packed = session.memory[start : start + record.header_nbytes]
+        packed = session.slots.inline_header(record)
         return packed if session.slots.word(record.slot) == record.word else None
     if states.state_of(record.word) == states.SPILLED:
         return _restoring.read_header(session, record)

@@ -214,8 +214,7 @@ def _is_whole(session: Session, slot: int) -> bool:
                 return False
             packed = session.segment.readonly[start : start + record.header_nbytes]
         else:
-            start, _ = slots.inline_range(record)
-            packed = session.memory[start : start + record.header_nbytes]
+            packed = slots.inline_header(record)
         return slots.is_sound(record, packed)
     except CorruptStoreError:
         return False
@@ -230,8 +229,7 @@ def _is_whole_in_file(session: Session, record: Record) -> bool:
             if in_file and record.header_offset >= 0:
                 packed = file.read(record.header_offset, record.header_nbytes)
             else:
-                start, _ = slots.inline_range(record)
-                packed = session.memory[start : start + record.header_nbytes]
+                packed = slots.inline_header(record)
         return slots.is_sound(record, packed)
     except UnsafePathError:
         return True

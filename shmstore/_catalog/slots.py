@@ -202,6 +202,11 @@ class Slots(Moves):
         if kind & L.KIND_NAMED:
             words[L.W_NAMED] += 1
 
+    def inline_header(self, record: Record) -> bytes:
+        """Return the packed header that lies in a slot."""
+        start, _ = self.inline_range(record)
+        return bytes(self._bytes[start : start + record.header_nbytes])
+
     def note_data_crc(self, slot: int, crc: int) -> None:
         """Keep the checksum of the frames of a put. Requires: it has its slot to itself."""
         self._words[self._start + slot * L.SLOT_WORDS + L.S_HEADER_NBYTES] = crc << L.CRC_SHIFT
