@@ -183,8 +183,8 @@ def _end_copies(session: Session, table: Table) -> None:
         return
     doubtful = np.flatnonzero(np.isin(generations, ordered[1:][same]))
     right: set[int] = set()
-    for _, generation, _, _, slot in sorted(_claims(session, table, doubtful)):
-        if generation in right:
+    for weak, generation, _, _, slot in sorted(_claims(session, table, doubtful)):
+        if weak and generation in right:  # two that are right had NEXT_GENERATION damaged between
             table[slot, L.S_STATE] = states.NEVER_USED
         right.add(generation)
 
@@ -194,8 +194,8 @@ def _next_generation(session: Session, table: Table) -> int:
     following = int(session.index.words[L.W_NEXT_GENERATION])
     known = int(states.generations_of(table[:, L.S_STATE]).max(initial=0)) + 1
     if following > states.MOST_GENERATIONS:  # damaged: those of deleted objects are not known
-        return known + _MANY_GENERATIONS
-    return max(following, known)
+        return max(known, session.slots.following) + _MANY_GENERATIONS
+    return max(following, known, session.slots.following)
 
 
 def _is_whole(session: Session, slot: int) -> bool:

@@ -110,12 +110,18 @@ class Slots(Moves):
     ----------
     index
         The index that holds the table.
+
+    Attributes
+    ----------
+    following
+        The next generation, as far as this process knows: NEXT_GENERATION is never below it.
     """
 
     def __init__(self, index: Index) -> None:
         super().__init__(index)
         self.wipes = bool(index.identity.flags & L.FLAG_ZERO_ON_FREE)
         self._bytes = memoryview(index.memory)
+        self.following = 0
 
     # --- the life of a slot --------------------------------------------------------------------
 
@@ -144,9 +150,10 @@ class Slots(Moves):
         words = self._words
         base = self._start + slot * L.SLOT_WORDS
         generation = words[L.W_NEXT_GENERATION]
-        if not states.generation_of(words[base + L.S_STATE]) < generation < states.MOST_GENERATIONS:
-            raise self._astray(L.W_NEXT_GENERATION, f"is {generation}, which slot {slot} has had")
-        words[L.W_NEXT_GENERATION] = generation + 1
+        had = states.generation_of(words[base + L.S_STATE])
+        if not had < generation < states.MOST_GENERATIONS or generation < self.following:
+            raise self._astray(L.W_NEXT_GENERATION, f"is {generation}, which was given before")
+        words[L.W_NEXT_GENERATION] = self.following = generation + 1
         if slot == words[L.W_SLOT_TOP]:
             words[L.W_SLOT_TOP] = slot + 1
         else:
