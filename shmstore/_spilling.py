@@ -182,9 +182,12 @@ def _commit(session: Session, records: list[Record], names: list[str], guards: l
 
 def _discard(session: Session, names: list[str]) -> None:
     """Remove temporary files, unless the store has gone and they with it."""
-    with contextlib.suppress(StoreClosedError):
+    try:
         for name in names:
             session.files.discard(name)
+    except (OSError, StoreClosedError):
+        if not session.closed:
+            raise
 
 
 def put_into_file(session: Session, package: Package, *, overwrite: bool) -> ObjectRef:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import os
 import signal
 import tempfile
+import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -294,6 +297,36 @@ def test_killed_before_it_wipes_what_was_spilled_and_nothing_is_left(
     assert exit_code(forked(put)) == -signal.SIGKILL
     assert store.stats().spilled == 1
     assert not any((store.path / "segment-00000").read_bytes()[: 4 * MIB])
+
+
+@pytest.mark.parametrize("end", ["close", "destroy"])
+def test_store_ended_by_another_thread_in_the_middle_is_closed(
+    spilling: MakeSpilling, end: str
+) -> None:
+    """Threads that put and get while their store is closed learn that, and nothing else."""
+
+    def work(store: Store, errors: list[BaseException]) -> None:
+        try:
+            for number in itertools.count():
+                store[str(number % 6)] = ones(1)
+                store.get(str((number + 3) % 6), None)
+        except StoreClosedError:
+            return
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    for round_ in range(15):
+        store = spilling()
+        errors: list[BaseException] = []
+        threads = [threading.Thread(target=work, args=(store, errors)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.002 * round_)
+        getattr(store, end)()
+        for thread in threads:
+            thread.join()
+        assert errors == []
 
 
 @pytest.mark.parametrize("name", ["_write", "_write_package"])

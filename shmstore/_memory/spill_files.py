@@ -119,8 +119,8 @@ class SpillFiles:
 
     def close(self) -> None:
         """Close the folder."""
-        self.fd.close()
-        self.fd = CLOSED
+        fd, self.fd = self.fd, CLOSED
+        fd.close()
 
     # --- writing ---------------------------------------------------------------------------------
 

@@ -184,7 +184,9 @@ class StoreLock:
             except BaseException as error:
                 if held:
                     self._unwind(error)
-                if isinstance(error, OSError) and self.fd >= 0:
+                if isinstance(error, OSError) and not isinstance(error, ShmStoreError):
+                    if self.fd < 0:
+                        raise _closed() from error
                     shortage.refuse(error, Path(shortage.path_of(self.fd)).parent)
                 raise
             finally:
@@ -198,8 +200,12 @@ class StoreLock:
         return result
 
     def _unlock(self) -> None:
-        if self.fd >= 0:
-            unlock_descriptor(self.fd)
+        try:
+            if self.fd >= 0:
+                unlock_descriptor(self.fd)
+        except OSError:
+            if self.fd >= 0:
+                raise  # else another thread has closed it, and its lock went with it
 
     def _wait(self) -> None:
         if self.fd < 0:
@@ -286,6 +292,6 @@ class StoreLock:
 
     def close(self) -> None:
         """Close the lock file, and let go of what the callbacks hold."""
-        self.fd.close()
-        self.fd = CLOSED
+        fd, self.fd = self.fd, CLOSED
+        fd.close()
         self._mend, self._describe = _closed, str
