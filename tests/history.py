@@ -143,6 +143,7 @@ class Run:
         self.random = random.Random(seed)
         self.kills = self.stops = 0
         self._stop = mmap.mmap(-1, mmap.PAGESIZE)
+        self._pid = os.getpid()
         self._numbers = iter(range(seed % 1000 * 1000, 1 << 22))
         self._alive: dict[int, tuple[list[Path], bool]] = {}
         self.files: list[Path] = []
@@ -193,7 +194,7 @@ class Run:
 
         def run(worker: Worker) -> None:
             try:
-                worker.run(lambda: self._stop[0])
+                worker.run(lambda: bool(self._stop[0]) or os.getppid() != self._pid)
             except BaseException as error:
                 failed.append(error)
                 raise

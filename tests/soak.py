@@ -115,6 +115,7 @@ class Soak:
 
     def _start(self, number: int) -> None:
         seed = self.random.getrandbits(32)
+        parent = os.getpid()
         leaves_parent = self.random.random() < 0.5
 
         def be_a_worker() -> None:
@@ -128,7 +129,7 @@ class Soak:
             )
             if leaves_parent:
                 self.store.close()
-            worker.run(lambda: bool(self._stop[0]))
+            worker.run(lambda: bool(self._stop[0]) or os.getppid() != parent)
 
         self._alive[forked(be_a_worker)] = number
 
