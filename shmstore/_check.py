@@ -86,10 +86,9 @@ def _with_extent(table: Table) -> tuple[list[int], Table]:
     """Return the slots that have an extent, lowest first, and offset, size and node + 1 of each."""
     slots = np.flatnonzero(holds_extent(table))
     slots = slots[np.argsort(extents_of(table[slots]), kind="stable")]
-    columns = [L.S_EXTENT, L.S_EXTENT_NBYTES, L.S_NODE]
-    rows: Table = table[slots][:, columns]
-    rows[:, 0] = extents_of(table[slots])
-    return slots.tolist(), rows
+    used = table[slots]
+    columns = (extents_of(used), used[:, L.S_EXTENT_NBYTES], used[:, L.S_NODE])
+    return slots.tolist(), np.column_stack(columns)
 
 
 def extents_are_disjoint(session: Session, table: Table) -> Iterator[Found]:

@@ -24,6 +24,7 @@ from shmstore._lease import Lease
 from shmstore._memory import layout as L
 from shmstore._memory.allocator import Extent
 from shmstore._memory.folder import NO_ROOM
+from shmstore._memory.segment import Absent
 from shmstore._plans import GONE, Plan
 from shmstore.serialization import headers
 
@@ -87,7 +88,8 @@ def _begin(
     """Find room, unless there is none or no need; `under_way` always tells. Requires: the lock."""
     session.check_alive()
     slots = session.slots
-    if slots.word(slot) != word or session.readonly or not session.spills:
+    here = session.spills and not (session.readonly or isinstance(session.segment, Absent))
+    if slots.word(slot) != word or not here:
         return
     record = slots.read(slot)
     session.reclaim(_RECLAIM_FEW)

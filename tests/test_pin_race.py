@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from stores import MIB, MakeStore, StartPython, fill_up, lock_free_only, replaced_words
 
-import shmstore._session
+import shmstore._space
 from shmstore import LockTimeoutError, ObjectRef, Store
 from shmstore._sharing.clients import Clients
 
@@ -210,7 +210,7 @@ def test_reclaim_looks_at_the_pins_after_the_barrier(
     ref = store.put(np.zeros(1000))
     slot = ref._slot
 
-    def note_barrier(real: Callable[[], None] = shmstore._session.membarrier) -> None:
+    def note_barrier(real: Callable[[], None] = shmstore._space.membarrier) -> None:
         events.append("barrier" if session.slots.word(slot) != word else "too early")
         real()
 
@@ -219,7 +219,7 @@ def test_reclaim_looks_at_the_pins_after_the_barrier(
         return real(self)
 
     word = session.slots.word(slot)
-    monkeypatch.setattr(shmstore._session, "membarrier", note_barrier)
+    monkeypatch.setattr(shmstore._space, "membarrier", note_barrier)
     monkeypatch.setattr(Clients, "pinned", note_pins)
     ref.delete()
     store.put(np.zeros(2000))
