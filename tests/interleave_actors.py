@@ -281,6 +281,19 @@ def explore(
     weaken: Callable[[World], None] = lambda _: None,
 ) -> Result:
     """Explore a scenario, perhaps with weakened code."""
+    with explorer_of(scenario, limit, weaken) as explorer:
+        return explorer.explore()
+
+
+@contextlib.contextmanager
+def explorer_of(
+    scenario: Scenario,
+    limit: int | None = None,
+    weaken: Callable[[World], None] = lambda _: None,
+    *,
+    thorough: bool = False,
+) -> Iterator[Explorer]:
+    """Give the explorer of a scenario, whose world goes afterwards."""
     with contextlib.ExitStack() as stack:
         for module, name, value in scenario.patches:
             stack.enter_context(mock.patch.object(module, name, value))
@@ -291,7 +304,7 @@ def explore(
         world.deaths = scenario.deaths if scenario.mortal else 0
         weaken(world)
         world.ready(empty_seats=scenario.empty_seats)
-        return Explorer(world, limit).explore()
+        yield Explorer(world, limit, thorough=thorough)
 
 
 @contextlib.contextmanager

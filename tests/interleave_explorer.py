@@ -79,8 +79,9 @@ class Result:
 class Machine:
     """The processes of a scenario, the lock, and who may take which step."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, *, thorough: bool = False) -> None:
         self.scenario = scenario
+        self._thorough = thorough
         self.memory = scenario.memory
         self.processes = scenario.processes
         self.holder: Process | None = None
@@ -122,7 +123,8 @@ class Machine:
         flush or die, and those who could notice wait for the lock.
         """
         buffer = process.buffer
-        return bool(buffer) and self.holder is process and process.is_quiet(buffer[0])
+        held = bool(buffer) and self.holder is process and not self._thorough
+        return held and process.is_quiet(buffer[0])
 
     def _own_steps(self, process: Process) -> list[Step]:
         found = []
@@ -287,13 +289,18 @@ class Explorer:
         What to explore.
     limit
         The most runs; None: until there is nothing left.
+    thorough
+        Try all orders of steps, also of those that do not depend on each other.
     """
 
-    def __init__(self, scenario: Scenario, limit: int | None = None) -> None:
-        self._machine = Machine(scenario)
+    def __init__(
+        self, scenario: Scenario, limit: int | None = None, *, thorough: bool = False
+    ) -> None:
+        self._machine = Machine(scenario, thorough=thorough)
+        self._thorough = thorough
         self._scenario = scenario
         self._limit = limit
-        self._judged: set[int] = set()
+        self.judged: set[int] = set()
         self._runs_stale = 0
         self.result = Result()
 
@@ -320,7 +327,7 @@ class Explorer:
         finally:
             self._machine.stop()
             self._scenario.reset()
-        self.result.endings = len(self._judged)
+        self.result.endings = len(self.judged)
         self.result.seconds = time.perf_counter() - started
         return self.result
 
@@ -367,6 +374,8 @@ class Explorer:
             else:
                 way.append(node)
             asleep = node.next_step()
+            if self._thorough:
+                asleep = set()
             result.steps += 1
             result.deaths += node.step[1] == DIE
             machine.take(node.step)
@@ -400,9 +409,9 @@ class Explorer:
         if hangs:
             raise Counterexample(f"{', '.join(hangs)} cannot go on")
         key = machine.key()
-        if key in self._judged:
+        if key in self.judged:
             return
-        self._judged.add(key)
+        self.judged.add(key)
         machine.stop()
         self._scenario.judge()
 

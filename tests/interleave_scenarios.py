@@ -284,7 +284,9 @@ _SPILL: Final = (("on_full", "spill"),)
 SCENARIOS["evicted, first get: array"] = Scenario(
     evicted(remembered=False), options=_EVICT, deep=True
 )
-SCENARIOS["evicted, later get: array"] = Scenario(evicted(remembered=True), options=_EVICT)
+SCENARIOS["evicted, later get: array"] = Scenario(
+    evicted(remembered=True), options=_EVICT, deep=True
+)
 SCENARIOS["spilled while written: array"] = Scenario(
     spilled(writes=True, again=False), options=_SPILL
 )

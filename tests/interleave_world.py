@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, Self
 from unittest import mock
 
+import interleave_names
 import numpy as np
 from interleave_memory import (
     ALIVE,
-    DISK,
     FILES,
     GRANULE,
     LOAD,
@@ -37,7 +37,7 @@ from interleave_memory import (
     Process,
     running,
 )
-from interleave_wrappers import NumPy, Packing, instrument, put_back, seat_for, view_of
+from interleave_wrappers import NumPy, Packing, instrument, parts_of, put_back, seat_for, view_of
 
 from shmstore import ObjectRef, Store, _reading, _space
 from shmstore._catalog import slots as slots_module
@@ -56,6 +56,7 @@ from shmstore._sharing import seats as seats_module
 NOW_NS = 1_700_000_000_000_000_000
 
 _CELLS = 4  # per seat
+_TRIES = 2  # before a get takes the lock
 
 
 class World:
@@ -153,7 +154,7 @@ class World:
             session.plans.clear()
             # The reclaimer loads the cells upward: each new pin lies where it has just been.
             session.pins.free.sort()
-            for owner in (session, session.pins, session.clients, session.lock):
+            for owner in parts_of(session):
                 self._kept.append((owner, vars(owner).copy(), _contents(vars(owner))))
 
     def reset(self) -> None:
@@ -179,6 +180,7 @@ class World:
         enter(put(clients_module.Clients, "is_alive", self._is_alive))
         enter(put(clients_module, "os", self._folder_of_seats()))
         enter(put(seats_module, "_FIRST_CELLS", _CELLS))
+        enter(put(_reading, "_UNCERTAIN_TRIES", _TRIES))
         enter(put(slots_module, "memoryview", view_of, create=True))
         for module in (table_module, blocks_module, index_module):
             enter(put(module, "np", NumPy()))
@@ -402,26 +404,8 @@ class World:
 
     def name_of(self, address: int) -> str:
         """Return what lies at an address."""
-        everyone = [*self.processes, self._direct]
-        geometry = self._geometry
-        kinds: list[tuple[int, Callable[[int], str]]] = [
-            (DISK, lambda _: "the files"),
-            (ALIVE, lambda at: f"life of {everyone[at].name}"),
-            (FILES, lambda at: f"file of seat {at}"),
-            (SEGMENT, lambda at: f"data at {at * GRANULE}"),
-            (SEATS, lambda at: f"word {at % SEATS} of the seat of {everyone[at // SEATS].name}"),
-            (geometry.slots, _slot_word),
-            (geometry.nodes, lambda at: f"node {at // L.NODE_WORDS}.{at % L.NODE_WORDS}"),
-            (geometry.buckets, lambda at: f"bucket {at}"),
-            (0, lambda at: _NAMES.get(("W", at), f"word {at}")),
-        ]
-        first, name = next(kind for kind in kinds if address >= kind[0])
-        return name(address - first)
-
-
-def _slot_word(at: int) -> str:
-    slot, field = divmod(at, L.SLOT_WORDS)
-    return f"slot {slot}.{_NAMES.get(('S', field), field)}"
+        everyone = [process.name for process in (*self.processes, self._direct)]
+        return interleave_names.name_of(address, everyone, self._geometry)
 
 
 def _handle_of(session: Any) -> Store:
@@ -438,13 +422,6 @@ _CLOCK = types.SimpleNamespace(
     **{**vars(time), "time_ns": lambda: NOW_NS, "clock_gettime_ns": lambda _: NOW_NS}
 )
 _STILL = {id(time): _CLOCK, id(time.monotonic): lambda: 0.0, id(time.time_ns): lambda: NOW_NS}
-
-
-_NAMES = {
-    (name[0], value): name[2:]
-    for name, value in vars(L).items()
-    if name.startswith(("S_", "W_")) and isinstance(value, int)
-}
 
 
 def _contents(attributes: dict[str, Any]) -> list[tuple[Any, Any]]:

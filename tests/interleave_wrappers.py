@@ -317,10 +317,9 @@ def instrument(session: Any, process: Process) -> None:
     pins.stay()
 
 
-@contextlib.contextmanager
-def put_back(session: Any) -> Iterator[None]:
-    """Let all parts of a session reach memory as they did, afterwards."""
-    parts = (
+def parts_of(session: Any) -> tuple[Any, ...]:
+    """Return what a session consists of, as far as it remembers anything."""
+    return (
         session,
         session.lock,
         session.slots,
@@ -331,7 +330,12 @@ def put_back(session: Any) -> Iterator[None]:
         session.segment,
         session.pins,
     )
-    kept = [(part, vars(part).copy()) for part in parts]
+
+
+@contextlib.contextmanager
+def put_back(session: Any) -> Iterator[None]:
+    """Let all parts of a session reach memory as they did, afterwards."""
+    kept = [(part, vars(part).copy()) for part in parts_of(session)]
     try:
         yield
     finally:
