@@ -114,9 +114,16 @@ class Actor:
             raise Counterexample(f"{process.name} sees a mixture of {numbers}")
         return numbers.pop()
 
-    def get(self, target: ObjectRef | str, *allowed: int | None, mode: str = "shared") -> Any:
-        """Get an object, look at it and let it go; None: it is not there."""
-        got = self.store.get(target, None, mode=mode)
+    def get(self, target: Any, *allowed: int | None, mode: str = "shared") -> Any:
+        """Get an object, look at it and let it go; None: it is not there.
+
+        A plan instead of a reference or a key: None where it does not count any more.
+        """
+        got = (
+            _fetched(target)
+            if isinstance(target, Plan)
+            else self.store.get(target, None, mode=mode)
+        )
         value = None if got is None else self.value_of(got)
         del got
         if value not in allowed:
@@ -137,8 +144,8 @@ class Actor:
         A plan instead of a reference: None where it does not count any more.
         """
         world, process = self.world, self.process
-        got = target.fetch() if isinstance(target, Plan) else self.store.get(target)
-        if got is GONE:
+        got = _fetched(target) if isinstance(target, Plan) else self.store.get(target)
+        if got is None:
             return self._done(None)
         with world.holding(process, got):
             seen = world.look(process, got)[0]
@@ -153,6 +160,11 @@ class Actor:
     def delete(self, target: ObjectRef | str) -> Any:
         """Delete an object."""
         return self._done(f"deleted {self.store.discard(target)}")
+
+
+def _fetched(plan: Plan) -> Any:
+    got = plan.fetch()
+    return None if got is GONE else got
 
 
 def fill(world: World, nbytes: int) -> None:

@@ -39,7 +39,7 @@ from interleave_memory import (
 )
 from interleave_wrappers import NumPy, Packing, instrument, parts_of, put_back, seat_for, view_of
 
-from shmstore import ObjectRef, Store, _reading, _space
+from shmstore import ObjectRef, Store, _reading, _ref, _space
 from shmstore._catalog import slots as slots_module
 from shmstore._catalog import states
 from shmstore._catalog import table as table_module
@@ -181,6 +181,7 @@ class World:
         enter(put(clients_module, "os", self._folder_of_seats()))
         enter(put(seats_module, "_FIRST_CELLS", _CELLS))
         enter(put(_reading, "_UNCERTAIN_TRIES", _TRIES))
+        enter(put(_ref, "_TRIES", _TRIES))
         enter(put(slots_module, "memoryview", view_of, create=True))
         for module in (table_module, blocks_module, index_module):
             enter(put(module, "np", NumPy()))
