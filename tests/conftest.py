@@ -28,6 +28,26 @@ from shmstore import Store
 SHARED_MEMORY = Path("/dev/shm")
 
 
+# Proofs by repetition: what they prove does not depend on the version of Python.
+_PROOFS = {
+    "test_damage_files",
+    "test_faults",
+    "test_history",
+    "test_interleave",
+    "test_kill_matrix",
+    "test_leaks",
+    "test_soak",
+    "test_strangers",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark all tests of the proofs as slow."""
+    for item in items:
+        if item.path.stem in _PROOFS:
+            item.add_marker("slow")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Keep what imports have made out of the many collections that fixtures and tests ask for."""
