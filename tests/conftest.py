@@ -34,6 +34,7 @@ _PROOFS = {
     "test_faults",
     "test_history",
     "test_interleave",
+    "test_interrupts",
     "test_kill_matrix",
     "test_leaks",
     "test_soak",
