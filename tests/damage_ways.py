@@ -207,6 +207,18 @@ def old_page(files: Files, path: str, noise: Noise, scene: Scene) -> str:
     return f"page {at} is an older one"
 
 
+def strange_page(files: Files, path: str, noise: Noise, scene: Scene) -> str:
+    """Take one page from the same file of the other store."""
+    image, found = files[path], scene.other.files.get(path)
+    pages = min(len(image.data), len(found.data) if found else 0) // PAGE
+    if not pages:
+        return wipe(files, path, noise, scene)
+    assert found is not None
+    at = noise.randrange(pages) * PAGE
+    image.data[at : at + PAGE] = found.data[at : at + PAGE]
+    return f"page {at} is that of the other store"
+
+
 # --- the file -------------------------------------------------------------------------------------
 
 
@@ -250,7 +262,7 @@ def remove(files: Files, path: str, noise: Noise, scene: Scene) -> str:
 
 
 FEW: tuple[Way, ...] = (flip_bits, change_bytes, change_word, change_word, change_word)
-SOME: tuple[Way, ...] = (wipe, wipe, move_block, old_page)
+SOME: tuple[Way, ...] = (wipe, wipe, move_block, old_page, strange_page)
 WHOLE: tuple[Way, ...] = (cut, extend, older, foreign, remove)
 
 

@@ -86,7 +86,7 @@ def seal(session: Any, slot: int) -> None:
         nbytes += record.data_nbytes if record.kind & L.KIND_INLINE else 0
     inline_at = start + L.INLINE_OFFSET
     inline = bytes(session.index.memory[inline_at : inline_at + nbytes])
-    first = L.first_crc(slot, record.word >> 8, record.kind)
+    first = L.first_crc(session.index.identity.uuid.int, slot, record.word, record.kind)
     crc = zlib.crc32(described + beside + inline, first)
     words[base + L.S_KIND] = record.kind | crc << L.CRC_SHIFT
 

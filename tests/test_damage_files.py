@@ -213,6 +213,28 @@ def test_page_that_names_another_store_is_the_end_of_the_segment_alone(
     assert targets.try_words("segment-00000", {label + WORD: 5})
 
 
+PAGES = ("client table", "key index", "nodes", "slots", "second page of slots")
+
+
+@pytest.mark.parametrize("living", [False, True], ids=["dead", "living"])
+@pytest.mark.parametrize("page", range(len(PAGES)), ids=PAGES)
+def test_page_of_another_store_is_not_taken_for_ours(
+    targets: FileTargets, page: int, living: Flag
+) -> None:
+    """Its slots have the same numbers, generations and keys as ours, and other values."""
+    template, other = targets.templates[:2]
+    tables = template.geometry
+    starts = (
+        tables.clients,
+        tables.buckets,
+        tables.nodes,
+        tables.slots,
+        tables.slots + PAGE // WORD,
+    )
+    places = range(starts[page] * WORD, starts[page] * WORD + PAGE, WORD)
+    targets.try_words("index", {at: _word_of(other, at) for at in places}, living=living)
+
+
 # --- the harness ----------------------------------------------------------------------------------
 
 

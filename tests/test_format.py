@@ -76,6 +76,10 @@ def _index(store: Store, offset: int, nbytes: int) -> bytes:
         return file.read(nbytes)
 
 
+def _low_uuid(store: Store) -> int:
+    return _words(_index(store, 0, 32))[3] & 0xFFFFFFFF
+
+
 # --- golden bytes --------------------------------------------------------------------------------
 
 
@@ -124,7 +128,7 @@ def test_slot_of_a_small_object_is_these_bytes(store: Store) -> None:
     content = _index(store, SLOTS_AT, 320)
     words = _words(content[:128])
     kind = 2 | 4 | 8
-    crc = zlib.crc32(content[56:128] + header + stream, 1 << 8 | kind)
+    crc = zlib.crc32(content[56:128] + header + stream, (1 << 8 | kind) ^ _low_uuid(store))
     created_ns, words[13] = words[13], 0
     low, high = _digest("k")
     assert words == [
@@ -146,7 +150,8 @@ def test_slot_and_extent_of_an_array_are_these_bytes(store: Store) -> None:
     words = _words(_index(store, SLOTS_AT + 320, 320))
     packed = struct.pack("<24Q", *words[16:])[: words[9]]
     header = msgpack.unpackb(packed)
-    crc = zlib.crc32(struct.pack("<9Q", *words[7:16]) + packed, 2 << 8 ^ 0x9E3779B1)
+    first = 2 << 8 ^ 0x9E3779B1 ^ _low_uuid(store)
+    crc = zlib.crc32(struct.pack("<9Q", *words[7:16]) + packed, first)
     extent = (0 ^ 2) * 0x9E3779B97F4A7C15 >> 48 & 0xFFFF
     assert words[:9] == [2 << 8 | 2, extent << 48, 1, 0, 0, 2, crc << 32, 1, 64]
     assert words[10:13] == [12, 0, 0]
@@ -219,7 +224,7 @@ def _slot(generation: int, kind: int, sizes: tuple[int, ...], name: str, beside:
     origin = (*_digest(name), 1, 1, 0)
     described = struct.pack("<9Q", 1, extent_nbytes, header_nbytes, data_nbytes, *origin)
     slot = generation - 1
-    crc = zlib.crc32(described + beside, (generation << 8 | kind) ^ slot * 0x9E3779B1)
+    crc = zlib.crc32(described + beside, (generation << 8 | kind) ^ slot * 0x9E3779B1 ^ 7)
     words = (generation << 8 | 2, 0, 0, 0, 0, 0, kind | crc << 32)
     return struct.pack("<7Q", *words) + described + beside.ljust(192, b"\0")
 

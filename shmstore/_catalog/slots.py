@@ -121,6 +121,7 @@ class Slots(Moves):
         super().__init__(index)
         self.wipes = bool(index.identity.flags & L.FLAG_ZERO_ON_FREE)
         self._bytes = memoryview(index.memory)
+        self._store = index.identity.uuid.int & L.CRC_MASK
         self.following = 0
 
     # --- the life of a slot --------------------------------------------------------------------
@@ -195,7 +196,7 @@ class Slots(Moves):
         body = (
             _DESCRIPTION.pack(owner, nbytes, sizes, data_nbytes, *digest, *origin) + header + inline
         )
-        crc = crc32(body, L.first_crc(slot, states.generation_of(word), kind))
+        crc = crc32(body, L.first_crc(self._store, slot, word, kind))
         if kind & L.KIND_HEADER_IN_EXTENT:
             body = body[: _DESCRIPTION.size]
         start += _DESCRIPTION_AT
@@ -229,7 +230,7 @@ class Slots(Moves):
     def is_sound(self, record: Record, packed: bytes) -> bool:
         """Return whether the checksums over a published slot, with its header, agree."""
         start = (self._start + record.slot * L.SLOT_WORDS) * L.WORD + _DESCRIPTION_AT
-        crc = L.first_crc(record.slot, states.generation_of(record.word), record.kind)
+        crc = L.first_crc(self._store, record.slot, record.word, record.kind)
         crc = crc32(packed, crc32(self._bytes[start : start + _DESCRIPTION.size], crc))
         if record.kind & L.KIND_INLINE:
             first, end = self.inline_range(record)

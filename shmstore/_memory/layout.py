@@ -95,7 +95,7 @@ kinds: 1 header in the extent, at its end   2 frame in the slot   4 plain pickle
 16 DATA_CRC counts: the crc32 of all frames that readers cannot write
 
 CRC is the crc32 of words 7 to 15, the packed header and the frame in the slot, begun with
-(generation << 8 | kinds) ^ slot * 0x9E3779B1. The check of an EXTENT are bits 48 to 63 of
+(generation << 8 | kinds) ^ slot * 0x9E3779B1 ^ UUID. The check of an EXTENT are bits 48 to 63 of
 (offset ^ generation) * 0x9E3779B97F4A7C15 (D. Knuth, "The art of computer programming" 3, 6.4:
 Fibonacci hashing).
 
@@ -290,9 +290,12 @@ def align(nbytes: int, boundary: int = ALIGNMENT) -> int:
     return (nbytes + boundary - 1) & -boundary
 
 
-def first_crc(slot: int, generation: int, kind: int) -> int:
-    """Return what the checksum over a slot begins with: a copy elsewhere does not agree."""
-    return (generation << 8 | kind) & CRC_MASK ^ slot * FIBONACCI_32 & CRC_MASK
+def first_crc(store: int, slot: int, word: int, kind: int) -> int:
+    """Return what the checksum over a slot begins with: a copy elsewhere does not agree.
+
+    `store` is the UUID of its store, or the lower half of that; `word` is its state word.
+    """
+    return ((word & -256 | kind) ^ slot * FIBONACCI_32 ^ store) & CRC_MASK
 
 
 def extent_check(offset: int, generation: int) -> int:
