@@ -4,12 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import clock, kinds, machine, peers, report, samples
-from benchmarks.arena import COPIES, Arena
-from benchmarks.reader import Reader
+import shmstore
+from benchmarks import catalogue, clock, kinds, machine, peers, report, samples
+from benchmarks.arena import Arena
 from benchmarks.results import Result
 from benchmarks.scratch import scratch_folder
-from benchmarks.workloads import WORKLOADS
 
 INTERRUPTED = 130
 
@@ -17,21 +16,31 @@ INTERRUPTED = 130
 def main() -> int:
     """Run what the command line asks for; return the exit status."""
     options = _options()
+    if options.list:
+        for name, meaning in catalogue.WORKLOADS.items():
+            sys.stdout.write(f"{name:<12} {meaning}\n")
+        return 0
     plan = clock.QUICK if options.quick else clock.FULL
-    found, missing = peers.find()
-    _, no_kinds = kinds.find()
-    chosen, too_large = _fitting(samples.QUICK_SAMPLES if options.quick else samples.SAMPLES)
-    skipped = "; ".join(missing + no_kinds + too_large) or "nothing"
-    context = {**machine.describe(), "plan": str(plan), "skipped": skipped}
+    found, notes = peers.find()
+    if options.peers:
+        found = [each for each in found if _is_wanted(each.kind.label, options.peers)]
+    chosen = samples.QUICK_SAMPLES if options.quick else samples.SAMPLES
+    if options.samples:
+        chosen = tuple(
+            each for each in samples.SAMPLES if any(s in each.label for s in options.samples)
+        )
+    notes += kinds.find()[1]
     results: list[Result] = []
-    try:
-        with scratch_folder() as folder, Reader() as reader:
-            arena = Arena(folder, reader, plan, found, chosen)
-            for name in options.names or WORKLOADS:
-                results += WORKLOADS[name](arena)
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted\n")
-        return INTERRUPTED
+    with scratch_folder() as folder:
+        arena = Arena(folder, plan, found, list(chosen), vars(options), notes)
+        context = {"shmstore": shmstore.__version__, **machine.describe(found), "plan": str(plan)}
+        try:
+            for name in options.names or catalogue.WORKLOADS:
+                results += catalogue.load(name)(arena)
+        except KeyboardInterrupt:
+            sys.stderr.write("\ninterrupted\n")
+            return INTERRUPTED
+    context["notes"] = "; ".join(notes) or "none"
     report.progress("")
     report.show(context, results)
     if options.json:
@@ -41,26 +50,26 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(WORKLOADS)}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="see --list; all by default")
+    parser.add_argument("--list", action="store_true", help="say what there is")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, nothing above 64 MiB")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument(
+        "--peers", nargs="+", metavar="LABEL", help="beside shmstore and the floors, only these"
+    )
+    parser.add_argument(
+        "--samples", nargs="+", metavar="LABEL", help="for put and get, only these ('64 KiB')"
+    )
     options = parser.parse_args()
     for name in options.names:
-        if name not in WORKLOADS:
-            parser.error(f"there is no {name}; there are {', '.join(WORKLOADS)}")
+        if name not in catalogue.WORKLOADS:
+            parser.error(f"there is no {name}; there are {', '.join(catalogue.WORKLOADS)}")
     return options
 
 
-def _fitting(wanted: tuple[samples.Sample, ...]) -> tuple[list[samples.Sample], list[str]]:
-    """Return the samples that there is memory for, and what is missing for the others."""
-    available = machine.available_bytes()
-    fitting = [each for each in wanted if COPIES * each.nbytes < available]
-    short = [
-        f"{each.label}: needs {COPIES * each.nbytes:,} bytes, {available:,} are available"
-        for each in wanted
-        if each not in fitting
-    ]
-    return fitting, short
+def _is_wanted(label: str, wanted: list[str]) -> bool:
+    always = (peers.FLOOR, peers.MEMCPY, "shmstore")
+    return label.startswith(always) or any(part.lower() in label.lower() for part in wanted)
 
 
 if __name__ == "__main__":

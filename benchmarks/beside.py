@@ -1,7 +1,7 @@
 """How does each object stand beside its floor, in one line?
 
 For results that know how many bytes were moved. Times are medians in microseconds, spread is from
-the tenth to the ninetieth percentile; bytes are those that a put of ours writes, in band (stream
+quartile to quartile; bytes are those that a put of ours writes, in band (stream
 or header) and beside; copies are how often the payload is written, by us and by the floor.
 """
 
@@ -12,7 +12,7 @@ from itertools import groupby
 from operator import attrgetter
 
 from benchmarks.peers import FLOOR
-from benchmarks.results import Result, number
+from benchmarks.results import Result, number, written
 
 TIME_HEADS = ("us", "spread", "floor us", "spread", "x floor")
 BYTE_HEADS = ("in band", "beside")
@@ -43,7 +43,7 @@ def _row(pair: dict[str, Result], nbytes: int, *, writes: bool) -> Row:
     if ours.volume.payload != nbytes:
         return ()
     label, _, size = ours.sample.rpartition(", ")
-    over = REFUSED if floor is None else number(ours.timing.median_ns / floor.timing.median_ns)
+    over = REFUSED if floor is None else number(ours.figure.median / floor.figure.median)
     volume = ours.volume
     moved = (f"{volume.in_band:,}", f"{volume.beside:,}") if writes else ()
     copies = (number(volume.copies), "" if floor is None else number(floor.volume.copies))
@@ -53,8 +53,8 @@ def _row(pair: dict[str, Result], nbytes: int, *, writes: bool) -> Row:
 def _times(result: Result | None) -> Row:
     if result is None:
         return "", ""
-    timing = result.timing
+    figure = result.figure
     low, middle, high = (
-        number(each / 1000) for each in (timing.p10_ns, timing.median_ns, timing.p90_ns)
+        written(each, figure.unit) for each in (figure.low, figure.median, figure.high)
     )
     return middle, f"{low}-{high}"

@@ -2,21 +2,27 @@
 
 Operations are timed in batches, so that reading the clock does not count, and in rounds: a round
 times one batch of each operation, in random order, so that a disturbance of the machine hits all of
-them alike. Slow operations sit out some rounds.
+them alike. Slow operations sit out some rounds. The operations may live in several processes: what
+is passed around here is a timer, which runs a batch, wherever that is, and says how long it took.
 """
 
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import repeat
-from statistics import median, quantiles
+from statistics import median
 from time import perf_counter_ns
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Key = TypeVar("Key")
 
+# Runs a batch of so many operations; returns the nanoseconds that they took.
+Timer = Callable[[int], float]
+
 WARM_UPS = 2
 LONGEST_BATCH = 1 << 16
+# Before a batch is timed, this part of it is run: caches may be another process's by then.
+WARM_UP_SHARE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +37,19 @@ class Plan:
         Bounds on the number of rounds, whatever they take.
     batch_ns : int
         An operation is repeated until a batch of it takes about this long.
+    quick : bool
+        Whether this is for a first look: small objects only, few of them.
     """
 
     seconds: float
     fewest_rounds: int
     most_rounds: int
     batch_ns: int
+    quick: bool = False
 
 
-FULL = Plan(seconds=4.0, fewest_rounds=5, most_rounds=60, batch_ns=2_000_000)
-QUICK = Plan(seconds=0.5, fewest_rounds=3, most_rounds=15, batch_ns=1_000_000)
+FULL = Plan(seconds=4.0, fewest_rounds=5, most_rounds=40, batch_ns=2_000_000)
+QUICK = Plan(seconds=0.6, fewest_rounds=3, most_rounds=15, batch_ns=1_000_000, quick=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,35 +63,27 @@ class Operation:
     undo : callable, optional
         Takes what `run` returned, while the clock stands still. Where it is given, the result is
         also dropped outside the clock; otherwise dropping it is part of the operation.
+    before : callable, optional
+        Runs while the clock still stands still.
     """
 
     run: Callable[[], object]
-    undo: Callable[[object], object] | None = None
+    undo: Callable[[Any], object] | None = None
+    before: Callable[[], object] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """What one operation took, over all rounds, in nanoseconds."""
-
-    median_ns: float
-    p10_ns: float
-    p90_ns: float
-    rounds: int
-    batch: int
-
-
-def interleave(operations: Mapping[Key, Operation], plan: Plan) -> dict[Key, Timing]:
-    """Time each operation by turns."""
-    share_ns = plan.seconds * 1e9 / len(operations)
-    schedules = {key: _schedule(each, share_ns, plan) for key, each in operations.items()}
-    times: dict[Key, list[float]] = {key: [] for key in operations}
+def interleave(timers: Mapping[Key, Timer], plan: Plan) -> dict[Key, list[float]]:
+    """Time each operation by turns; return what each took, round by round, in nanoseconds."""
+    share_ns = plan.seconds * 1e9 / max(len(timers), 1)
+    schedules = {key: _schedule(each, share_ns, plan) for key, each in timers.items()}
+    times: dict[Key, list[float]] = {key: [] for key in timers}
     shuffled = random.Random(0)
     for turn in range(plan.most_rounds):
         due = [key for key, each in schedules.items() if each.is_due(turn, plan.most_rounds)]
         for key in shuffled.sample(due, len(due)):
             batch = schedules[key].batch
-            times[key].append(_batch_ns(operations[key], batch) / batch)
-    return {key: _summary(times[key], schedules[key].batch) for key in operations}
+            times[key].append(timers[key](batch) / batch)
+    return times
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,26 +98,29 @@ class _Schedule:
         return (turn + 1) * self.rounds // turns > turn * self.rounds // turns
 
 
-def _schedule(operation: Operation, share_ns: float, plan: Plan) -> _Schedule:
+def _schedule(timer: Timer, share_ns: float, plan: Plan) -> _Schedule:
     """Find out how long the operation takes; it is warm after that."""
     for _ in range(WARM_UPS):
-        _batch_ns(operation, 1)
+        timer(1)
     batch = 1
-    while (taken_ns := _batch_ns(operation, batch)) < plan.batch_ns / 2 and batch < LONGEST_BATCH:
+    while (taken_ns := timer(batch)) < plan.batch_ns / 2 and batch < LONGEST_BATCH:
         batch *= 2
-    rounds = int(share_ns / taken_ns)
+    rounds = int(share_ns / max(taken_ns, 1))
     return _Schedule(min(max(rounds, plan.fewest_rounds), plan.most_rounds), batch)
 
 
-def _summary(times: list[float], batch: int) -> Timing:
-    deciles = quantiles(times, n=10, method="inclusive")
-    return Timing(median(times), deciles[0], deciles[-1], len(times), batch)
+def time_batch(operation: Operation, batch: int) -> float:
+    """Run a batch and return the nanoseconds that it took."""
+    if batch > WARM_UP_SHARE:
+        _batch_ns(operation, batch // WARM_UP_SHARE)
+    return _batch_ns(operation, batch)
 
 
 def _batch_ns(operation: Operation, batch: int) -> float:
-    if operation.undo is None:
+    if operation.undo is None and operation.before is None:
         return _looped_ns(operation.run, batch)
-    return _stepped_ns(operation.run, operation.undo, batch) - batch * CLOCK_NS
+    undo, before = operation.undo or _nothing, operation.before or _nothing
+    return max(_stepped_ns(operation.run, undo, before, batch) - batch * CLOCK_NS, 1.0)
 
 
 def _looped_ns(run: Callable[[], object], batch: int) -> int:
@@ -127,16 +131,26 @@ def _looped_ns(run: Callable[[], object], batch: int) -> int:
     return perf_counter_ns() - start
 
 
-def _stepped_ns(run: Callable[[], object], undo: Callable[[object], object], batch: int) -> int:
+def _stepped_ns(
+    run: Callable[[], object],
+    undo: Callable[[object], object],
+    before: Callable[[], object],
+    batch: int,
+) -> int:
     """Time each run by itself; the reading of the clock is still in the sum."""
     spent = 0
     for _ in repeat(None, batch):
+        before()
         start = perf_counter_ns()
         result = run()
         spent += perf_counter_ns() - start
         undo(result)
         result = None  # dropped here, or the next assignment would drop it under the clock
     return spent
+
+
+def _nothing(*_: object) -> None:
+    pass
 
 
 def _reading_the_clock_ns() -> float:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.samples import KIB, MIB
-from shmstore.serialization import register_generic
 
 SMALL, QUICK, LARGE = 64 * KIB, 4 * MIB, 64 * MIB
 SIZES = {SMALL: "64 KiB", QUICK: "4 MiB", LARGE: "64 MiB"}
@@ -42,9 +41,6 @@ class Untold(Track):
 
     def __reduce__(self) -> tuple[object, ...]:
         return Untold, (self.points,)
-
-
-register_generic(Track)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,18 +3,21 @@
 import mmap
 import os
 import platform
+import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
+from benchmarks.peers import Found
 from benchmarks.scratch import TMPFS
 
-PACKAGES = ("shmstore", "numpy", "lmdb", "msgpack", "cloudpickle", "filelock", "psutil", "rich")
+PACKAGES = ("numpy", "pandas", "pyarrow", "msgpack", "filelock")
 
 
-def describe() -> dict[str, str]:
-    """Return everything that one must know to compare figures."""
+def describe(found: Sequence[Found]) -> dict[str, str]:
+    """Return everything that one must know to compare figures; `found` are the peers."""
+    measured = {each.kind.package: each.python for each in found if each.kind.requires}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _first_value("/proc/cpuinfo", "model name"),
@@ -24,7 +27,8 @@ def describe() -> dict[str, str]:
         "shmem_huge_pages": _chosen("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
         "kernel": platform.platform(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        **{name: _version(name) for name in PACKAGES},
+        **{name: _version(sys.executable, name) for name in PACKAGES},
+        **{name: _version(python, name) for name, python in measured.items()},
     }
 
 
@@ -62,9 +66,11 @@ def _chosen(path: str) -> str:
         return "unknown"
 
 
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        # Run from a checkout, it is imported by now.
-        return getattr(sys.modules.get(package), "__version__", "not installed")
+def _version(python: str, package: str) -> str:
+    """Return the version of what holds a package, as the Python that has it says."""
+    asked = (
+        "import sys; from importlib import metadata as m; name = sys.argv[1]; "
+        "print(m.version(m.packages_distributions().get(name, [name])[0]))"
+    )
+    ran = subprocess.run([python, "-c", asked, package], capture_output=True, check=False)
+    return ran.stdout.decode().strip() or "not installed"

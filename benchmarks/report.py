@@ -10,8 +10,8 @@ from pathlib import Path
 
 from benchmarks import beside
 from benchmarks.peers import FLOOR
-from benchmarks.results import Result, number
-from benchmarks.targets import Target, judge
+from benchmarks.results import NS, Result, number, written
+from benchmarks.targets import Judged, judge
 
 try:
     from rich.box import SIMPLE
@@ -22,9 +22,10 @@ except ImportError:
 else:
     RICH = True
 
-HEADS = ("object", "peer", "median us", "p10", "p90", "x floor")
-TARGET_HEADS = ("target", "beside", "ratio", "at most", "met")
+HEADS = ("object", "peer", "median", "unit", "quartiles", "x floor")
+TARGET_HEADS = ("target", "beside", "measured", "wanted", "met")
 TEXT_COLUMNS = 2
+MICROSECONDS = "us"
 BOLD = "shmstore"
 PIPED_WIDTH = 160
 
@@ -41,13 +42,13 @@ def show(context: dict[str, str], results: list[Result]) -> None:
     ordered = sorted(others, key=attrgetter("workload", "measure"))
     for measure, group in groupby(ordered, key=attrgetter("measure")):
         sections = [
-            [_row(each, ratios.get(each)) for each in rows]
+            [row(each, ratios.get(each)) for each in rows]
             for _, rows in groupby(group, key=attrgetter("sample"))
         ]
         _show_table(measure, HEADS, sections)
     for measure, heads, rows in beside.tables(voluminous):
         _show_table(measure, heads, rows)
-    verdicts = [_verdict(target, ratio) for target, ratio in judge(results)]
+    verdicts = [verdict(each) for each in judge(results)]
     if verdicts:
         _show_table("targets", TARGET_HEADS, [verdicts])
 
@@ -56,7 +57,7 @@ def write_json(path: Path, context: dict[str, str], results: list[Result]) -> No
     """Write everything that is known."""
     ratios = over_floor(results)
     records = [{**asdict(each), "over_floor": ratios.get(each)} for each in results]
-    verdicts = [{**asdict(target), "ratio": ratio} for target, ratio in judge(results)]
+    verdicts = [{**asdict(each), "met": each.met} for each in judge(results)]
     text = json.dumps({"context": context, "results": records, "targets": verdicts}, indent=1)
     path.write_text(f"{text}\n")
 
@@ -64,11 +65,11 @@ def write_json(path: Path, context: dict[str, str], results: list[Result]) -> No
 def over_floor(results: list[Result]) -> dict[Result, float]:
     """Return each median divided by the floor of the same measure and object."""
     place = attrgetter("workload", "measure", "sample")
-    floors = {place(each): each.timing.median_ns for each in results if each.peer == FLOOR}
+    floors = {place(each): each.figure.median for each in results if each.peer == FLOOR}
     return {
-        each: each.timing.median_ns / floors[place(each)]
+        each: each.figure.median / floors[place(each)]
         for each in results
-        if place(each) in floors
+        if floors.get(place(each))
     }
 
 
@@ -79,17 +80,27 @@ def progress(text: str) -> None:
         sys.stderr.flush()
 
 
-def _row(result: Result, ratio: float | None) -> Row:
-    timing = result.timing
-    times = (timing.median_ns, timing.p10_ns, timing.p90_ns)
+def row(result: Result, ratio: float | None) -> Row:
+    """Return a result as cells under `HEADS`."""
+    figure = result.figure
+    middle, low, high = (
+        written(each, figure.unit) for each in (figure.median, figure.low, figure.high)
+    )
+    unit = MICROSECONDS if figure.unit == NS else figure.unit
     over = "" if ratio is None else number(ratio)
-    return (result.sample, result.peer, *(number(each / 1000) for each in times), over)
+    return (result.sample, result.peer, middle, unit, f"{low}-{high}", over)
 
 
-def _verdict(target: Target, ratio: float) -> Row:
-    verdict = "yes" if ratio <= target.at_most else "no"
-    bound = number(target.at_most)
-    return (target.subject, target.measuring_stick, number(ratio), bound, verdict)
+def verdict(judged: Judged) -> Row:
+    """Return a target as cells under `TARGET_HEADS`."""
+    target = judged.target
+    return (
+        target.subject,
+        judged.beside,
+        f"{number(judged.value)}{target.unit}",
+        f"{target.bound}{target.unit}",
+        "yes" if judged.met else "no",
+    )
 
 
 def _show_table(title: str, heads: Row, sections: list[list[Row]]) -> None:

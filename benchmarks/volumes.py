@@ -13,7 +13,6 @@ import pickle
 import re
 import tracemalloc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +23,6 @@ from shmstore.serialization.frames import nbytes
 STATUS = Path("/proc/self/status")
 RESET = Path("/proc/self/clear_refs")
 RESET_HIGH_WATER = "5"
-
-
-@dataclass(frozen=True, slots=True)
-class Volume:
-    """The bytes of one operation.
-
-    Attributes
-    ----------
-    payload : int
-        Size of the object.
-    in_band, beside : int
-        Written to shared memory; none by a get.
-    private : int
-        Held in memory of the process at once.
-    """
-
-    payload: int
-    in_band: int
-    beside: int
-    private: int
-
-    @property
-    def copies(self) -> float:
-        """How often the payload was written."""
-        return (self.in_band + self.beside + self.private) / self.payload
 
 
 def of_pickle(value: object) -> tuple[int, int] | None:

@@ -1,44 +1,80 @@
 """Who is measured?
 
-Each module here adapts one way to share objects and lists its classes in `PEERS`. A module whose
-package is not installed is left out, and said to be.
+Each module here adapts one way to share objects and lists its classes in `PEERS`. A class says what
+package it needs and imports it when it is set up: it may be installed in an environment of its own
+(`make bench-peers`), which the processes of this peer then run in. What is not installed is left
+out, and said to be.
 """
 
-from collections.abc import Callable, Sequence
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-MODULES = ("floor", "ours", "lmdb", "shared_memory")
+MODULES = (
+    "floor",
+    "ours",
+    "lmdb",
+    "shared_memory",
+    "files",
+)
 FLOOR = "floor"
 MEMCPY = "memcpy alone"
+ENVIRONMENTS = Path(__file__).resolve().parent.parent.parent / ".venv-peers"
 
 
 class Peer:
-    """One way to share objects between processes: the owner's end of it or the reader's.
+    """One way to share objects between processes: one process's end of it.
 
-    What is timed comes as a callable without arguments, made beforehand: what an adapter adds to
-    the package that it adapts is then as little as can be.
+    An adapter needs `create`, `attach`, `put`, `get` and `delete`. What is timed comes as a
+    callable without arguments, made beforehand (`putter`, `getter`): one that is about as fast as
+    ours overrides these, so that what is timed is the package and not the adapter.
 
     Attributes
     ----------
     label : str
         Its name in the tables.
+    package : str
+        What has to be importable.
+    requires : tuple of str
+        What pip installs for it in an environment of its own.
     keyed : bool
         Whether objects have names, so that a put can overwrite.
     gets, puts : bool
         Whether it has a get, a put of its own that is worth timing.
     batches : bool
         Whether it takes many objects at once.
+    shared : bool
+        Whether many processes can put into it and get from it at once.
+    fresh : bool
+        Whether it can be set up in no time, over and over.
+    copies : float
+        How often an object lies in memory at once, at most, in all processes.
+    largest : int
+        The size of the largest object that is worth the time.
     address : object
         What another process needs to attach; pickles.
     """
 
     label: ClassVar[str]
+    package: ClassVar[str] = "numpy"
+    requires: ClassVar[tuple[str, ...]] = ()
     keyed: ClassVar[bool] = False
     gets: ClassVar[bool] = True
     puts: ClassVar[bool] = True
     batches: ClassVar[bool] = False
+    shared: ClassVar[bool] = True
+    fresh: ClassVar[bool] = True
+    copies: ClassVar[float] = 4.0
+    largest: ClassVar[int] = 512 << 20
     address: Any
 
     @classmethod
@@ -48,23 +84,39 @@ class Peer:
 
     @classmethod
     def attach(cls, address: Any) -> Self:
-        """Open what another process has created, for reading."""
+        """Open what another process has created."""
         raise NotImplementedError
 
     def close(self) -> None:
         """Let go of it; the owner also removes what does not lie in its folder."""
 
-    def putter(self, value: object) -> Callable[[], object]:
-        """Return what puts `value` and returns a handle; where `keyed`, always under one key."""
+    def put(self, value: object, key: str) -> Any:
+        """Put an object and return its handle; without names, the key need not be used."""
         raise NotImplementedError
 
-    def getter(self, handle: Any) -> Callable[[], object]:
-        """Return what gets the object of the handle."""
+    def get(self, handle: Any) -> object:
+        """Get the object of a handle."""
         raise NotImplementedError
 
     def delete(self, handle: Any) -> None:
-        """Remove the object of the handle."""
+        """Remove the object of a handle."""
         raise NotImplementedError
+
+    def dump(self, handle: Any) -> bytes:
+        """Return what brings a handle to another process."""
+        return pickle.dumps(handle)
+
+    def load(self, dumped: bytes) -> Any:
+        """Return the handle."""
+        return pickle.loads(dumped)
+
+    def putter(self, value: object, key: str = "sample") -> Callable[[], object]:
+        """Return what puts `value` and returns a handle; where `keyed`, always under one key."""
+        return partial(self.put, value, key)
+
+    def getter(self, handle: Any) -> Callable[[], object]:
+        """Return what gets the object of the handle."""
+        return partial(self.get, handle)
 
     def many_putter(self, values: Sequence[object]) -> Callable[[], object]:
         """Return what puts all of them at once and returns one handle for all."""
@@ -79,13 +131,49 @@ class Peer:
         raise NotImplementedError
 
 
-def find() -> tuple[list[type[Peer]], list[str]]:
-    """Return the peers that can run here, and why others cannot."""
-    found: list[type[Peer]] = []
-    missing: list[str] = []
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A peer that can run, and the Python that can run it."""
+
+    kind: type[Peer]
+    python: str
+
+    def has(self, package: str) -> bool:
+        """Return whether another package is installed beside it."""
+        return _has(self.python, package)
+
+
+def environment_of(kind: type[Peer]) -> Path:
+    """Return the folder of the environment that a peer may have to itself."""
+    return ENVIRONMENTS / kind.__module__.rpartition(".")[2]
+
+
+def every() -> Iterator[type[Peer]]:
+    """Give all adapters."""
     for name in MODULES:
-        try:
-            found += import_module(f"{__name__}.{name}").PEERS
-        except ImportError as error:
-            missing.append(f"{name}: {error}")
-    return found, missing
+        yield from import_module(f"{__name__}.{name}").PEERS
+
+
+def find() -> tuple[list[Found], list[str]]:
+    """Return the peers that can run here, and why others cannot."""
+    found: list[Found] = []
+    missing: dict[str, str] = {}
+    for kind in every():
+        own = environment_of(kind) / "bin" / "python"
+        for python in (sys.executable, str(own)):
+            if _has(python, kind.package):
+                found.append(Found(kind, python))
+                break
+        else:
+            missing[kind.package] = f"{kind.label}: {kind.package} is not installed"
+    return found, list(missing.values())
+
+
+@cache
+def _has(python: str, package: str) -> bool:
+    if python == sys.executable:
+        return find_spec(package) is not None
+    if not Path(python).exists():
+        return False
+    asked = f"import importlib.util as u, sys; sys.exit(u.find_spec({package!r}) is None)"
+    return subprocess.run([python, "-c", asked], check=False).returncode == 0

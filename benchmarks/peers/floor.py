@@ -20,6 +20,9 @@ class Floor(Peer):
     label = FLOOR
     keyed = True
     batches = True
+    shared = False
+    copies = 2.0
+    largest = 1 << 30
 
     def __init__(self, path: Path) -> None:
         self.address = path
@@ -40,7 +43,18 @@ class Floor(Peer):
         """Map the file."""
         return cls(address)
 
-    def putter(self, value: object) -> Callable[[], object]:
+    def put(self, value: object, key: str) -> list[slice]:
+        """Pickle the value and copy stream and buffers into the file."""
+        del key
+        buffers: list[pickle.PickleBuffer] = []
+        stream = pickle.dumps(value, 5, buffer_callback=buffers.append)
+        return _copy([stream, *(buffer.raw() for buffer in buffers)], self._view)
+
+    def get(self, handle: list[slice]) -> object:
+        """Unpickle; the buffers are there already."""
+        return self.getter(handle)()
+
+    def putter(self, value: object, key: str = "sample") -> Callable[[], object]:
         """Return what pickles the value and copies stream and buffers into the file."""
         view, dumps = self._view, pickle.dumps
 
@@ -50,12 +64,7 @@ class Floor(Peer):
             view[:stop] = stream
             return [slice(0, stop)]
 
-        def put_with_buffers() -> list[slice]:
-            buffers: list[pickle.PickleBuffer] = []
-            stream = dumps(value, 5, buffer_callback=buffers.append)
-            return _copy([stream, *(buffer.raw() for buffer in buffers)], view)
-
-        return put_with_buffers if len(_frames(value)) > 1 else put_stream
+        return partial(self.put, value, key) if len(_frames(value)) > 1 else put_stream
 
     def getter(self, handle: list[slice]) -> Callable[[], object]:
         """Return what unpickles a stream whose buffers are there already."""
@@ -103,8 +112,9 @@ class Memcpy(Floor):
     gets = False
     batches = False
 
-    def putter(self, value: object) -> Callable[[], object]:
+    def putter(self, value: object, key: str = "sample") -> Callable[[], object]:
         """Return what copies stream and buffers into the file."""
+        del key
         return partial(_copy, _frames(value), self._view)
 
 

@@ -5,11 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
-import lmdb
-
 from benchmarks.peers import Peer
 
-KEY = b"sample"
 SPARE = 64 << 20
 
 
@@ -17,11 +14,16 @@ class Lmdb(Peer):
     """Written with `pwrite`."""
 
     label = "LMDB"
+    package = "lmdb"
+    requires = ("lmdb",)
+    copies = 6.0
     keyed = True
     batches = True
     writemap: ClassVar[bool] = False
 
     def __init__(self, address: tuple[str, int]) -> None:
+        import lmdb
+
         self.address = address
         path, size = address
         self._env = lmdb.open(path, map_size=size, writemap=self.writemap, sync=False)
@@ -40,14 +42,23 @@ class Lmdb(Peer):
         """Unmap."""
         self._env.close()
 
-    def putter(self, value: object) -> Callable[[], object]:
+    def put(self, value: object, key: str) -> bytes:
+        """Put it in a transaction of its own."""
+        return self.putter(value, key)()
+
+    def get(self, handle: bytes) -> object:
+        """Get it in a transaction of its own."""
+        return self.getter(handle)()
+
+    def putter(self, value: object, key: str = "sample") -> Callable[[], bytes]:
         """Return one write transaction."""
         begin, dumps = self._env.begin, pickle.dumps
+        name = key.encode()
 
         def put() -> bytes:
             with begin(write=True) as transaction:
-                transaction.put(KEY, dumps(value, 5))
-            return KEY
+                transaction.put(name, dumps(value, 5))
+            return name
 
         return put
 

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from benchmarks.peers import Peer
-from shmstore import Store
 
-KEY = "sample"
 SPARE = 64 << 20
 
 
@@ -18,9 +16,12 @@ class ByRef(Peer):
     """Anonymous objects, handed on as refs."""
 
     label = "shmstore, by ref"
+    package = "filelock"
     batches = True
+    copies = 3.0
+    largest = 1 << 30
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Any) -> None:
         self._exit = ExitStack()
         self._store = self._exit.enter_context(store)
         self.address = store.name
@@ -28,20 +29,34 @@ class ByRef(Peer):
     @classmethod
     def create(cls, folder: Path, nbytes: int) -> Self:
         """Create a store with room for several of the objects; `SHMSTORE_ROOT` says where."""
+        from shmstore import Store
+
         del folder
         return cls(Store.create(capacity=4 * nbytes + SPARE))
 
     @classmethod
     def attach(cls, address: str) -> Self:
         """Attach to the store of that name."""
+        from shmstore import Store
+
         return cls(Store.attach(address))
 
     def close(self) -> None:
         """Leave the store; its creator destroys it thereby."""
         self._exit.close()
 
-    def putter(self, value: object) -> Callable[[], object]:
+    def put(self, value: object, key: str) -> Any:
+        """Put it; the ref is the handle."""
+        del key
+        return self._store.put(value)
+
+    def get(self, handle: Any) -> object:
+        """Get it."""
+        return self._store.get(handle)
+
+    def putter(self, value: object, key: str = "sample") -> Callable[[], object]:
         """Return `Store.put` of the value."""
+        del key
         return partial(self._store.put, value)
 
     def getter(self, handle: Any) -> Callable[[], object]:
@@ -72,13 +87,18 @@ class ByKey(ByRef):
     keyed = True
     batches = False
 
-    def putter(self, value: object) -> Callable[[], object]:
+    def put(self, value: object, key: str) -> Any:
+        """Put it under the key, which is the handle."""
+        self._store.put(value, key=key)
+        return key
+
+    def putter(self, value: object, key: str = "sample") -> Callable[[], object]:
         """Return `Store.put` under a key; the key is the handle."""
         put = self._store.put
 
         def put_under_key() -> str:
-            put(value, key=KEY)
-            return KEY
+            put(value, key=key)
+            return key
 
         return put_under_key
 

@@ -2,14 +2,12 @@
 
 import itertools
 import pickle
-from collections.abc import Callable
 from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any, Self
 
 from benchmarks.peers import Peer
-from benchmarks.scratch import TMPFS
 
 ALIGNMENT = 64
 
@@ -21,76 +19,64 @@ class OneBlockEach(Peer):
     """Each put creates a block; the reader attaches to it by name."""
 
     label = "SharedMemory each"
+    copies = 2.0
 
     def __init__(self, prefix: str) -> None:
         self.address = prefix
-        self._created: dict[str, SharedMemory | None] = {}  # None: may be there, may be not
+        self._created: dict[str, SharedMemory] = {}
+        self._seen: set[str] = set()
         self._got: SharedMemory | None = None
+        self._numbers = itertools.count()
 
     @classmethod
     def create(cls, folder: Path, nbytes: int) -> Self:
         """Take the folder's name for a prefix that nobody else has."""
         del nbytes
-        return cls("-".join(folder.parts[-2:]))
+        return cls("-".join(folder.parts[-3:]))
 
     @classmethod
     def attach(cls, address: str) -> Self:
         """Prepare to attach to blocks as they come."""
         return cls(address)
 
-    def putter(self, value: object) -> Callable[[], object]:
-        """Return what creates a block and copies stream and buffers into it."""
-        number = itertools.count()
+    def put(self, value: object, key: str) -> Handle:
+        """Create a block and copy stream and buffers into it."""
+        del key
+        buffers: list[pickle.PickleBuffer] = []
+        frames: list[Any] = [pickle.dumps(value, 5, buffer_callback=buffers.append)]
+        frames += [buffer.raw() for buffer in buffers]
+        where, nbytes = _layout(frames)
+        name = f"{self.address}-{next(self._numbers)}"
+        self._created[name] = block = SharedMemory(name, create=True, size=nbytes)
+        for place, frame in zip(where, frames, strict=True):
+            _bytes_of(block)[place] = frame
+        return name, where
 
-        def put() -> Handle:
-            buffers: list[pickle.PickleBuffer] = []
-            frames: list[Any] = [pickle.dumps(value, 5, buffer_callback=buffers.append)]
-            frames += [buffer.raw() for buffer in buffers]
-            where, nbytes = _layout(frames)
-            name = f"{self.address}-{next(number)}"
-            self._created[name] = None
-            self._created[name] = block = SharedMemory(name, create=True, size=nbytes)
-            for place, frame in zip(where, frames, strict=True):
-                _bytes_of(block)[place] = frame
-            return name, where
-
-        return put
-
-    def getter(self, handle: Handle) -> Callable[[], object]:
-        """Return what attaches and unpickles; it also closes the block of the call before.
+    def get(self, handle: Handle) -> object:
+        """Attach and unpickle; also close the block of the call before.
 
         A block cannot be closed while an array lies on it, and must not be dropped open.
         """
         name, where = handle
-
-        def get() -> object:
-            self._close_got()
-            self._got = SharedMemory(name)
-            stream, *buffers = [_bytes_of(self._got)[each] for each in where]
-            return pickle.loads(stream, buffers=buffers)
-
-        return get
+        self._close_got()
+        self._got = SharedMemory(name)
+        self._seen.add(name)
+        stream, *buffers = [_bytes_of(self._got)[each] for each in where]
+        return pickle.loads(stream, buffers=buffers)
 
     def delete(self, handle: Handle) -> None:
         """Unmap and unlink the block."""
-        name, _ = handle
-        if block := self._created[name]:
-            block.close()
-            block.unlink()
-        del self._created[name]
+        block = self._created.pop(handle[0])
+        block.close()
+        block.unlink()
 
     def close(self) -> None:
-        """Remove what is left, quietly even where an interrupt hit between two steps of a call.
-
-        The resource tracker prints a warning for a name that it knows at exit, and for one that it
-        does not know when it is unregistered: hence registered (again), removed, unregistered.
-        """
+        """Remove what is left; keep the reader's resource tracker from removing it as well."""
         self._close_got()
-        for name, block in self._created.items():
-            if block:
-                block.close()
-            resource_tracker.register(f"/{name}", "shared_memory")
-            (TMPFS / name).unlink(missing_ok=True)
+        for block in self._created.values():
+            block.close()
+            block.unlink()
+        for name in self._seen - set(self._created):
             resource_tracker.unregister(f"/{name}", "shared_memory")
 
     def _close_got(self) -> None:

@@ -1,20 +1,55 @@
 """How long does it take another process to get an object, time and again?"""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+from benchmarks import actor
+from benchmarks.actor import Stand
 from benchmarks.arena import Arena
-from benchmarks.reader import time_gets
+from benchmarks.clock import Operation, interleave
+from benchmarks.crew import Team
 from benchmarks.report import progress
 from benchmarks.results import Result, collect
+from benchmarks.samples import Sample
 
 
 def run(arena: Arena) -> Iterator[Result]:
-    """Put each sample once, and let the reader, attached before, get it by turns from each peer."""
-    kinds = [kind for kind in arena.kinds if kind.gets]
-    for sample in arena.samples:
-        progress(f"get: {sample.label}")
-        value = sample.make()
-        with arena.peers(kinds, sample.nbytes) as peers:
-            handles = {label: peer.putter(value)() for label, peer in peers.items()}
-            timings = arena.reader.call(time_gets, handles, sample.touch, arena.plan)
-        yield from collect("get", sample.label, timings)
+    """Put each sample once, and let the readers, attached before, get it by turns."""
+    found = arena.choose(lambda kind: kind.gets)
+    with arena.crew(found) as crew:
+        for sample in arena.samples:
+            progress(f"get: {sample.label}")
+            times: dict[tuple[str, str], list[float]] = {}
+            for flight in crew.flights(sample):
+                with crew.set_up(sample.nbytes, flight) as teams:
+                    timers = {
+                        (measure, label): team.reader.timer(measure)
+                        for label, team in teams.items()
+                        for measure in crew.attempt(label, _put, team, sample) or ()
+                    }
+                    for key, values in interleave(timers, arena.plan).items():
+                        times.setdefault(key, []).extend(values)
+            yield from collect("get", sample.label, times)
+
+
+def _put(team: Team, sample: Sample) -> list[str]:
+    handle = team.owner.call(actor.put, sample.make)
+    return team.reader.call(prepare, handle, sample)
+
+
+def prepare(stand: Stand, dumped: bytes, sample: Sample) -> list[str]:
+    """Prepare get by itself, and with reading one element and dropping the object."""
+    get = stand.peer.getter(stand.peer.load(dumped))
+    stand.operations = {
+        "get": Operation(get, undo=_ignore),
+        "get, touch, drop": Operation(_touching(get, sample.touch)),
+    }
+    return list(stand.operations)
+
+
+def _touching(get: Callable[[], object], touch: Callable[[Any], object]) -> Callable[[], object]:
+    return lambda: touch(get())
+
+
+def _ignore(_: object) -> None:
+    pass

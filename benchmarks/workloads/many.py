@@ -2,40 +2,46 @@
 
 from collections.abc import Iterator
 
+from benchmarks.actor import Stand
 from benchmarks.arena import Arena
 from benchmarks.clock import Operation, interleave
-from benchmarks.peers import Peer
-from benchmarks.reader import time_many_gets
 from benchmarks.report import progress
 from benchmarks.results import Result, collect
 from benchmarks.samples import MIB, small_dict
 
 COUNT = 1000
 LABEL = f"{COUNT} small dicts"
+PUT, GET = "put_many", "get_many, drop"
 
 
-def run_put(arena: Arena) -> Iterator[Result]:
-    """Put them in one call; delete them while the clock stands still."""
-    progress("put_many")
-    values = [small_dict(number) for number in range(COUNT)]
-    with arena.peers(_batching(arena), MIB) as peers:
-        operations = {
-            ("put_many", label): Operation(peer.many_putter(values), undo=peer.delete_many)
-            for label, peer in peers.items()
-        }
-        timings = interleave(operations, arena.plan)
-    yield from collect("put_many", LABEL, timings)
+def run(arena: Arena) -> Iterator[Result]:
+    """Put them in one call and delete them; put them once and let the reader get them."""
+    progress("put_many, get_many")
+    with arena.crew(arena.choose(lambda kind: kind.batches)) as crew, crew.set_up(MIB) as teams:
+        puts = {}
+        for label, team in teams.items():
+            team.owner.call(prepare_puts)
+            puts[PUT, label] = team.owner.timer(PUT)
+        times = interleave(puts, arena.plan)
+        gets = {}
+        for label, team in teams.items():
+            team.reader.call(prepare_gets, team.owner.call(put_once))
+            gets[GET, label] = team.reader.timer(GET)
+        times |= interleave(gets, arena.plan)
+    yield from collect("many", LABEL, times)
 
 
-def run_get(arena: Arena) -> Iterator[Result]:
-    """Put them once; let the reader get them all in one call, over and over."""
-    progress("get_many")
-    values = [small_dict(number) for number in range(COUNT)]
-    with arena.peers(_batching(arena), MIB) as peers:
-        handles = {label: peer.many_putter(values)() for label, peer in peers.items()}
-        timings = arena.reader.call(time_many_gets, handles, arena.plan)
-    yield from collect("get_many", LABEL, timings)
+def prepare_puts(stand: Stand) -> None:
+    """Prepare to put and delete them."""
+    put = stand.peer.many_putter([small_dict(number) for number in range(COUNT)])
+    stand.operations[PUT] = Operation(put, undo=stand.peer.delete_many)
 
 
-def _batching(arena: Arena) -> list[type[Peer]]:
-    return [kind for kind in arena.kinds if kind.batches]
+def put_once(stand: Stand) -> bytes:
+    """Put those that are got; return what the reader needs."""
+    return stand.peer.dump(stand.operations[PUT].run())
+
+
+def prepare_gets(stand: Stand, dumped: bytes) -> None:
+    """Prepare to get those that stay."""
+    stand.operations[GET] = Operation(stand.peer.many_getter(stand.peer.load(dumped)))

@@ -2,42 +2,44 @@
 
 from collections.abc import Callable, Iterator
 
+from benchmarks.actor import Stand
 from benchmarks.arena import Arena
 from benchmarks.clock import Operation, interleave
-from benchmarks.peers import Peer
 from benchmarks.report import progress
 from benchmarks.results import Result, collect
+from benchmarks.samples import ARRAY_64M, Sample
 
 
 def run(arena: Arena) -> Iterator[Result]:
     """Put and delete, or overwrite, the same object over and over, with a reader attached."""
-    kinds = [kind for kind in arena.kinds if kind.puts]
-    for sample in arena.samples:
-        progress(f"put: {sample.label}")
-        value = sample.make()
-        for operations in (_deleting, _overwriting):
-            with arena.peers(kinds, sample.nbytes) as peers:
-                timings = interleave(operations(peers, value), arena.plan)
-            yield from collect("put", sample.label, timings)
+    found = arena.choose(lambda kind: kind.puts)
+    with arena.crew(found) as crew:
+        for sample in arena.samples:
+            progress(f"put: {sample.label}")
+            times: dict[tuple[str, str], list[float]] = {}
+            for flight in crew.flights(sample):
+                with crew.set_up(sample.nbytes, flight) as teams:
+                    timers = {
+                        (measure, label): team.owner.timer(measure)
+                        for label, team in teams.items()
+                        for measure in crew.attempt(label, team.owner.call, prepare, sample) or ()
+                    }
+                    for key, values in interleave(timers, arena.plan).items():
+                        times.setdefault(key, []).extend(values)
+            yield from collect("put", sample.label, times)
 
 
-def _deleting(peers: dict[str, Peer], value: object) -> dict[tuple[str, str], Operation]:
-    """Return put by itself (deleted while the clock stands still), and both together."""
-    operations = {}
-    for label, peer in peers.items():
-        put = peer.putter(value)
-        operations["put", label] = Operation(put, undo=peer.delete)
-        operations["put, delete", label] = Operation(_both(put, peer.delete))
-    return operations
-
-
-def _overwriting(peers: dict[str, Peer], value: object) -> dict[tuple[str, str], Operation]:
-    """Return put under a key that is taken."""
-    return {
-        ("put, overwrite", label): Operation(peer.putter(value))
-        for label, peer in peers.items()
-        if peer.keyed
+def prepare(stand: Stand, sample: Sample) -> list[str]:
+    """Prepare put by itself (deleted while the clock stands still), both together, overwriting."""
+    put, delete = stand.peer.putter(sample.make()), stand.peer.delete
+    stand.operations = {
+        "put": Operation(put, undo=delete),
+        "put, delete": Operation(_both(put, delete)),
     }
+    delete(put())
+    if stand.kind.keyed and sample.nbytes <= ARRAY_64M.nbytes:
+        stand.operations["put, overwrite"] = Operation(put)
+    return list(stand.operations)
 
 
 def _both(put: Callable[[], object], delete: Callable[[object], object]) -> Callable[[], object]:

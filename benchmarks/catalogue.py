@@ -1,0 +1,29 @@
+"""What is measured?
+
+A workload is a module in `workloads/` with a function `run`, which takes an `Arena` and gives
+results; it is listed here with what it tells in one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib import import_module
+
+from benchmarks.arena import Arena
+from benchmarks.results import Result
+
+Workload = Callable[[Arena], Iterator[Result]]
+
+WORKLOADS = {
+    "put": "put an object into memory that was used before, by size",
+    "get": "get an object in another process, time and again, by size",
+    "many": "put and get 1,000 small objects in one call",
+    "cold": "put an array into pages that nobody has touched",
+    "first_get": "get a large array for the first time, and read all of it",
+    "types": "put and get an object of each type that is handled, beside pickle",
+}
+
+
+def load(name: str) -> Workload:
+    """Return the workload of a name."""
+    return import_module(f"benchmarks.workloads.{name}").run
