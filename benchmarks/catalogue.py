@@ -20,6 +20,9 @@ WORKLOADS = {
     "many": "put and get 1,000 small objects in one call",
     "cold": "put an array into pages that nobody has touched",
     "first_get": "get a large array for the first time, and read all of it",
+    "contention": "1 to 8 processes put and get small objects at once: throughput, tails",
+    "writers": "1 to 8 processes put 64 KiB arrays at once: throughput",
+    "mixed": "4 processes put, get and delete objects of all sizes: percentiles",
     "types": "put and get an object of each type that is handled, beside pickle",
 }
 

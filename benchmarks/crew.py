@@ -162,12 +162,10 @@ class Crew:
             for label, team in wanted.items()
             if self.attempt(label, _open, team, nbytes)
         }
-        try:
-            yield up
-        finally:
-            for label, team in up.items():
-                if label in self.teams:
-                    self.attempt(label, _close, team)
+        yield up  # an error ends all processes; see `Arena.crew`
+        for label, team in up.items():
+            if label in self.teams:
+                self.attempt(label, _close, team)
 
     def attempt(self, label: str, function: Callable[..., object], *args: object) -> Any:
         """Return what a function returns; a peer for which it fails is noted and sent away."""
