@@ -19,6 +19,7 @@ WORKLOADS = {
     "get": "get an object in another process, time and again, by size",
     "many": "put and get 1,000 small objects in one call",
     "cold": "put an array into pages that nobody has touched",
+    "handoff": "hand an object over to a process that waits for it, and hear back",
     "first_get": "get a large array for the first time, and read all of it",
     "contention": "1 to 8 processes put and get small objects at once: throughput, tails",
     "writers": "1 to 8 processes put 64 KiB arrays at once: throughput",

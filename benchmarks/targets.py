@@ -151,8 +151,11 @@ TARGETS = (
         other_sample="1 process",
         at_least=1.0,
     ),
-    Target(measure="p99.9 over median of a put", sample="8 processes", at_most=20),
-    Target(measure="p99.9 over median of a get", sample="8 processes", at_most=20),
+    *(
+        Target(measure=f"p99.9 over median of a {verb}", sample=sample, at_most=20)
+        for sample in ("8 processes", "8 processes, with pauses")
+        for verb in ("put", "get")
+    ),
 )
 
 

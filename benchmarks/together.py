@@ -50,11 +50,14 @@ class Work:
         How many objects it gets after each put; they may be another process's.
     seconds : float
         For how long.
+    pause_s : float
+        How long it sleeps after each turn, on average.
     """
 
     make: tuple[Callable[[], object], ...]
     gets: int
     seconds: float
+    pause_s: float = 0.0
 
 
 def run(actors: Sequence[Actor], work: Work) -> list[Log]:
@@ -136,6 +139,8 @@ def do(stand: Stand, work: Work, start_ns: int) -> Log:
             hand.get(chance.choice(shared) if shared else mine[-1])
         if len(mine) > OWN:
             hand.delete(mine.pop(0))
+        if work.pause_s:
+            time.sleep(chance.uniform(0, 2 * work.pause_s))
         turn += 1
     for handle in mine:
         stand.peer.delete(handle)

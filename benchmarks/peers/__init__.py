@@ -19,12 +19,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from benchmarks.line import MOMENT, Line
+
 MODULES = (
     "floor",
     "ours",
     "lmdb",
     "shared_memory",
     "files",
+    "pipes",
 )
 FLOOR = "floor"
 MEMCPY = "memcpy alone"
@@ -54,6 +57,10 @@ class Peer:
         Whether it takes many objects at once.
     shared : bool
         Whether many processes can put into it and get from it at once.
+    hands : bool
+        Whether it is worth while to hand objects over by it.
+    own_consumer : bool
+        Whether it starts the process that it hands objects over to.
     fresh : bool
         Whether it can be set up in no time, over and over.
     copies : float
@@ -62,6 +69,8 @@ class Peer:
         The size of the largest object that is worth the time.
     address : object
         What another process needs to attach; pickles.
+    line : Line
+        By which two processes tell each other something, where the peer has nothing for that.
     """
 
     label: ClassVar[str]
@@ -72,10 +81,13 @@ class Peer:
     puts: ClassVar[bool] = True
     batches: ClassVar[bool] = False
     shared: ClassVar[bool] = True
+    hands: ClassVar[bool] = True
+    own_consumer: ClassVar[bool] = False
     fresh: ClassVar[bool] = True
     copies: ClassVar[float] = 4.0
     largest: ClassVar[int] = 512 << 20
     address: Any
+    line: Line
 
     @classmethod
     def create(cls, folder: Path, nbytes: int) -> Self:
@@ -109,6 +121,31 @@ class Peer:
     def load(self, dumped: bytes) -> Any:
         """Return the handle."""
         return pickle.loads(dumped)
+
+    # --- handing over; see the workload `handoff` ---
+
+    def hand_over(self, value: object, key: str) -> Any:
+        """Put an object and tell the other process; return its handle."""
+        handle = self.put(value, key)
+        self.line.send(self.dump(handle))
+        return handle
+
+    def take(self, key: str) -> object:
+        """Wait for what is handed over, and get it."""
+        del key
+        return self.get(self.load(self.line.receive()))
+
+    def answer(self, key: str, read_at: int) -> None:
+        """Say that it was read, and when."""
+        del key
+        self.line.send(MOMENT.pack(read_at))
+
+    def answered(self, key: str) -> int:
+        """Wait for that; return when it was read."""
+        del key
+        return MOMENT.unpack(self.line.receive())[0]
+
+    # --- as callables without arguments ---
 
     def putter(self, value: object, key: str = "sample") -> Callable[[], object]:
         """Return what puts `value` and returns a handle; where `keyed`, always under one key."""

@@ -107,6 +107,7 @@ class ByNewRef(ByRef):
     """A ref that has just come from another process: nothing about its object is known yet."""
 
     label = "shmstore, new ref"
+    hands = False
     puts = False
     batches = False
 

@@ -2,8 +2,11 @@
 
 Each puts a small object, gets one of those that all share, and deletes its own ones after a while.
 Throughput counts the three operations of all processes. The tail is the worst process's: its 99.9th
-percentile, over the median of all. The floor is processes that pickle and copy each for itself: its
-tail is the scheduler's.
+percentile, over the median of all. The floor is processes that pickle and copy each for itself.
+
+More processes than processors wait for one another whatever they do: the scheduler lets the others
+run for some milliseconds, a thousand times the length of a put. So the tails are also measured with
+processes that pause after each turn, and leave the processors idle for most of the time.
 """
 
 from __future__ import annotations
@@ -27,30 +30,39 @@ TOGETHER = "put and get, all together"
 TAIL = "p99.9 over median of a {}"
 ROUNDS, SECONDS = 5, 0.5
 QUICK_ROUNDS, QUICK_SECONDS = 3, 0.2
+PAUSE_S = 0.002
+
+# What each process did, by peer and number of processes, round by round.
+Logs = dict[str, dict[int, list[list[Log]]]]
 
 
 def run(arena: Arena) -> Iterator[Result]:
-    """Let 1, 2, 4 and 8 processes of each peer work, by turns."""
+    """Let 1, 2, 4 and 8 processes of each peer work, by turns; then 8 that pause."""
     seconds = QUICK_SECONDS if arena.plan.quick else SECONDS
     logs = measure(arena, Work((small_dict,), 1, seconds), TOGETHER)
     for processes in PROCESSES:
-        label = named(processes)
         values = {
             (TOGETHER, peer): [together.per_second(each) for each in rounds[processes]]
             for peer, rounds in logs.items()
         }
-        yield from collect("contention", label, values, PER_SECOND)
-        tails = {
-            (TAIL.format(verb), peer): [tail(each, verb) for each in rounds[processes]]
-            for peer, rounds in logs.items()
-            for verb in ("put", "get")
-        }
-        yield from collect("contention", label, tails, TIMES)
+        yield from collect("contention", named(processes), values, PER_SECOND)
+        yield from _tails(logs, processes, named(processes))
+    processes = max(PROCESSES)
+    paced = Work((small_dict,), 1, 2 * seconds, pause_s=PAUSE_S)
+    logs = measure(arena, paced, "put and get, with pauses", (processes,))
+    yield from _tails(logs, processes, f"{named(processes)}, with pauses")
 
 
-def measure(
-    arena: Arena, work: Work, what: str, counts: tuple[int, ...] = PROCESSES
-) -> dict[str, dict[int, list[list[Log]]]]:
+def _tails(logs: Logs, processes: int, sample: str) -> Iterator[Result]:
+    tails = {
+        (TAIL.format(verb), peer): [tail(each, verb) for each in rounds[processes]]
+        for peer, rounds in logs.items()
+        for verb in ("put", "get")
+    }
+    yield from collect("contention", sample, tails, TIMES)
+
+
+def measure(arena: Arena, work: Work, what: str, counts: tuple[int, ...] = PROCESSES) -> Logs:
     """Return by peer and number of processes what each process did, round by round."""
     found = arena.choose(
         lambda kind: kind.label == FLOOR or (kind.shared and kind.puts and kind.gets)
