@@ -40,6 +40,7 @@ import numpy.typing as npt
 
 from shmstore._catalog import states
 from shmstore._catalog.slots import Record
+from shmstore._catalog.soundness import unsound
 from shmstore._catalog.table import are_placed, extents_of, holds_extent
 from shmstore._info import Recovered
 from shmstore._memory import layout as L
@@ -95,9 +96,9 @@ def recover(session: Session) -> Recovered:
     dead, puts = mend(session)
     if used > session.identity.capacity:
         used = words[L.W_USED]
-    lost = [slot for _, slot in session.slots.present() if not _is_whole(session, slot)]
+    table = session.slots.table()
+    lost = _damaged(session, table)
     if lost:
-        table = session.slots.table()
         for slot in lost:
             table[slot, L.S_STATE] = states.move(int(table[slot, L.S_STATE]), states.DOOMED)
         mend(session)
@@ -128,13 +129,13 @@ def mend(session: Session) -> tuple[int, int]:
     _wipe_free(session)
     _rebuild_lists(session, table)
     present = states.are_present(table[:, L.S_STATE])
-    named = present & (table[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0)
+    named = present & _have_keys(table)
     words = session.index.words
     words[L.W_OBJECTS] = int(present.sum())
     words[L.W_NAMED] = int(named.sum())
     _count_special(session, table, present)
     words[L.W_NEXT_GENERATION] = _next_generation(session, table)
-    session.keys.rebuild(np.flatnonzero(named).tolist())
+    session.keys.rebuild(np.flatnonzero(named))
     abandoned = _doom_abandoned(session)
     _sweep_files(session)
     session.lock.mending = False
@@ -176,12 +177,10 @@ def _count_special(session: Session, table: Table, present: npt.NDArray[np.bool_
 def _end_copies(session: Session, table: Table) -> None:
     """Of slots with the same generation leave the one that is right: the others are copies."""
     generations = states.generations_of(table[:, L.S_STATE])
-    order = np.argsort(generations, kind="stable")
-    ordered = generations[order]
-    same = (ordered[1:] == ordered[:-1]) & (ordered[1:] != 0)
-    if not bool(same.any()):
+    if not _repeats(generations[generations != 0]):
         return
-    doubtful = np.flatnonzero(np.isin(generations, ordered[1:][same]))
+    lived, times = np.unique(generations, return_counts=True)
+    doubtful = np.flatnonzero(np.isin(generations, lived[(times > 1) & (lived != 0)]))
     right: set[int] = set()
     for weak, generation, _, _, slot in sorted(_claims(session, table, doubtful)):
         if weak and generation in right:  # two that are right had NEXT_GENERATION damaged between
@@ -196,6 +195,17 @@ def _next_generation(session: Session, table: Table) -> int:
     if following > states.MOST_GENERATIONS:  # damaged: those of deleted objects are not known
         return max(known, session.slots.following) + _MANY_GENERATIONS
     return max(following, known, session.slots.following)
+
+
+def _damaged(session: Session, table: Table) -> list[int]:
+    """Return the published slots that do not agree with their checksums, in memory and in files."""
+    state = states.states_of(table[:, L.S_STATE])
+    absent = isinstance(session.segment, Absent)
+    segment = None if absent else memoryview(session.segment.readonly)
+    ready = np.flatnonzero(state == states.READY)
+    lost: list[int] = unsound(session.index, table, ready, segment).tolist()
+    spilled = np.flatnonzero(state == states.SPILLED).tolist()
+    return lost + [slot for slot in spilled if not _is_whole(session, slot)]
 
 
 def _is_whole(session: Session, slot: int) -> bool:
@@ -251,9 +261,7 @@ def _doom_abandoned(session: Session) -> int:
 def _end_older_twins(session: Session, table: Table) -> None:
     """Of published objects with the same key leave the youngest: an overwrite was cut short."""
     youngest: dict[tuple[int, int], int] = {}
-    for _, slot in session.slots.present():
-        if not int(table[slot, L.S_KIND]) & L.KIND_NAMED:
-            continue
+    for slot in _alike(table).tolist():
         digest = int(table[slot, L.S_DIGEST]), int(table[slot, L.S_DIGEST + 1])
         older = youngest.get(digest)
         if older is None:
@@ -262,6 +270,31 @@ def _end_older_twins(session: Session, table: Table) -> None:
         ends = older if _is_whole(session, slot) or not _is_whole(session, older) else slot
         table[ends, L.S_STATE] = states.move(int(table[ends, L.S_STATE]), states.DOOMED)
         youngest[digest] = older + slot - ends
+
+
+def _alike(table: Table) -> Slots:
+    """Return the published slots that share the first word of their digest, oldest first."""
+    named = states.are_present(table[:, L.S_STATE]) & _have_keys(table)
+    slots = np.flatnonzero(named)
+    lows = table[slots, L.S_DIGEST]
+    if not _repeats(lows):
+        return slots[:0]
+    order = np.argsort(lows)
+    same = np.flatnonzero(lows[order[1:]] == lows[order[:-1]])
+    slots = slots[order[np.union1d(same, same + 1)]]
+    alike: Slots = slots[np.argsort(table[slots, L.S_STATE])]
+    return alike
+
+
+def _repeats(numbers: Table) -> bool:
+    """Return whether a number comes more than once."""
+    ordered = np.sort(numbers)
+    return bool((ordered[1:] == ordered[:-1]).any())
+
+
+def _have_keys(table: Table) -> npt.NDArray[np.bool_]:
+    have: npt.NDArray[np.bool_] = table[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0
+    return have
 
 
 def _rebuild_extents(session: Session, table: Table) -> None:
@@ -273,8 +306,8 @@ def _rebuild_extents(session: Session, table: Table) -> None:
     state = states.states_of(table[:, L.S_STATE])
     ready = (state == states.READY) & (table[:, L.S_EXTENT_NBYTES] != 0)
     slots = np.flatnonzero(holds_extent(table) | ready)
-    slots = slots[np.argsort(extents_of(table[slots]), kind="stable")]
-    inside = _are_inside(table[slots], session.identity.capacity)
+    slots = slots[np.argsort(_offsets(table, slots), kind="stable")]
+    inside = _are_inside(table[slots, : L.S_HEADER_NBYTES], session.identity.capacity)
     kept = _disjoint(session, table, slots[inside])
     lost = np.setdiff1d(slots, kept, assume_unique=True)
     for slot in session.clients.pinned().intersection(lost.tolist()) if len(lost) else ():
@@ -282,9 +315,9 @@ def _rebuild_extents(session: Session, table: Table) -> None:
     table[lost, L.S_NODE] = 0
     again = lost[are_placed(table[lost])]
     table[again, L.S_EXTENT] ^= np.uint64(_NEVER) << np.uint64(L.EXTENT_SHIFT)  # for good
-    places = extents_of(table[kept]), table[kept, L.S_EXTENT_NBYTES], kept
-    nodes = session.allocator.rebuild(zip(*(column.tolist() for column in places), strict=True))
-    table[kept, L.S_NODE] = np.array(nodes, np.uint64) + np.uint64(1)
+    sizes = table[kept, L.S_EXTENT_NBYTES]
+    nodes = session.allocator.rebuild(_offsets(table, kept), sizes, kept)
+    table[kept, L.S_NODE] = (nodes + 1).astype(np.uint64)
 
 
 def _wipe_free(session: Session) -> None:
@@ -299,6 +332,12 @@ def _wipe_free(session: Session) -> None:
     segment.wipe(top, session.identity.capacity - top, cold=not words[L.W_BACKED])
 
 
+def _offsets(table: Table, slots: Slots) -> Table:
+    """Return where the extents of slots begin."""
+    offsets: Table = table[slots, L.S_EXTENT] & np.uint64(L.EXTENT_MASK)
+    return offsets
+
+
 def _are_inside(rows: Table, capacity: int) -> npt.NDArray[np.bool_]:
     """Return which extents lie where their slots say, inside the segment."""
     offsets, sizes = extents_of(rows), rows[:, L.S_EXTENT_NBYTES]
@@ -311,7 +350,7 @@ def _are_inside(rows: Table, capacity: int) -> npt.NDArray[np.bool_]:
 
 def _disjoint(session: Session, table: Table, slots: Slots) -> Slots:
     """Return those of the slots, lowest extent first, that may keep their extents."""
-    offsets, sizes = extents_of(table[slots]), table[slots, L.S_EXTENT_NBYTES]
+    offsets, sizes = _offsets(table, slots), table[slots, L.S_EXTENT_NBYTES]
     if bool((offsets[1:] >= (offsets + sizes)[:-1]).all()):
         return slots
     kept: list[tuple[int, int, int]] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+import numpy as np
 import pytest
 import rooms
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from shmstore._memory import layout as L
 from shmstore._memory.allocator import Allocator, Extent, size_class
 from shmstore._memory.index import Index
+from shmstore._memory.rebuilding import size_classes
 from shmstore.errors import CorruptStoreError
 
 UNIT = 64
@@ -32,6 +34,13 @@ def _take(allocator: Allocator, nbytes: int) -> Extent:
     extent = allocator.allocate(nbytes)
     assert extent is not None
     return extent
+
+
+def _rebuild(allocator: Allocator, extents: dict[int, int]) -> list[int]:
+    """Make the tables anew from ranges (offset: nbytes); return their nodes."""
+    offsets = np.array(list(extents), np.uint64)
+    sizes = np.array(list(extents.values()), np.uint64)
+    return allocator.rebuild(offsets, sizes, np.full(len(extents), -1)).tolist()
 
 
 def _assert_in_order(allocator: Allocator, index: Index, live: dict[int, int]) -> None:
@@ -113,7 +122,7 @@ class AllocatorMachine(RuleBasedStateMachine):
     def rebuild(self) -> None:
         """Make the tables anew from the extents."""
         self.live.sort(key=lambda extent: extent.offset)
-        nodes = self.allocator.rebuild([(e.offset, e.nbytes, -1) for e in self.live])
+        nodes = _rebuild(self.allocator, {e.offset: e.nbytes for e in self.live})
         self.live = [e._replace(node=node) for e, node in zip(self.live, nodes, strict=True)]
 
     @invariant()
@@ -332,6 +341,15 @@ def test_extent_within_prefaulted_pages_is_never_cold() -> None:
         assert _take(allocator, 64).cold
 
 
+@given(units=st.lists(st.integers(1, L.MAX_CAPACITY // UNIT)))
+def test_size_classes_of_many_are_those_of_each(units: list[int]) -> None:
+    """What rebuilds the tables hangs each block where the allocator looks for it."""
+    edges = [(1 << level) + d for level in range(4, 42) for d in (-1, 0, 1)]
+    sizes = [UNIT * unit for unit in (*units, *edges)]
+    expected = [size_class(nbytes) for nbytes in sizes]
+    assert size_classes(np.array(sizes, np.uint64)).tolist() == expected
+
+
 # --- rebuilding, and damage ----------------------------------------------------------------------
 
 
@@ -351,7 +369,7 @@ def test_rebuilt_allocator_gives_what_the_old_one_could_give(
     with _allocator(1 << 20) as (allocator, index):
         for n in asked:
             allocator.allocate(n)
-        nodes = allocator.rebuild([(*extent, -1) for extent in extents.items()])
+        nodes = _rebuild(allocator, extents)
         assert len(set(nodes)) == len(extents)
         _assert_in_order(allocator, index, extents)
         gaps = [gap * UNIT for gap, _ in gaps_and_sizes]

@@ -7,6 +7,7 @@ import random
 import struct
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import rooms
 from hypothesis import given, settings
@@ -138,7 +139,7 @@ def test_keys_in_any_order_of_calls_agree_with_a_dict(
                 catalog.remove(key)
                 del model[key]
             elif what == "rebuild":
-                catalog.keys.rebuild(sorted(model.values()))
+                catalog.keys.rebuild(np.array(sorted(model.values()), np.intp))
             assert catalog.find(key) == model.get(key, -1)
         catalog.assert_equal(model)
 
@@ -147,7 +148,7 @@ def test_index_without_keys_finds_nothing(catalog: Catalog) -> None:
     """Before the first key there is not even a bucket."""
     assert catalog.find("a") == -1
     assert list(catalog.keys.chains()) == []
-    catalog.keys.rebuild([])
+    catalog.keys.rebuild(np.array([], np.intp))
     assert catalog.find("a") == -1
 
 
@@ -246,7 +247,7 @@ def test_rebuild_after_damage_finds_every_key_again(catalog: Catalog) -> None:
         index.words[index.geometry.buckets + bucket] = bucket % 5
     for slot in model.values():
         index.words[rooms.word_of(slot, L.S_CHAIN, index)] = 3
-    catalog.keys.rebuild(list(model.values()))
+    catalog.keys.rebuild(np.array(sorted(model.values()), np.intp))
     catalog.assert_equal(model)
     model["more"] = catalog.put("more")
     catalog.assert_equal(model)

@@ -16,6 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from hashlib import blake2b
 
+import numpy as np
+import numpy.typing as npt
+
 from shmstore._catalog import states
 from shmstore._memory import layout as L
 from shmstore._memory.index import Index
@@ -32,6 +35,14 @@ def digest_of(key: str) -> Digest:
     """Return the two words that stand for a key."""
     raw = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     return int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little")
+
+
+def _buckets_of(lows: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.intp]:
+    """Return the bucket, of so many, that each digest falls into, see `KeyIndex._bucket`."""
+    mask = (1 << (count - 1).bit_length()) - 1
+    numbers = lows & np.uint64(mask)
+    numbers[numbers >= np.uint64(count)] &= np.uint64(mask >> 1)
+    return numbers.astype(np.intp)
 
 
 class KeyIndex:
@@ -110,16 +121,25 @@ class KeyIndex:
         link = self._link_to(slot)
         self._words[link] = self._words[self._slots + slot * L.SLOT_WORDS + L.S_CHAIN]
 
-    def rebuild(self, slots: list[int]) -> None:
-        """Make the index anew for these slots. Requires: the store lock."""
-        words = self._words
+    def rebuild(self, slots: npt.NDArray[np.intp]) -> None:
+        """Make the index anew for these slots, lowest first. Requires: the store lock."""
+        words, index = self._words, self._index
         words[L.W_BUCKETS] = 0
         wanted = min(max(_FIRST_BUCKETS, len(slots)), self._room())
-        for bucket in range(self._buckets, self._buckets + wanted):
-            words[bucket] = 0
+        heads = np.zeros(wanted, np.uint64)
+        if len(slots):
+            table = index.rows(self._slots, int(slots[-1]) + 1, L.SLOT_WORDS)
+            buckets = _buckets_of(table[slots, L.S_DIGEST], wanted)
+            order = np.argsort(buckets, kind="stable")
+            buckets, slots = buckets[order], slots[order]
+            numbers = (slots + 1).astype(np.uint64)
+            behind = np.concatenate([np.zeros(1, np.uint64), numbers[:-1]])
+            behind[1:][buckets[1:] != buckets[:-1]] = 0
+            table[slots, L.S_CHAIN] = behind
+            heads[buckets] = numbers  # of those in one bucket the last counts
+        column = index.rows(self._buckets, wanted, 1)
+        column[:, 0] = heads
         words[L.W_BUCKETS] = wanted
-        for slot in slots:
-            self._enter(slot)
 
     def chains(self) -> Iterator[tuple[int, int]]:
         """Walk all (bucket, slot) pairs, as many as there are slots, and one more.

@@ -14,11 +14,11 @@ from the extents of the slots.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from shmstore._memory import layout as L
 from shmstore._memory.blocks import Blocks
+from shmstore._memory.rebuilding import Numbers, Words, bitmaps, lay_out
 
 
 class Extent(NamedTuple):
@@ -143,37 +143,41 @@ class Allocator(Blocks):
                     most -= ranges[-1][1]
         return ranges
 
-    def rebuild(self, extents: Iterable[tuple[int, int, int]]) -> list[int]:
+    def rebuild(self, offsets: Words, sizes: Words, slots: Numbers) -> Numbers:
         """Make all tables anew from the used ranges.
 
         Parameters
         ----------
-        extents
-            Offset, size and slot of each, sorted by offset, checked not to overlap.
+        offsets, sizes, slots
+            Of each range and its object, sorted by offset, checked not to overlap.
 
         Returns
         -------
-        list of int
-            The node of each extent.
+        array of int
+            The node of each range.
+
+        Raises
+        ------
+        OSError
+            ENOSPC: the tables cannot grow.
         """
         words = self._words
-        for word in range(L.W_FIRST_LEVEL, L.W_FREE_HEADS + L.FIRST_LEVELS * L.SECOND_LEVELS):
-            words[word] = 0
+        made = lay_out(offsets, sizes, slots, int(words[L.W_BACKED]))
         self._index.wipe_nodes()
-        words[L.W_NODE_TOP] = words[L.W_FREE_NODE] = words[L.W_LAST_NODE] = 0
-        words[L.W_SEGMENT_TOP] = words[L.W_USED] = 0
-        nodes = []
-        for offset, nbytes, slot in extents:
-            self._ensure_spare_nodes()
-            gap = offset - words[L.W_SEGMENT_TOP]
-            if gap > 0:
-                self._link(self._append(gap))
-            node = self._append(nbytes)
-            base = self._base(node)
-            words[base + L.N_STATUS], words[base + L.N_SLOT] = L.NODE_USED, slot + 1
-            words[L.W_USED] += nbytes
-            nodes.append(node)
-        return nodes
+        count = len(made.columns[0])
+        words[L.W_NODE_TOP] = words[L.W_FREE_NODE] = 0
+        self._reserve_nodes(count)
+        nodes = self._index.rows(self._nodes, count, L.NODE_WORDS)
+        for at, column in enumerate(made.columns):
+            nodes[:, at] = column
+        words[L.W_NODE_TOP] = words[L.W_LAST_NODE] = count
+        words[L.W_SEGMENT_TOP], words[L.W_USED] = made.top, int(sizes.sum())
+        heads = self._index.rows(L.W_FREE_HEADS, len(made.heads), 1)
+        heads[:, 0] = made.heads
+        words[L.W_FIRST_LEVEL], seconds = bitmaps(made.heads)
+        for level, second in enumerate(seconds):
+            words[L.W_SECOND_LEVEL + level] = second
+        return made.nodes
 
     # --- steps ---------------------------------------------------------------------------------
 
@@ -339,10 +343,12 @@ class Allocator(Blocks):
 
     def _ensure_spare_nodes(self) -> None:
         """Reserve pages for the two nodes that one step may take, before anything is changed."""
-        row = L.NODE_WORDS * L.WORD
         top, most = self._words[L.W_NODE_TOP], self._index.geometry.max_nodes
         if top > most:
             raise self._damaged(f"{top} nodes are in use, there are {most}", L.W_NODE_TOP)
-        wanted = min(top + 2, most) * row
-        while self._words[L.W_NODES_RESERVED] < wanted:
+        self._reserve_nodes(min(top + 2, most))
+
+    def _reserve_nodes(self, count: int) -> None:
+        """Reserve pages for so many nodes."""
+        while self._words[L.W_NODES_RESERVED] < count * L.NODE_WORDS * L.WORD:
             self._index.grow_nodes()

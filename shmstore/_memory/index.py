@@ -14,6 +14,7 @@ import zlib
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from shmstore._memory import layout as L
 from shmstore._memory.descriptors import CLOSED, Descriptor
@@ -148,6 +149,11 @@ class Index:
             if reserved % L.PAGE or not touched <= reserved <= most:
                 self.words[word] = touched
         return min(self.words[L.W_SLOTS_RESERVED] // L.SLOT_NBYTES, geometry.max_objects)
+
+    def rows(self, start: int, count: int, row_words: int) -> npt.NDArray[np.uint64]:
+        """Return a part of the index from a word on, a row each, as it lies in shared memory."""
+        flat = np.frombuffer(self.memory, np.uint64, count * row_words, start * L.WORD)
+        return flat.reshape(count, row_words)
 
     def wipe_nodes(self) -> None:
         """Make every allocator node that has ever been touched an unused one."""
