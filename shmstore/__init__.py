@@ -12,6 +12,7 @@ directly.
 """
 
 from shmstore import _process
+from shmstore._awaiting import Waited
 from shmstore._building import Allocation
 from shmstore._info import (
     ClientInfo,
@@ -30,6 +31,7 @@ from shmstore._pruning import prune
 from shmstore._ref import ObjectRef
 from shmstore._store import Store
 from shmstore.errors import (
+    ChangesLostError,
     CodecNotFoundError,
     CorruptHeaderError,
     CorruptStoreError,
@@ -51,6 +53,7 @@ from shmstore.errors import (
     StoreFullError,
     StoreNotFoundError,
     UnsafePathError,
+    WaitTimeoutError,
 )
 
 __version__ = "0.1.0"
@@ -59,6 +62,7 @@ _process.install()
 
 __all__ = [
     "Allocation",
+    "ChangesLostError",
     "ClientInfo",
     "ClientUse",
     "CodecNotFoundError",
@@ -93,6 +97,8 @@ __all__ = [
     "StoreNotFoundError",
     "StoreStats",
     "UnsafePathError",
+    "WaitTimeoutError",
+    "Waited",
     "__version__",
     "prune",
 ]

@@ -20,6 +20,7 @@ from shmstore._memory.owners import group_of
 from shmstore._session import LOCK_NAME, Session, open_index
 from shmstore._sharing.lock import hold
 from shmstore._sharing.seats import SEATS_NAME, is_taken
+from shmstore._sharing.waking import serial_in
 from shmstore.errors import (
     CorruptStoreError,
     LockTimeoutError,
@@ -64,7 +65,8 @@ def _end_if_dead(folder_fd: int, path: Path, lock_timeout: float) -> _Fate:
         seats_fd = stack.enter_context(folder.open_seats(folder_fd, SEATS_NAME, path))
         if not hold(lock_fd, lock_timeout):
             raise _lock_is_busy(path, lock_timeout)
-        taken = any(is_taken(seats_fd, seat, path / SEATS_NAME) for seat in os.listdir(seats_fd))
+        seats = [name for name in os.listdir(seats_fd) if not serial_in(name)]
+        taken = any(is_taken(seats_fd, seat, path / SEATS_NAME) for seat in seats)
         try:
             index = stack.enter_context(contextlib.closing(open_index(folder_fd, path)))
         except CorruptStoreError:

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from shmstore import _announcing
 from shmstore._catalog import states
 from shmstore._catalog.table import extents_of, holds_extent
 from shmstore._ending import make_way, name_is_taken, remove_folder, root_locked
@@ -267,6 +268,7 @@ def _doom_store(session: Session) -> None:
     """Mark a store as destroyed. Requires: the store lock."""
     if session.words[L.W_DESTROYED]:
         return
+    _announcing.wake_all(session)
     session.words[L.W_DESTROYED] = 1
     states.doom_all(session.slots.table()[:, L.S_STATE])
     if session.lock_free:

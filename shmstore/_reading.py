@@ -165,10 +165,18 @@ def find_digest(session: Session, digest: tuple[int, int]) -> tuple[int, int] | 
         found = _find(session, digest)
     except CorruptStoreError:
         found = None  # under the lock it is mended, or raised again
-    return found or session.lock.run(_find_locked, session, digest)
+    return found or session.lock.run(find_locked, session, digest)
 
 
-def _find_locked(session: Session, digest: tuple[int, int]) -> tuple[int, int] | None:
+def glance(session: Session, digest: tuple[int, int]) -> tuple[int, int] | None:
+    """As `find_digest`, but without the lock: None may be wrong."""
+    try:
+        return _find(session, digest)
+    except CorruptStoreError:
+        return None
+
+
+def find_locked(session: Session, digest: tuple[int, int]) -> tuple[int, int] | None:
     """Requires: the store lock."""
     session.check_alive()
     if session.words[L.W_DIRTY] and session.readonly:
@@ -228,7 +236,7 @@ def _in_memory(session: Session, slot: int, word: int) -> tuple[int, int]:
 
 def _plan_locked(session: Session, digest: tuple[int, int]) -> Plan | None:
     """Requires: the store lock."""
-    found = _find_locked(session, digest)
+    found = find_locked(session, digest)
     return make_plan(session, *found) if found else None
 
 

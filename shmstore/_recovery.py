@@ -14,6 +14,8 @@ an overwritten key        `mend`: of two published ones with one key the younger
 an object on its way      `mend`: between memory and file it is READY while it has an extent
 a file without an object  `bury`, `mend`: it is removed
 pages about to go         nobody needs to: their extents are marked as cold before
+who waits for it          `mend`: all are woken, and look again; `bury`: the rows of the dead go
+a bell                    `bury`, `mend`: the file is removed, if its client is gone
 a store half made         `removal.remove_leftovers`, by whoever next creates or prunes: `.new-*`
 a store half removed      the same: `.old-*`, and its files elsewhere with it
 a store of the dead       `_ending.make_way`, by whoever wants its name, or by `prune`
@@ -38,6 +40,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
+from shmstore import _announcing
 from shmstore._catalog import states
 from shmstore._catalog.slots import Record
 from shmstore._catalog.soundness import unsound
@@ -117,6 +120,7 @@ def mend(session: Session) -> tuple[int, int]:
         How many clients were found dead, and how many of their puts were half done.
     """
     session.lock.mending = True
+    _announcing.wake_all(session)
     pins = getattr(session, "pins", None)  # None: this process is just attaching
     session.clients.recount(session.row, None if pins is None else pins.seat)
     dead = session.clients.bury(session.row)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from shmstore import _announcing
 from shmstore._catalog import states
 from shmstore._catalog.slots import boottime_ns
 from shmstore._catalog.table import Table, extents_of, holds_extent
@@ -78,6 +79,8 @@ def expire_some(session: Session, count: int) -> None:
 def end(session: Session, slot: int) -> None:
     """Take a published object away from new readers."""
     if session.words[session.slots.state_index(slot) + L.S_KIND] & L.KIND_NAMED:
+        if session.words[L.W_WAITERS]:
+            _announcing.key_ends(session, slot)
         session.keys.remove(slot)
     session.doom(slot)
 

@@ -33,6 +33,7 @@ from shmstore._sharing.clients import Clients
 from shmstore._sharing.lock import StoreLock
 from shmstore._sharing.seats import SEATS_NAME, Pins, Seat
 from shmstore._sharing.tracing import TracedPins
+from shmstore._sharing.waking import Bells
 from shmstore._space import Space
 from shmstore.errors import (
     CorruptStoreError,
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
 LOCK_NAME = "lock"
 
 # What `close_files` takes away.
-_PARTS = ("words", "memory", "index", "segment", "slots", "keys", "allocator", "clients", "files")
+_TABLES = ("words", "memory", "index", "slots", "keys", "allocator", "clients", "waiters")
+_PARTS = (*_TABLES, "segment", "files")
 
 # The dead are looked for when there may be this many of them.
 _FEW_CLIENTS = 8
@@ -103,6 +105,8 @@ class Session(Space):
         with contextlib.ExitStack() as opened:
             self.seats_fd = folder.open_seats(folder_fd, SEATS_NAME, path)
             opened.callback(self.seats_fd.close)
+            self.bells = Bells(self.seats_fd, path / SEATS_NAME)
+            opened.callback(self.bells.close)
             self.index = open_index(self.folder_fd, self.path)
             opened.callback(self.index.close)
             self.identity = self.index.identity
@@ -148,6 +152,7 @@ class Session(Space):
         self.words: Any = self.index.words
         self.memory: Any = self.index.memory
         self.clients = Clients(self.index, self.seats_fd)
+        self.waiters = self.clients.waiters
         self.slots = Slots(self.index)
         self.keys = KeyIndex(self.index)
         self.allocator = Allocator(self.index)
@@ -230,7 +235,7 @@ class Session(Space):
             living = sum(1 for _ in self.clients.rows())
             self._bury_at = min(2 * living + _FEW_CLIENTS, self.identity.max_clients)
         try:
-            with self._writeable_clients() as clients:
+            with self.writeable_clients() as clients:
                 place = clients.register(readonly=self.readonly, pid=pid)
         except OSError as error:
             raise folder.full_file_system(self.folder_fd, self.path, L.PAGE, error) from error
@@ -245,7 +250,7 @@ class Session(Space):
     def _bury_dead(self) -> None:
         """Make rows free; a read-only session leaves what the dead were writing to others."""
         if self.readonly:
-            with self._writeable_clients() as clients:
+            with self.writeable_clients() as clients:
                 clients.bury(self.row)
         else:
             try:
@@ -260,7 +265,7 @@ class Session(Space):
             self.pins.copy_to(seat)
         except BaseException:
             seat.close()
-            with self._writeable_clients() as clients:
+            with self.writeable_clients() as clients:
                 clients.remove(row)
             raise
         return row, seat
@@ -276,13 +281,15 @@ class Session(Space):
         if self.pins.in_use():
             self.words = words
             return False
-        with self._writeable_clients() as clients:
+        with self.writeable_clients() as clients:
             self.lock.run(clients.leave, self.row, self.pins.seat.serial)
+        self.bells.remove_files()
         return True
 
     def adopt(self, row: int, seat: Seat, lock_fd: Descriptor) -> None:
         """Go on in a forked child, with the seat and the lock file that the parent made for it."""
         self.pins.move_to(seat)
+        self.bells.begin_anew()
         self.abandoned.clear()
         self.clients.know(row, seat)
         self.row = row
@@ -290,11 +297,11 @@ class Session(Space):
         self.lock.replace_descriptor(lock_fd)
         if self.lock.mark:
             self.lock.mark = row + 1
-        with self._writeable_clients() as clients:
+        with self.writeable_clients() as clients:
             clients.set_pid(row, self.pid)
 
     @contextlib.contextmanager
-    def _writeable_clients(self) -> Iterator[Clients]:
+    def writeable_clients(self) -> Iterator[Clients]:
         """Yield the client table for writing; a read-only session maps it for the moment."""
         if not self.index.protected:
             yield self.clients
@@ -318,6 +325,7 @@ class Session(Space):
         self.plans.clear()
         if not keep_seat:
             self.pins.seat.close()
+        self.bells.close()
         self.lock.close()
         self.index.close()
         self.segment.close()

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from shmstore import _announcing
 from shmstore._catalog import states
 from shmstore._memory import layout as L
 from shmstore._sharing.barrier import membarrier
 from shmstore._trimming import MUCH_NBYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from shmstore._catalog.slots import Slots
     from shmstore._memory.allocator import Allocator
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from shmstore._memory.spill_files import SpillFiles
     from shmstore._sharing.clients import Clients
     from shmstore._sharing.seats import Pins
+    from shmstore._sharing.waking import Bells
 
 
 class Space:
@@ -39,6 +41,8 @@ class Space:
     files: SpillFiles
     clients: Clients
     pins: Pins
+    bells: Bells
+    allowed_modules: Collection[str] | None
     abandoned: list[tuple[int, int]]
     notice: Callable[[], None]
 
@@ -71,6 +75,8 @@ class Space:
     def doom(self, slot: int) -> None:
         """Take an object, or a half-made one, away from new readers. Requires: the store lock."""
         word = self.slots.word(slot)
+        if self.words[L.W_WAITERS]:
+            _announcing.object_ends(self, slot)
         self.slots.doom(slot)
         if self.words[L.W_DOOMED_BYTES] >= MUCH_NBYTES:
             self.notice()

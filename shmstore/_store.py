@@ -25,6 +25,7 @@ from typing import Any, overload
 import numpy.typing as npt
 
 from shmstore import (
+    _awaiting,
     _deleting,
     _inspection,
     _packing,
@@ -35,6 +36,7 @@ from shmstore import (
     _writing,
 )
 from shmstore._arguments import check_key, check_mode
+from shmstore._awaiting import Awaiting
 from shmstore._building import Allocation
 from shmstore._catalog.keys import digest_of
 from shmstore._explaining import Explained
@@ -51,7 +53,7 @@ _RAISE: Any = object()
 _GONE = _plans.GONE
 
 
-class Store(Handle, NamedObjects, Undecoded, Maintained, Explained):
+class Store(Handle, NamedObjects, Undecoded, Awaiting, Maintained, Explained):
     """A handle on a store of objects in shared memory.
 
     Handles are made by `create`, `attach` and `open`. A handle is a context manager, a mutable
@@ -248,6 +250,7 @@ class Store(Handle, NamedObjects, Undecoded, Maintained, Explained):
         target: ObjectRef | str,
         default: Any = _RAISE,
         *,
+        timeout: float | None = 0,
         mode: str = "shared",
         deserializers: Container[str] | None = None,
         decode: bool = True,
@@ -260,6 +263,9 @@ class Store(Handle, NamedObjects, Undecoded, Maintained, Explained):
             A reference or a key.
         default
             What to return when there is no such object; without it ObjectNotFoundError is raised.
+        timeout
+            Seconds to wait for the object of a key that is not there yet; None: for ever. When the
+            time is over, `default` is returned or WaitTimeoutError raised.
         mode
             What buffers become. "shared": views on the shared memory, writeable where they were at
             put; "readonly": read-only views; "private": writeable, and writes stay with this
@@ -274,6 +280,8 @@ class Store(Handle, NamedObjects, Undecoded, Maintained, Explained):
         ------
         ObjectNotFoundError
             The key is not there; the object of the reference has been deleted.
+        WaitTimeoutError
+            No object was put under the key within `timeout`.
         DeserializationError
             The object could not be rebuilt here, or its family is not accepted.
 
@@ -292,7 +300,7 @@ class Store(Handle, NamedObjects, Undecoded, Maintained, Explained):
                 obj = plan.fetch()
                 if obj is not _GONE:
                     return obj
-        secured = self._secure(target, default is _RAISE, mode)
+        secured = self._secure(target, default is _RAISE, mode, timeout)
         if secured is None:
             return default
         plan, held = secured
@@ -303,6 +311,7 @@ class Store(Handle, NamedObjects, Undecoded, Maintained, Explained):
         target: ObjectRef | str,
         required: bool,  # noqa: FBT001 - whether no object is an error
         mode: str,
+        timeout: float | None,
     ) -> tuple[_plans.Plan, Any] | None:
         session = self._live()
         check_mode(mode)
@@ -315,6 +324,8 @@ class Store(Handle, NamedObjects, Undecoded, Maintained, Explained):
                     raise
                 return None
         key = check_key(target)
+        if timeout is None or timeout != 0:
+            return _awaiting.secure_key(session, key, timeout, required=required)
         secured = _reading.secure_key(session, key)
         if secured is None and required:
             raise _reading.missing_key(session, key)

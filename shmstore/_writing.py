@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from shmstore import _room
+from shmstore import _announcing, _room
 from shmstore._catalog import states
 from shmstore._memory import folder
 from shmstore._memory import layout as L
@@ -363,6 +363,8 @@ def publish(session: Session, package: Package, place: Place, state: int = state
     if package.key is None:
         session.slots.publish(place.slot, package.content, session.pid, state)
         return
+    if session.words[L.W_WAITERS]:
+        _tell(session, package, place)
     old = session.keys.find(package.content.digest)
     session.slots.publish(place.slot, package.content, session.pid, state)
     if old >= 0:
@@ -371,6 +373,12 @@ def publish(session: Session, package: Package, place: Place, state: int = state
         session.keys.pass_by(link, place.slot)
     else:
         session.keys.add(place.slot)
+
+
+def _tell(session: Session, package: Package, place: Place) -> None:
+    """Tell those who wait for a key that its object comes."""
+    content, where = package.content, (place.slot, place.generation, package.content.data_nbytes)
+    _announcing.key_changes(session, _announcing.PUT, content.digest, where, package.key)
 
 
 def full(session: Session, asked: int) -> StoreFullError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "ChangesLostError",
     "CodecNotFoundError",
     "CorruptHeaderError",
     "CorruptStoreError",
@@ -31,6 +32,7 @@ __all__ = [
     "StoreFullError",
     "StoreNotFoundError",
     "UnsafePathError",
+    "WaitTimeoutError",
 ]
 
 
@@ -133,6 +135,14 @@ class ModuleRefusedError(DeserializationError, RuntimeError):
 
 class CodecNotFoundError(ShmStoreError, KeyError, ValueError):
     """The codec of a compression is unknown, or the package that it needs is not installed."""
+
+
+class WaitTimeoutError(ShmStoreError, TimeoutError):
+    """What was waited for did not come in time; `key` or `keys` name it."""
+
+
+class ChangesLostError(ShmStoreError, BufferError):
+    """A watcher was too slow: changes were made that it was not told. It may go on."""
 
 
 class LockTimeoutError(ShmStoreError, TimeoutError):

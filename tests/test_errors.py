@@ -28,6 +28,8 @@ STANDARD_CLASSES = {
     "FamilyRefusedError": TypeError,
     "ModuleRefusedError": RuntimeError,
     "CodecNotFoundError": KeyError,
+    "WaitTimeoutError": TimeoutError,
+    "ChangesLostError": BufferError,
     "LockTimeoutError": TimeoutError,
     "ProcessLimitError": OSError,
     "StoreClosedError": ValueError,

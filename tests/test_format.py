@@ -35,7 +35,8 @@ CLIENTS_AT = 8192
 BUCKETS_AT = CLIENTS_AT + 4096
 NODES_AT = BUCKETS_AT + 4096
 SLOTS_AT = NODES_AT + 16384
-INDEX_NBYTES = SLOTS_AT + 32768
+WAITERS_AT = SLOTS_AT + 32768
+INDEX_NBYTES = WAITERS_AT + 65536
 
 
 def _words(data: bytes) -> list[int]:
@@ -262,6 +263,7 @@ def _make_by_hand(folder: Path) -> None:
         + _bytes(buckets, 4096)
         + _bytes({1: 64, 2: 2, 5: 1}, 16384)
         + (first + second).ljust(32768, b"\0")
+        + bytes(65536)
     )
     folder.mkdir(mode=0o700)
     (folder / "seats").mkdir(mode=0o700)
@@ -306,7 +308,7 @@ def _fenced_blocks(page: str) -> list[str]:
 def test_page_has_the_tables_of_the_layout() -> None:
     """Index, client row, node, slot and seat stand there as in the module that owns them."""
     blocks = _literal_blocks(layout.__doc__ or "")
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     assert _fenced_blocks(FORMAT_PAGE.read_text(encoding="utf-8")) == blocks
 
 
@@ -332,11 +334,12 @@ def _pairs(block: str) -> dict[str, int]:
 
 def test_constants_of_the_layout_are_those_of_its_tables() -> None:
     """No field is missing in the tables, and each stands at its word."""
-    index, client, node, slot, seat, segment = _literal_blocks(layout.__doc__ or "")
+    index, client, node, slot, waiter, seat, segment = _literal_blocks(layout.__doc__ or "")
     assert _constants("W_") == _rows(index)
     assert _constants("C_") == _pairs(client)
     assert _constants("N_") == _pairs(node)
     assert _constants("S_") == _rows(slot)
+    assert _constants("WAIT_") == _pairs(waiter)
     cells = {"FIRST_CELL": 8, "MAGIC": layout.SEAT_MAGIC}
     assert _constants("SEAT_") == _pairs(seat) | cells
     assert segment.startswith("0 MARK   1, 2 UUID")
@@ -417,6 +420,7 @@ def test_geometry_of_any_sizes_has_room_for_every_row(max_objects: int, max_clie
         (8 * geometry.buckets, 8 * geometry.max_buckets),
         (8 * geometry.nodes, 64 * geometry.max_nodes),
         (8 * geometry.slots, 320 * max_objects),
+        (8 * geometry.waiters, 64 * geometry.max_waiters),
         (geometry.nbytes, 0),
     ]
     for (start, nbytes), (following, _) in itertools.pairwise(tables):

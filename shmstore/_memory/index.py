@@ -141,6 +141,7 @@ class Index:
             (L.W_SLOTS_RESERVED, geometry.slots, L.SLOT_NBYTES, geometry.max_objects),
             (L.W_BUCKETS_RESERVED, geometry.buckets, L.WORD, geometry.max_buckets),
             (L.W_NODES_RESERVED, geometry.nodes, L.NODE_WORDS * L.WORD, geometry.max_nodes),
+            (L.W_WAITERS_RESERVED, geometry.waiters, L.WAITER_NBYTES, geometry.max_waiters),
         )
         for word, start, row_nbytes, max_rows in tables:
             most = L.align(max_rows * row_nbytes, L.PAGE)
@@ -180,9 +181,21 @@ class Index:
             self.geometry.max_nodes,
         )
 
-    def _grow(self, word: int, start: int, row_nbytes: int, max_rows: int) -> None:
+    def grow_waiters(self) -> None:
+        """Reserve room for more waiters. Requires: the store lock."""
+        self._grow(
+            L.W_WAITERS_RESERVED,
+            self.geometry.waiters,
+            L.WAITER_NBYTES,
+            self.geometry.max_waiters,
+            least=L.PAGE,
+        )
+
+    def _grow(
+        self, word: int, start: int, row_nbytes: int, max_rows: int, least: int = _GROWTH_NBYTES
+    ) -> None:
         reserved = self.words[word]
-        step = max(_GROWTH_NBYTES, min(reserved, 16 * _GROWTH_NBYTES))
+        step = max(least, min(reserved, 16 * _GROWTH_NBYTES))
         wanted = min(reserved + step, L.align(max_rows * row_nbytes, L.PAGE))
         reserve(self.fd, start * L.WORD + reserved, wanted - reserved)
         self.words[word] = wanted

@@ -51,11 +51,13 @@ index (fixed geometry, chosen at creation, sparse; grows in place)::
     43          SPILLS                lock holder           objects spilled so far
     44          RESTORES              lock holder           objects read back so far
     45          EXPIRATIONS           lock holder           objects that have expired so far
+    46          WAITERS               lock holder           waiter rows up to the last in use
+    47          WAITERS_RESERVED      lock holder           bytes of the waiter rows with pages
     64          FIRST_LEVEL           lock holder           bitmap of non-empty size classes
     65 to 112   SECOND_LEVEL          lock holder           bitmap per size class
     128 to 895  FREE_HEADS            lock holder           node + 1, first free block of a class
 
-    then, page-aligned: client table, key index (buckets), allocator nodes, slot table
+    then, page-aligned: client table, key index (buckets), allocator nodes, slot table, waiters
 
 flags: 1 persist   2 locked reads   4 checksum   8 zero on free   16 evict   32 spill
 64 trace pins
@@ -98,6 +100,11 @@ CRC is the crc32 of words 7 to 15, the packed header and the frame in the slot, 
 (generation << 8 | kinds) ^ slot * 0x9E3779B1 ^ UUID. The check of an EXTENT are bits 48 to 63 of
 (offset ^ generation) * 0x9E3779B97F4A7C15 (D. Knuth, "The art of computer programming" 3, 6.4:
 Fibonacci hashing).
+
+waiter row (8 words)::
+
+    0 TOPIC   1 SERIAL (0: free row)   2 BELL   3 PREFIX (of a watcher: length + 1)
+    4 LOST (changes that a watcher was not told)
 
 seat (one file per client)::
 
@@ -171,6 +178,8 @@ W_EVICTIONS: Final = 42
 W_SPILLS: Final = 43
 W_RESTORES: Final = 44
 W_EXPIRATIONS: Final = 45
+W_WAITERS: Final = 46
+W_WAITERS_RESERVED: Final = 47
 W_FIRST_LEVEL: Final = 64
 W_SECOND_LEVEL: Final = 65
 W_FREE_HEADS: Final = 128
@@ -251,6 +260,16 @@ EXTENT_MASK: Final = (1 << EXTENT_SHIFT) - 1
 FIBONACCI: Final = 0x9E3779B97F4A7C15
 FIBONACCI_32: Final = 0x9E3779B1
 
+WAITER_WORDS: Final = 8
+WAITER_NBYTES: Final = WAITER_WORDS * WORD
+WAIT_TOPIC: Final = 0
+WAIT_SERIAL: Final = 1
+WAIT_BELL: Final = 2
+WAIT_PREFIX: Final = 3
+WAIT_LOST: Final = 4
+FEWEST_WAITERS: Final = 1024
+WAITERS_PER_CLIENT: Final = 4
+
 SEAT_MARK: Final = 0
 SEAT_SERIAL: Final = 1
 SEAT_CELLS: Final = 2
@@ -278,6 +297,8 @@ assert S_EXPIRES_NS < S_INLINE < SLOT_WORDS
 assert MAX_CAPACITY <= EXTENT_MASK
 assert N_COLD < NODE_WORDS
 assert C_READONLY < CLIENT_WORDS
+assert WAIT_LOST < WAITER_WORDS
+assert FEWEST_WAITERS * WAITER_NBYTES % PAGE == 0
 assert MAX_CAPACITY.bit_length() - LINEAR_LIMIT_LOG2 < FIRST_LEVELS
 assert PAGE % ALIGNMENT == 0
 assert FIRST_CELL * CELL_WORDS == SEAT_FIRST_CELL
@@ -319,9 +340,11 @@ class Geometry:
         "max_clients",
         "max_nodes",
         "max_objects",
+        "max_waiters",
         "nbytes",
         "nodes",
         "slots",
+        "waiters",
     )
 
     def __init__(self, max_objects: int, max_clients: int) -> None:
@@ -329,6 +352,7 @@ class Geometry:
         self.max_clients = max_clients
         self.max_buckets = 1 << max(9, (max_objects - 1).bit_length())
         self.max_nodes = 2 * max_objects + 1
+        self.max_waiters = max(FEWEST_WAITERS, WAITERS_PER_CLIENT * max_clients)
         offset = SUPERBLOCK_NBYTES
         self.clients = offset // WORD
         offset = align(offset + max_clients * CLIENT_WORDS * WORD, PAGE)
@@ -337,4 +361,6 @@ class Geometry:
         self.nodes = offset // WORD
         offset = align(offset + self.max_nodes * NODE_WORDS * WORD, PAGE)
         self.slots = offset // WORD
-        self.nbytes = align(offset + max_objects * SLOT_NBYTES, PAGE)
+        offset = align(offset + max_objects * SLOT_NBYTES, PAGE)
+        self.waiters = offset // WORD
+        self.nbytes = align(offset + self.max_waiters * WAITER_NBYTES, PAGE)

@@ -86,6 +86,17 @@ def check(fd: int, path: Path | str, gid: int | None, *, is_folder: bool) -> Non
         raise unsafe(path, f"it has {status.st_nlink} hard links")
 
 
+def check_fifo(fd: int, path: Path | str, gid: int | None) -> None:
+    """Raise `UnsafePathError` unless an open file is a FIFO of this user's, or of the group's."""
+    status = os.fstat(fd)
+    if not stat.S_ISFIFO(status.st_mode):
+        raise unsafe(path, "it is no FIFO")
+    if gid is None:
+        _check_private(status, path)
+    else:
+        _check_shared(status, path, gid)
+
+
 def _check_private(status: os.stat_result, path: Path | str) -> None:
     if status.st_uid != os.geteuid():
         raise unsafe(path, f"it belongs to user {status.st_uid}, not to {os.geteuid()}")

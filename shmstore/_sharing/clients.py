@@ -21,6 +21,8 @@ from shmstore._memory import layout as L
 from shmstore._memory.folder import open_seat
 from shmstore._memory.index import Index
 from shmstore._sharing.seats import SEATS_NAME, Seat, is_taken
+from shmstore._sharing.waiters import Waiters
+from shmstore._sharing.waking import serial_in
 from shmstore.errors import CorruptStoreError
 
 # A process of that pid which was started at another time is another one: the pid was used again,
@@ -81,6 +83,7 @@ class Clients:
         self._seats_fd = seats_fd
         self._path = Path(index.path).with_name(SEATS_NAME)
         self._seen: dict[int, Seat] = {}
+        self.waiters = Waiters(index)
 
     def register(self, *, readonly: bool, pid: int) -> tuple[int, Seat] | None:
         """Make a seat and a row for a client; None when the table is full.
@@ -126,9 +129,10 @@ class Clients:
         self._words[base + L.C_STARTED_NS] = process_start_ns(pid)
 
     def remove(self, row: int) -> None:
-        """Forget a client: first its row, then its file."""
+        """Forget a client: first what it waits for, then its row, then its file."""
         base = self._start + row * L.CLIENT_WORDS
         serial = self._words[base + L.C_SERIAL]
+        self.waiters.forget(serial)
         self._words[base + L.C_SERIAL] = 0
         self._seen.pop(row, None)
         with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
@@ -167,7 +171,7 @@ class Clients:
         """
         known = {str(client.serial) for client in self.rows()}
         for name in os.listdir(self._seats_fd):
-            if name in known:
+            if name in known or str(serial_in(name)) in known:
                 continue
             row = self._free_row() if name.isdecimal() and self._is_taken(name) else None
             if row is not None:

@@ -1,0 +1,232 @@
+"""How does a program wait for objects that others put?"""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from shmstore import _announcing, _reading, _waiting
+from shmstore._arguments import check_key
+from shmstore._catalog.keys import Digest, digest_of
+from shmstore.errors import WaitTimeoutError
+
+if TYPE_CHECKING:
+    from shmstore._plans import Plan
+    from shmstore._session import Session
+
+ALL: Final = "ALL"
+FIRST: Final = "FIRST"
+
+# So many keys are named in a message.
+_FEW: Final = 3
+
+_Find = Callable[["Session", Digest], object]
+
+
+class Waited(NamedTuple):
+    """Of which keys there are objects, and of which there are none."""
+
+    done: set[str]
+    not_done: set[str]
+
+
+class Awaiting(ABC):
+    """Calls of `Store` that wait for what other processes do.
+
+    Who waits sleeps, and uses no processor. It takes one row of the store's table of waiters for
+    each key, and a FIFO of its own in the store's folder.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def _live(self) -> Session:
+        """Return the session of an open handle."""
+
+    def wait(
+        self, keys: Iterable[str], *, timeout: float | None = None, return_when: str = ALL
+    ) -> Waited:
+        """Wait until there are objects under these keys, as `concurrent.futures.wait` does.
+
+        Parameters
+        ----------
+        keys
+            Each may be there already.
+        timeout
+            Seconds; None: for ever. When it is over that is no error.
+        return_when
+            "ALL": when all of them are there; "FIRST": when one is.
+
+        Returns
+        -------
+        Waited
+            ``(done, not_done)``, sets of keys. An object that was there may be gone again.
+
+        Examples
+        --------
+        >>> from shmstore import Store
+        >>> with Store.create(capacity="1MiB") as store:
+        ...     store["a"] = 1
+        ...     store.wait(["a", "b"], return_when="FIRST")
+        Waited(done={'a'}, not_done={'b'})
+        """
+        expected = Expected(self._live(), keys)
+        expected.enough = expected.enough_for(return_when)
+        with expected.sleeper:
+            expected.wait(_waiting.check_timeout(timeout))
+        return Waited(set(expected.done), expected.missing())
+
+    def as_completed(self, keys: Iterable[str], timeout: float | None = None) -> Iterator[str]:
+        """Iterate over keys in the order in which their objects come.
+
+        Parameters
+        ----------
+        keys
+            Those of objects that are there come first.
+        timeout
+            Seconds for all of them, from this call on; None: for ever.
+
+        Raises
+        ------
+        WaitTimeoutError
+            The time is over; `keys` are those that are missing.
+        """
+        deadline = _waiting.deadline_of(_waiting.check_timeout(timeout))
+        return _each(self._live(), Expected(self._live(), keys), deadline)
+
+
+class Expected:
+    """Keys that are waited for.
+
+    Parameters
+    ----------
+    session
+        Of their store.
+    keys
+        Their names.
+
+    Attributes
+    ----------
+    done
+        Those that were found, in this order.
+    enough
+        The wait is over when so many are done.
+    sleeper
+        Who waits; it must be ended.
+    """
+
+    def __init__(self, session: Session, keys: Iterable[str]) -> None:
+        self._session = session
+        self._missing: dict[int, dict[Digest, str]] = {}
+        for key in keys:
+            digest = digest_of(check_key(key))
+            topic = _announcing.topic_of_digest(digest)
+            self._missing.setdefault(topic, {})[digest] = key
+        self.done: list[str] = []
+        self.enough = 1
+        self.sleeper = _waiting.Sleeper(session)
+
+    def missing(self) -> set[str]:
+        """Return the keys that were not found."""
+        return {key for keys in self._missing.values() for key in keys.values()}
+
+    def enough_for(self, return_when: str) -> int:
+        """Return how many keys "ALL" or "FIRST" are."""
+        if return_when not in (ALL, FIRST):
+            message = f"return_when={return_when!r}: give {ALL!r} or {FIRST!r}"
+            raise ValueError(message)
+        count = len(self.missing())
+        return count if return_when == ALL else min(1, count)
+
+    def glance(self) -> bool | None:
+        """Look without the lock for those that may be there."""
+        return self._look(_reading.glance)
+
+    def settle(self) -> bool | None:
+        """Look under the lock for those that may be there."""
+        return self._look(_reading.find_locked)
+
+    def _look(self, find: _Find) -> bool | None:
+        """Return whether enough of them are there; None: not yet."""
+        for topic in list(self._missing):
+            if self.sleeper.is_entered(topic):
+                continue
+            digests = self._missing[topic]
+            for digest in list(digests):
+                if find(self._session, digest) is not None:
+                    self.done.append(digests.pop(digest))
+            if not digests:
+                del self._missing[topic]
+        return True if len(self.done) >= self.enough else None
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Wait until enough of them are there; False: the time is over."""
+        session, topics, sleeper = self._session, self._missing.keys(), self.sleeper
+        found = _waiting.sleep_until(session, self.glance, topics, timeout_s, self.settle, sleeper)
+        return bool(found)
+
+
+def _each(session: Session, expected: Expected, deadline: float | None) -> Iterator[str]:
+    """Yield keys as they are done."""
+    with expected.sleeper:
+        for number in itertools.count():
+            while number == len(expected.done):
+                if not expected.missing():
+                    return
+                expected.enough = number + 1
+                if not expected.wait(_waiting.left_until(deadline)):
+                    raise _overdue(session, expected.missing())
+            yield expected.done[number]
+
+
+def _overdue(session: Session, keys: set[str]) -> WaitTimeoutError:
+    some = ", ".join(repr(key) for key in sorted(keys)[:_FEW])
+    return WaitTimeoutError(
+        f"of {len(keys):,} keys no object was put in time into store {session.path.name!r}: {some}"
+        f"{', ...' if len(keys) > _FEW else ''}. Does the process that should put them still run?",
+        keys=keys,
+    )
+
+
+# --- one key -----------------------------------------------------------------------------------
+
+
+def secure_key(
+    session: Session, key: str, timeout: float | None, *, required: bool
+) -> tuple[Plan, Any] | None:
+    """Wait for an object under a key; return its plan and what it secured.
+
+    Returns
+    -------
+    tuple or None
+        None: none came in time, and it is not `required`.
+    """
+    digest = digest_of(key)
+    timeout_s = _waiting.check_timeout(timeout)
+    deadline = _waiting.deadline_of(timeout_s)
+    look, settle = (
+        partial(find, session, digest) for find in (_reading.glance, _reading.find_locked)
+    )
+    topics = [_announcing.topic_of_digest(digest)]
+    while True:
+        left_s = _waiting.left_until(deadline)
+        if _waiting.sleep_until(session, look, topics, left_s, settle) is None:
+            if required:
+                raise _overdue_key(session, key, timeout_s)
+            return None
+        secured = _reading.secure_key(session, key)
+        if secured is not None:
+            return secured
+
+
+def _overdue_key(session: Session, key: str, timeout_s: float | None) -> WaitTimeoutError:
+    """Return the error for a key that no object came under."""
+    return WaitTimeoutError(
+        f"no object was put under the key {key!r} within {timeout_s:g} s into store "
+        f"{session.path.name!r}. Does the process that should put it still run?",
+        key=key,
+        timeout_s=timeout_s,
+    )

@@ -1,0 +1,177 @@
+"""Who sleeps until something happens, and which bell wakes him?
+
+Each row of the table says: when something happens with this topic, ring that bell. A topic is a
+number of 64 bits that stands for a key, a reference, or whatever two processes agree on; if two
+things have the same, somebody wakes up in vain. A watcher's row has a prefix instead: its topic is
+that of the first bytes of a key, and PREFIX says how many these are.
+
+A row serves once, except a watcher's: who rings the bell takes it away. So nobody rings twice, and
+who finds his rows gone need not take the lock to clear them.
+
+Concurrency: everything here requires the store lock, except `is_waiting`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from shmstore._memory import layout as L
+from shmstore._memory.index import Index
+
+# So many rows are looked at one by one: an array is quicker from there on.
+_FEW: Final = 8
+
+# One waiter has at most this part of the table.
+_SHARE: Final = 8
+
+
+class Waiter(NamedTuple):
+    """One row: whose bell, and of a watcher the length of its prefix, else -1."""
+
+    row: int
+    topic: int
+    serial: int
+    bell: int
+    prefix: int
+
+
+class Waiters:
+    """The table of waiters of one store.
+
+    Parameters
+    ----------
+    index
+        The index that holds the table.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._words = index.words
+        self._start = index.geometry.waiters
+        self._most = index.geometry.max_waiters
+
+    def most_topics(self) -> int:
+        """Return how many rows one waiter may have."""
+        return self._most // _SHARE
+
+    def enter(
+        self, topics: Sequence[int], serial: int, bell: int, prefix: int = -1
+    ) -> list[int] | None:
+        """Let a bell be rung for some topics; return a row for each, None: there are not so many.
+
+        The topic is written last, so that a row that is half made leads to nobody.
+
+        Raises
+        ------
+        OSError
+            ENOSPC: no pages for the table; nothing was changed.
+        """
+        words = self._words
+        rows = self._free_rows(len(topics))
+        if rows is None:
+            return None
+        for row, topic in zip(rows, topics, strict=True):
+            base = self._start + row * L.WAITER_WORDS
+            words[base + L.WAIT_BELL] = bell
+            words[base + L.WAIT_PREFIX] = prefix + 1
+            words[base + L.WAIT_LOST] = 0
+            words[base + L.WAIT_SERIAL] = serial
+            if words[L.W_WAITERS] <= row:
+                words[L.W_WAITERS] = row + 1
+            words[base + L.WAIT_TOPIC] = topic
+        return rows
+
+    def is_waiting(self, row: int, serial: int, bell: int) -> bool:
+        """Return whether a row is still that of a bell. Takes no lock: only its owner enters it."""
+        base = self._start + row * L.WAITER_WORDS
+        words = self._words
+        return bool(words[base + L.WAIT_SERIAL] == serial and words[base + L.WAIT_BELL] == bell)
+
+    def leave(self, rows: Iterable[int], serial: int, bell: int) -> None:
+        """Take those of the rows away that are still the bell's."""
+        for row in rows:
+            if self.is_waiting(row, serial, bell):
+                self.remove(row)
+
+    def remove(self, row: int) -> None:
+        """Take a row away, and what is empty from the end of the table."""
+        words, start = self._words, self._start
+        words[start + row * L.WAITER_WORDS + L.WAIT_TOPIC] = 0
+        words[start + row * L.WAITER_WORDS + L.WAIT_SERIAL] = 0
+        top = self.count()
+        while top and not words[start + (top - 1) * L.WAITER_WORDS + L.WAIT_SERIAL]:
+            top -= 1
+        words[L.W_WAITERS] = top
+
+    def forget(self, serial: int) -> None:
+        """Take all rows of a client away."""
+        for waiter in self._where(L.WAIT_SERIAL, serial):
+            self.remove(waiter.row)
+
+    def clear(self) -> None:
+        """Take all rows away. Requires: everybody has been woken since."""
+        words, start = self._words, self._start
+        for row in range(self.count()):
+            words[start + row * L.WAITER_WORDS + L.WAIT_TOPIC] = 0
+            words[start + row * L.WAITER_WORDS + L.WAIT_SERIAL] = 0
+        words[L.W_WAITERS] = 0
+
+    def waiting_for(self, topic: int) -> list[Waiter]:
+        """Return who waits for a topic, without the watchers."""
+        return [waiter for waiter in self._where(L.WAIT_TOPIC, topic) if waiter.prefix < 0]
+
+    def watchers(self) -> list[Waiter]:
+        """Return who watches."""
+        return self._where(L.WAIT_PREFIX)
+
+    def rows(self) -> list[Waiter]:
+        """Return all rows in use."""
+        return self._where(L.WAIT_SERIAL)
+
+    def note_lost(self, row: int) -> None:
+        """Say that a watcher has missed something."""
+        self._words[self._start + row * L.WAITER_WORDS + L.WAIT_LOST] += 1
+
+    def lost(self, row: int) -> int:
+        """Return how much a watcher has missed so far. Takes no lock."""
+        return int(self._words[self._start + row * L.WAITER_WORDS + L.WAIT_LOST])
+
+    def count(self) -> int:
+        """Return how many rows there are up to the last one in use."""
+        words = self._words
+        room = words[L.W_WAITERS_RESERVED] // L.WAITER_NBYTES
+        return int(min(words[L.W_WAITERS], room, self._most))
+
+    def _where(self, column: int, value: int | None = None) -> list[Waiter]:
+        """Return the rows in use of which a column has a value, or any but 0."""
+        count, words = self.count(), self._words
+        rows: Iterable[int] = range(count)
+        if count > _FEW:
+            memory = self._index.memory
+            flat = np.frombuffer(memory, np.uint64, count * L.WAITER_WORDS, self._start * L.WORD)
+            words_there = flat[column :: L.WAITER_WORDS]
+            chosen = words_there if value is None else words_there == np.uint64(value)
+            rows = np.flatnonzero(chosen).tolist()
+        found = []
+        for row in rows:
+            base = self._start + row * L.WAITER_WORDS
+            there = words[base + column]
+            if words[base + L.WAIT_SERIAL] and (there if value is None else there == value):
+                topic, serial, bell, prefix = words[base : base + L.WAIT_PREFIX + 1]
+                found.append(Waiter(row, topic, serial, bell, prefix - 1))
+        return found
+
+    def _free_rows(self, count: int) -> list[int] | None:
+        """Return the numbers of rows that are not in use; None: there are not so many."""
+        words, top = self._words, self.count()
+        bases = range(self._start, self._start + top * L.WAITER_WORDS, L.WAITER_WORDS)
+        empty = [row for row, base in enumerate(bases) if not words[base + L.WAIT_SERIAL]]
+        rows = (empty + list(range(top, top + count)))[:count]
+        if not rows or rows[-1] >= self._most:
+            return None if rows else []
+        while (rows[-1] + 1) * L.WAITER_NBYTES > words[L.W_WAITERS_RESERVED]:
+            self._index.grow_waiters()
+        return rows

@@ -1,0 +1,202 @@
+"""How is a process woken that sleeps?
+
+By a *bell*: a FIFO in the folder of the seats, named by the serial of its client and a number. Its
+client sleeps in poll() on it, or lets an event loop watch it; who rings it writes into it, which
+never blocks. A client has as many bells as it has threads and event loops that sleep at once.
+
+Both sides open it for reading and writing: so nobody's death is an end of file for the other side,
+and no write can raise SIGPIPE.
+
+Concurrency: `ring` and `ring_all` require the store lock. The others may be called by any thread; a
+bell belongs to who has borrowed it. A forked child begins without bells (`begin_anew`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from pathlib import Path
+from typing import Final
+
+from shmstore._memory.descriptors import Descriptor
+from shmstore._memory.fifos import make_fifo, open_fifo
+from shmstore.errors import UnsafePathError
+
+# Bells of others that are kept open: opening one takes longer than ringing it.
+_MOST_KNOWN: Final = 8
+
+_DRAINED_NBYTES: Final = 1 << 16
+
+JUST_RING: Final = b"\0"
+
+
+def name_of(serial: int, number: int) -> str:
+    """Return the name of the file of a bell."""
+    return f"{serial}-{number}"
+
+
+def serial_in(name: str) -> int:
+    """Return the serial of the client that a bell belongs to, 0 if the file is no bell."""
+    serial, dash, number = name.partition("-")
+    return int(serial) if dash and serial.isdecimal() and number.isdecimal() else 0
+
+
+class Bell:
+    """A FIFO that this process sleeps on.
+
+    Attributes
+    ----------
+    fd
+        To be polled for reading.
+    serial, number
+        How others find it.
+    """
+
+    __slots__ = ("fd", "number", "serial")
+
+    def __init__(self, fd: Descriptor, serial: int, number: int) -> None:
+        self.fd = fd
+        self.serial = serial
+        self.number = number
+
+    @property
+    def closed(self) -> bool:
+        """Whether it belonged to a parent of this process, or to a session that has ended."""
+        return self.fd.closed
+
+    def drain(self) -> bytes:
+        """Take out what was written into it."""
+        with contextlib.suppress(BlockingIOError):
+            return os.read(self.fd, _DRAINED_NBYTES)
+        return b""
+
+    def ring(self) -> None:
+        """Wake who sleeps on it, a thread of this process."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self.fd, JUST_RING)
+
+
+class Bells:
+    """The bells of this process in one store, and those of others that it has rung.
+
+    Parameters
+    ----------
+    seats_fd
+        The open folder of the seats.
+    path
+        Its path, for messages.
+    """
+
+    def __init__(self, seats_fd: int, path: Path) -> None:
+        self._seats_fd = seats_fd
+        self._path = path
+        self._numbers = itertools.count()
+        self._own: dict[int, Bell] = {}
+        self._idle: list[Bell] = []
+        self._known: dict[tuple[int, int], Descriptor] = {}
+        self._closed = False
+
+    # --- the own ones --------------------------------------------------------------------------
+
+    def borrow(self, serial: int) -> Bell:
+        """Return a silent bell that nobody else sleeps on. OSError: no room for another one."""
+        try:
+            bell = self._idle.pop()
+        except IndexError:
+            return self._make(serial)
+        bell.drain()
+        return bell
+
+    def _make(self, serial: int) -> Bell:
+        for number in self._numbers:
+            with contextlib.suppress(FileExistsError):
+                fd = make_fifo(self._seats_fd, name_of(serial, number), self._path)
+                break
+        self._own[number] = bell = Bell(fd, serial, number)
+        return bell
+
+    def give_back(self, bell: Bell) -> None:
+        """Keep a bell for the next one who sleeps. Requires: no row leads to it."""
+        if not bell.closed:
+            self._idle.append(bell)
+        if self._closed:
+            self._close_idle()
+
+    def remove_files(self) -> None:
+        """Take the names of the own bells away: this client leaves."""
+        for bell in list(self._own.values()):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name_of(bell.serial, bell.number), dir_fd=self._seats_fd)
+
+    def close(self) -> None:
+        """Close what nobody uses, and wake who sleeps: he closes his bell when he gives it back."""
+        self._closed = True
+        self._close_known()
+        self._close_idle()
+        for bell in list(self._own.values()):
+            if not bell.closed:
+                bell.ring()
+
+    def _close_idle(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().fd.close()
+
+    def begin_anew(self) -> None:
+        """Forget all bells: they are those of the parent of this forked child."""
+        for bell in self._own.values():
+            bell.fd.close()
+        self._own, self._idle = {}, []
+        self._numbers = itertools.count()
+        self._close_known()
+
+    # --- those of others -----------------------------------------------------------------------
+
+    def ring(self, serial: int, number: int, message: bytes = JUST_RING) -> bool:
+        """Wake whoever sleeps on a bell; return whether the message found room in it.
+
+        Somebody who is gone misses nothing.
+
+        Raises
+        ------
+        OSError
+            It could not be opened, for want of descriptors.
+        """
+        key = serial, number
+        fd = self._known.get(key)
+        try:
+            if fd is None:
+                fd = self._open(key)
+            os.write(fd, message)
+        except BlockingIOError:
+            return False
+        except (FileNotFoundError, UnsafePathError):
+            return True
+        return True
+
+    def ring_all(self) -> None:
+        """Wake everybody who sleeps at this store."""
+        for name in os.listdir(self._seats_fd):
+            serial = serial_in(name)
+            if serial:
+                self.ring(serial, int(name.partition("-")[2]))
+
+    def _open(self, key: tuple[int, int]) -> Descriptor:
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.pop(next(iter(self._known))).close()
+        name = name_of(*key)
+        try:
+            fd = open_fifo(self._seats_fd, name, self._path)
+        except OSError:
+            if not self._known:
+                raise
+            self._close_known()  # there may be no descriptors left
+            fd = open_fifo(self._seats_fd, name, self._path)
+        self._known[key] = fd
+        return fd
+
+    def _close_known(self) -> None:
+        for fd in self._known.values():
+            fd.close()
+        self._known.clear()
