@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 import shmstore
@@ -31,15 +32,19 @@ def main() -> int:
         )
     notes += kinds.find()[1]
     results: list[Result] = []
+    seconds: dict[str, str] = {}
     with scratch_folder() as folder:
         arena = Arena(folder, plan, found, list(chosen), vars(options), notes)
         context = {"shmstore": shmstore.__version__, **machine.describe(found), "plan": str(plan)}
         try:
             for name in options.names or catalogue.WORKLOADS:
+                start = time.monotonic()
                 results += catalogue.load(name)(arena)
+                seconds[name] = f"{name} {time.monotonic() - start:.0f}"
         except KeyboardInterrupt:
             sys.stderr.write("\ninterrupted\n")
             return INTERRUPTED
+    context["seconds"] = ", ".join(seconds.values())
     context["notes"] = "; ".join(notes) or "none"
     report.progress("")
     report.show(context, results)
@@ -59,6 +64,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--samples", nargs="+", metavar="LABEL", help="for put and get, only these ('64 KiB')"
+    )
+    parser.add_argument(
+        "--objects", type=int, metavar="N", help="for objects, measure with so many, too"
     )
     options = parser.parse_args()
     for name in options.names:

@@ -21,9 +21,14 @@ WORKLOADS = {
     "cold": "put an array into pages that nobody has touched",
     "handoff": "hand an object over to a process that waits for it, and hear back",
     "first_get": "get a large array for the first time, and read all of it",
+    "objects": "put, get and attach with 1,000 to 1,000,000 objects; memory for each",
+    "starting": "import and attach in fresh processes",
+    "readers": "1 to 8 processes read one array: time, and memory of all of them",
     "contention": "1 to 8 processes put and get small objects at once: throughput, tails",
     "writers": "1 to 8 processes put 64 KiB arrays at once: throughput",
     "mixed": "4 processes put, get and delete objects of all sizes: percentiles",
+    "usable": "how much of the capacity stays usable in a long run of all sizes and ages",
+    "fork": "fork a process that has many live views",
     "types": "put and get an object of each type that is handled, beside pickle",
 }
 

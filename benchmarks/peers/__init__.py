@@ -31,6 +31,8 @@ MODULES = (
 )
 FLOOR = "floor"
 MEMCPY = "memcpy alone"
+SMALL_NBYTES = 1024
+BLOCK = 512  # the unit of st_blocks
 ENVIRONMENTS = Path(__file__).resolve().parent.parent.parent / ".venv-peers"
 
 
@@ -71,6 +73,10 @@ class Peer:
         What another process needs to attach; pickles.
     line : Line
         By which two processes tell each other something, where the peer has nothing for that.
+    folder : Path
+        Where it lies, if that can be said.
+    numbered : bool
+        Whether it is meant for a million objects.
     """
 
     label: ClassVar[str]
@@ -83,11 +89,13 @@ class Peer:
     shared: ClassVar[bool] = True
     hands: ClassVar[bool] = True
     own_consumer: ClassVar[bool] = False
+    numbered: ClassVar[bool] = False
     fresh: ClassVar[bool] = True
     copies: ClassVar[float] = 4.0
     largest: ClassVar[int] = 512 << 20
     address: Any
     line: Line
+    folder: Path
 
     @classmethod
     def create(cls, folder: Path, nbytes: int) -> Self:
@@ -97,6 +105,16 @@ class Peer:
     @classmethod
     def attach(cls, address: Any) -> Self:
         """Open what another process has created."""
+        raise NotImplementedError
+
+    @classmethod
+    def create_for(cls, folder: Path, count: int) -> Self:
+        """Set it up with room for so many small objects, and some more."""
+        return cls.create(folder, count * SMALL_NBYTES)
+
+    @classmethod
+    def create_bounded(cls, folder: Path, nbytes: int) -> Self:
+        """Set it up with room for so many bytes and no more."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -121,6 +139,16 @@ class Peer:
     def load(self, dumped: bytes) -> Any:
         """Return the handle."""
         return pickle.loads(dumped)
+
+    # --- many objects ---
+
+    def put_named(self, values: dict[str, object]) -> list[Any]:
+        """Put objects, at once where that can be done; return their handles."""
+        return [self.put(value, key) for key, value in values.items()]
+
+    def held_nbytes(self) -> int:
+        """Return the shared memory that it occupies."""
+        return tree_nbytes(self.folder)
 
     # --- handing over; see the workload `handoff` ---
 
@@ -168,12 +196,22 @@ class Peer:
         raise NotImplementedError
 
 
+def tree_nbytes(folder: Path) -> int:
+    """Return the bytes that the files below a folder really occupy."""
+    return sum(path.stat().st_blocks * BLOCK for path in folder.rglob("*"))
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """A peer that can run, and the Python that can run it."""
 
     kind: type[Peer]
     python: str
+
+    @property
+    def label(self) -> str:
+        """The name of the peer."""
+        return self.kind.label
 
     def has(self, package: str) -> bool:
         """Return whether another package is installed beside it."""

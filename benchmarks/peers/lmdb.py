@@ -16,6 +16,7 @@ class Lmdb(Peer):
     label = "LMDB"
     package = "lmdb"
     requires = ("lmdb",)
+    numbered = True
     copies = 6.0
     keyed = True
     batches = True
@@ -26,12 +27,18 @@ class Lmdb(Peer):
 
         self.address = address
         path, size = address
+        self.folder = Path(path)
         self._env = lmdb.open(path, map_size=size, writemap=self.writemap, sync=False)
 
     @classmethod
     def create(cls, folder: Path, nbytes: int) -> Self:
         """Leave room for the pages of the two transactions before, which cannot be reused yet."""
         return cls((str(folder / cls.label), 6 * nbytes + SPARE))
+
+    @classmethod
+    def create_bounded(cls, folder: Path, nbytes: int) -> Self:
+        """Let the map end there."""
+        return cls((str(folder / cls.label), nbytes))
 
     @classmethod
     def attach(cls, address: tuple[str, int]) -> Self:

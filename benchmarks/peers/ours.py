@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks.peers import Peer
+from benchmarks.peers import SMALL_NBYTES, Peer
 
 SPARE = 64 << 20
+MORE_OBJECTS = 100_000
 
 
 class ByRef(Peer):
@@ -18,6 +19,7 @@ class ByRef(Peer):
     label = "shmstore, by ref"
     package = "filelock"
     batches = True
+    numbered = True
     copies = 3.0
     largest = 1 << 30
 
@@ -25,6 +27,7 @@ class ByRef(Peer):
         self._exit = ExitStack()
         self._store = self._exit.enter_context(store)
         self.address = store.name
+        self.folder = store.path
 
     @classmethod
     def create(cls, folder: Path, nbytes: int) -> Self:
@@ -33,6 +36,23 @@ class ByRef(Peer):
 
         del folder
         return cls(Store.create(capacity=4 * nbytes + SPARE))
+
+    @classmethod
+    def create_for(cls, folder: Path, count: int) -> Self:
+        """Create a store for more objects than by default."""
+        from shmstore import Store
+
+        del folder
+        room = count * SMALL_NBYTES + SPARE
+        return cls(Store.create(capacity=room, max_objects=count + MORE_OBJECTS))
+
+    @classmethod
+    def create_bounded(cls, folder: Path, nbytes: int) -> Self:
+        """Create a store of that capacity."""
+        from shmstore import Store
+
+        del folder
+        return cls(Store.create(capacity=nbytes))
 
     @classmethod
     def attach(cls, address: str) -> Self:
@@ -53,6 +73,10 @@ class ByRef(Peer):
     def get(self, handle: Any) -> object:
         """Get it."""
         return self._store.get(handle)
+
+    def put_named(self, values: dict[str, object]) -> list[Any]:
+        """Put them all at once, without their names."""
+        return self._store.put_many(values.values())
 
     def putter(self, value: object, key: str = "sample") -> Callable[[], object]:
         """Return `Store.put` of the value."""
@@ -92,6 +116,11 @@ class ByKey(ByRef):
         self._store.put(value, key=key)
         return key
 
+    def put_named(self, values: dict[str, object]) -> list[Any]:
+        """Put them all at once."""
+        self._store.put_many(values)
+        return list(values)
+
     def putter(self, value: object, key: str = "sample") -> Callable[[], object]:
         """Return `Store.put` under a key; the key is the handle."""
         put = self._store.put
@@ -107,7 +136,7 @@ class ByNewRef(ByRef):
     """A ref that has just come from another process: nothing about its object is known yet."""
 
     label = "shmstore, new ref"
-    hands = False
+    hands = numbered = False
     puts = False
     batches = False
 

@@ -1,0 +1,108 @@
+"""What do several readers of one object take, in time and in memory?
+
+All readers get the same array at once and read all of it. Memory is the proportional set size of
+all processes, of the owner's and of servers that it started, while all hold the array; what it was
+before the array was put is taken off. It is told in copies of the array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from time import perf_counter_ns
+
+import psutil
+
+from benchmarks import actor
+from benchmarks.actor import Stand
+from benchmarks.arena import Arena
+from benchmarks.crew import Team
+from benchmarks.report import progress
+from benchmarks.results import TIMES, Result, collect
+from benchmarks.samples import ARRAY_64M, ARRAY_512M, MIB, SMALL, Sample
+
+READERS = (1, 2, 4, 8)
+QUICK_READERS = (1, 4)
+ROUNDS = 3
+TIME, MEMORY = "get and read all, at once", "PSS of all, in copies"
+SPARE = 64 * MIB
+
+
+def run(arena: Arena) -> Iterator[Result]:
+    """Measure each peer with one reader, and with more."""
+    sample = ARRAY_64M if arena.plan.quick else ARRAY_512M
+    counts = QUICK_READERS if arena.plan.quick else READERS
+    found = arena.choose(lambda kind: kind.gets and kind.shared)
+    values: dict[int, dict[tuple[str, str], list[float]]] = {count: {} for count in counts}
+    with arena.crew(found, readers=max(counts)) as crew:
+        for label in list(crew.teams):  # one after the other: some hold a copy in each reader
+            with crew.set_up(sample.nbytes, [label]) as teams:
+                for count in counts if label in teams else ():
+                    progress(f"readers: {label}, {count}")
+                    measured = crew.attempt(label, _measure, teams[label], sample, count)
+                    if measured is None:
+                        break
+                    times, copies = measured
+                    values[count] |= {(TIME, label): times, (MEMORY, label): copies}
+    for count in counts:
+        name = f"{sample.label}, {count} reader{'s' if count > 1 else ''}"
+        yield from collect("readers", name, _of(values[count], TIME))
+        yield from collect("readers", name, _of(values[count], MEMORY), TIMES)
+
+
+def _of(values: dict[tuple[str, str], list[float]], measure: str) -> dict:
+    return {key: each for key, each in values.items() if key[0] == measure}
+
+
+def _measure(team: Team, sample: Sample, count: int) -> tuple[list[float], list[float]]:
+    times: list[float] = []
+    copies: list[float] = []
+    small = team.owner.call(actor.put, SMALL.make, "small")
+    for each in team.readers:
+        each.call(read, [small])
+        each.call(drop)
+    for number in range(ROUNDS):
+        before = _pss(team)
+        handle = team.owner.call(actor.put, sample.make, f"large-{number}")
+        readers = team.readers[:count]
+        for each in readers:
+            each.start(read, [handle])
+        times.append(max(each.result() for each in readers))
+        copies.append((_pss(team) - before) / sample.nbytes)
+        for each in readers:
+            each.call(drop)
+        team.owner.call(delete, handle)
+    return times, copies
+
+
+def read(stand: Stand, dumped: list[bytes]) -> float:
+    """Get objects, read them and keep them; return the nanoseconds."""
+    start = perf_counter_ns()
+    stand.kept["got"] = [stand.peer.get(stand.peer.load(each)) for each in dumped]
+    for each in stand.kept["got"]:
+        if hasattr(each, "sum"):
+            each.sum()
+    return float(perf_counter_ns() - start)
+
+
+def drop(stand: Stand) -> None:
+    """Drop what was got."""
+    stand.kept.pop("got", None)
+
+
+def delete(stand: Stand, dumped: bytes) -> None:
+    """Delete the object."""
+    stand.peer.delete(stand.peer.load(dumped))
+
+
+def _pss(team: Team) -> int:
+    """Return the memory of all processes of a team."""
+    processes = [psutil.Process(each.pid) for each in team.all]
+    children = [child for each in processes for child in each.children(recursive=True)]
+    return sum(_pss_of(each) for each in processes + children)
+
+
+def _pss_of(process: psutil.Process) -> int:
+    try:
+        return process.memory_full_info().pss
+    except psutil.NoSuchProcess:
+        return 0
