@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -11,12 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shmstore import _spilling, _writing
+from shmstore import _filing, _spilling, _writing
 from shmstore._arguments import check_shape
 from shmstore._memory import layout as L
 from shmstore._packing import Package, lay_out
 from shmstore._ref import ObjectRef
 from shmstore._session import Session
+from shmstore.errors import ShmStoreError
 from shmstore.serialization import headers, typename
 from shmstore.serialization.handlers.numpy import array_header
 
@@ -24,8 +26,9 @@ from shmstore.serialization.handlers.numpy import array_header
 class Allocation:
     """The array under construction that `Store.allocate` gives, as a context manager.
 
-    The array that the block gets lies in shared memory. The end of the block publishes it; an
-    exception discards it. Either way it stays valid for as long as it or a view of it lives.
+    The array that the block gets lies in shared memory. Where a store spills and has no room there,
+    it lies in a file, mapped. The end of the block publishes it; an exception discards it. Either
+    way it stays valid for as long as it or a view of it lives.
 
     Attributes
     ----------
@@ -54,11 +57,13 @@ class Allocation:
         self._shape = check_shape(shape)
         self._dtype: np.dtype[Any] = np.dtype(dtype)
         nbytes = math.prod(self._shape) * self._dtype.itemsize
-        _writing.check_size(session, nbytes)
+        if not session.spills:
+            _writing.check_size(session, nbytes)
         package = _pack(self._shape, self._dtype, nbytes, key, readonly=readonly)
         self._package = session.with_options(package, ttl)
         self._overwrite = overwrite
         self._place: _writing.Place | None = None
+        self._draft: _filing.Draft | None = None
         self._row = -1
 
     def __enter__(self) -> npt.NDArray[Any]:
@@ -67,25 +72,32 @@ class Allocation:
             raise RuntimeError(message)
         session, package = self._session, self._package
         places: list[_writing.Place] = []
+        reserved = session, [package], places, self._overwrite
         try:
-            reserve = partial(
-                session.lock.run,
-                _writing.reserve_all,
-                session,
-                [package],
-                places,
-                self._overwrite,
-            )
+            reserve = partial(session.lock.run, _writing.reserve_all, *reserved)
             if session.spills:
-                _spilling.spilling(session, package.extent_nbytes, reserve)
+                anywhere = partial(session.lock.run, _filing.reserve, *reserved)
+                _spilling.spilling(session, package.extent_nbytes, reserve, anywhere)
             else:
                 reserve()
-            [self._place] = places
-            self._row = session.row
-            return self._make_array(self._place)
+            [place] = places
+            self._place, self._row = place, session.row
+            if _filing.is_filed(package, place):
+                self._draft = _filing.Draft(session, package, place)
+                array = self._draft.make_array(self._shape, self._dtype)
+            else:
+                array = self._make_array(place)
         except BaseException as error:
-            _writing.discard(session, [package], places, error)
+            self._give_up(places, error)
             raise
+        return array
+
+    def _give_up(self, places: list[_writing.Place], error: BaseException | None = None) -> None:
+        """Let go of the place, and of the file."""
+        draft, self._draft = self._draft, None
+        if draft is not None:
+            draft.give_up()
+        _writing.discard(self._session, [self._package], places, error)
 
     def _make_array(self, place: _writing.Place) -> npt.NDArray[Any]:
         """Return an array over the extent; like every anchor it holds a pin."""
@@ -105,6 +117,9 @@ class Allocation:
         place = getattr(self, "_place", None)
         if place is not None and self._session.row == self._row:
             self._session.abandoned.append((place.slot, place.generation))
+            if self._draft is not None:
+                with contextlib.suppress(OSError, ShmStoreError):
+                    self._draft.give_up()
 
     def __exit__(
         self,
@@ -118,14 +133,18 @@ class Allocation:
         if session.row != self._row:
             return  # a forked child leaves the block too; the array is its parent's
         if error is not None:
-            _writing.discard(session, [package], [place])
+            self._give_up([place])
             return
         try:
-            _writing.seal(session, package, place)
-            session.lock.run(_writing.publish_all, session, [package], [place], self._overwrite)
+            if self._draft is not None:
+                self._draft.publish(overwrite=self._overwrite)
+            else:
+                _writing.seal(session, package, place)
+                session.lock.run(_writing.publish_all, session, [package], [place], self._overwrite)
             self.ref = _writing.refer(session, package, place)
+            self._draft = None
         except BaseException:
-            _writing.discard(session, [package], [place])
+            self._give_up([place])
             raise
 
 

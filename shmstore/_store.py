@@ -27,12 +27,12 @@ import numpy.typing as npt
 from shmstore import (
     _awaiting,
     _deleting,
+    _filing,
     _inspection,
     _packing,
     _plans,
     _reading,
     _ref,
-    _spilling,
     _writing,
 )
 from shmstore._arguments import check_key, check_mode
@@ -130,7 +130,7 @@ class Store(Handle, NamedObjects, Undecoded, Awaiting, Maintained, Explained):
         )
         if ttl is not None or session.optioned:
             package = session.with_options(package, ttl)
-        put = _spilling.put if session.spills else _writing.put
+        put = _filing.put if session.spills else _writing.put
         return put(session, package, overwrite=overwrite)
 
     @overload
@@ -165,7 +165,10 @@ class Store(Handle, NamedObjects, Undecoded, Awaiting, Maintained, Explained):
         serializers: Sequence[str] | None = None,
         compression: str | None = None,
     ) -> dict[str, ObjectRef] | list[ObjectRef]:
-        """Store a batch under one lock hold: all objects, or none if one finds no room in memory.
+        """Store a batch under one lock hold: all objects, or none if one finds no room.
+
+        In a store with ``on_full="spill"`` there is room in files for what finds none in memory:
+        the batch may be larger than the store, and is published under one lock hold all the same.
 
         Parameters
         ----------
@@ -194,7 +197,7 @@ class Store(Handle, NamedObjects, Undecoded, Awaiting, Maintained, Explained):
         ]
         if ttl is not None or session.optioned:
             packages = [session.with_options(package, ttl) for package in packages]
-        put_many = _spilling.put_many if session.spills else _writing.put_many
+        put_many = _filing.put_many if session.spills else _writing.put_many
         refs = put_many(session, packages, overwrite=overwrite)
         return {key: ref for (key, _), ref in zip(pairs, refs, strict=True)} if named else refs
 

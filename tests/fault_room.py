@@ -13,6 +13,9 @@ import shmstore
 
 # A store of 2 MiB is nearly full with these.
 MANY = {f"old-{i}": np.full(40_000, i) for i in range(5)}
+# More than a store of 2 MiB takes, and more than that at once.
+BATCH = {f"new-{i}": np.full(50_000, i) for i in range(7)}
+HUGE = {"huge": np.arange(300_000)}
 
 
 class Full(Operation):
@@ -102,6 +105,77 @@ class Restore(Full):
         assert self.store is not None
         yield from map(str, self.store.check())
         yield from self.lost()
+
+
+@operation("put many into files")
+class PutManyIntoFiles(Full):
+    """A batch is larger than the store."""
+
+    on_full = "spill"
+    undone = False
+
+    def act(self) -> None:
+        """Put all."""
+        assert self.store is not None
+        self.store.update(BATCH)
+
+    def wrong(self) -> Iterator[str]:
+        """All are there."""
+        assert self.store is not None
+        yield from map(str, self.store.check())
+        for key, value in BATCH.items():
+            if not same(self.store.get(key, None), value):
+                yield f"{key!r} is not what was put"
+        yield from self.lost()
+
+
+@operation("build in a file")
+class BuildInFile(PutManyIntoFiles):
+    """An array is larger than the store."""
+
+    def act(self) -> None:
+        """Build it."""
+        assert self.store is not None
+        [(key, value)] = HUGE.items()
+        with self.store.allocate(value.shape, value.dtype, key=key) as array:
+            array[:] = value
+
+    def wrong(self) -> Iterator[str]:
+        """It is there."""
+        assert self.store is not None
+        yield from map(str, self.store.check())
+        [(key, value)] = HUGE.items()
+        if not same(self.store.get(key, None), value):
+            yield "not what was built"
+        yield from self.lost()
+
+
+@operation("trim")
+class Trim(Operation):
+    """Pages of deleted objects go back to the system."""
+
+    def prepare(self) -> None:
+        """Have such pages, in two places, and some that are reserved beyond the top."""
+        self.store = make_store(prefault=True)
+        for value in range(3):
+            self.store[f"old-{value}"] = np.full(40_000, value)
+        del self.store["old-0"], self.store["old-2"]
+
+    def act(self) -> None:
+        """Trim."""
+        assert self.store is not None
+        self.store.trim()
+
+    def wrong(self) -> Iterator[str]:
+        """Nothing that could go back is left, what others need is there."""
+        assert self.store is not None
+        yield from super().wrong()
+        if not same(self.store.get("old-1", None), np.full(40_000, 1)):
+            yield "what was between is not there"
+        left = self.store.trim()
+        self.store["new"] = LARGE
+        if left or not same(self.store.get("new", None), LARGE):
+            yield f"{left} bytes were left"
 
 
 @operation("delete what was spilled")

@@ -48,6 +48,7 @@ from kill_scenes import (
     spilling,
     spilling_dirty,
     spilling_owned,
+    spilling_summed,
     summed,
     timed,
     traced,
@@ -62,6 +63,8 @@ from kill_steps import (
     break_a_change,
     build,
     build_half,
+    build_large,
+    build_large_half,
     build_sealed,
     change_mapping,
     clear_and_put,
@@ -257,6 +260,14 @@ OPERATIONS: Final[dict[str, Operation]] = {
         lambda s: s.store.put_many({"n": NEW, "m": LARGE[:20_000]}), template=spilling, spills=True
     ),
     "put into a file": Operation(putting(LARGE, key="n"), template=spilling, spills=True),
+    "put many, into files": Operation(
+        lambda s: s.store.put_many({"n": NEW, "m": LARGE, "k": [2]}), template=spilling, spills=True
+    ),
+    "build in a file": Operation(build_large, template=spilling, spills=True),
+    "build in a file, checksums": Operation(build_large, template=spilling_summed, spills=True),
+    "build in a file, give up": Operation(
+        build_large_half, template=spilling, spills=True, keeps=True
+    ),
     "overwrite, in a file": Operation(putting(NEW, key="k"), template=spilling, spills=True),
     "delete, in a file": Operation(lambda s: s.store.delete("k"), template=spilling, spills=True),
     "clear, with files": Operation(clear_and_put, template=spilling, spills=True),

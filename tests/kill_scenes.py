@@ -173,6 +173,13 @@ def spilling(scene: Scene) -> None:
     store.close()
 
 
+def spilling_summed(scene: Scene) -> None:
+    """The same, with checksums."""
+    store = create_spilling(scene, persist=True, checksum=True)
+    fill_and_spill(scene, store)
+    store.close()
+
+
 def spilling_owned(scene: Scene) -> None:
     """The same, of which the owner was killed."""
     killed(scene, lambda: fill_and_spill(scene, create_spilling(scene)))

@@ -52,6 +52,18 @@ def build_half(scene: Scene) -> None:
         raise ZeroDivisionError
 
 
+def build_large(scene: Scene) -> None:
+    """Build an array that memory has no room for."""
+    with scene.store.allocate(300_000, "u1", key="k", readonly=True) as array:
+        array[:] = 2
+
+
+def build_large_half(scene: Scene) -> None:
+    """Begin to build such an array, and give up."""
+    with contextlib.suppress(ZeroDivisionError), scene.store.allocate(300_000, "u1", key="k"):
+        raise ZeroDivisionError
+
+
 def look(scene: Scene) -> None:
     """Get views, many of them, and let them go."""
     store = scene.store

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import fault_objects
+import fault_room
 import fault_stores
 import pytest
 from fault_operations import OPERATIONS
@@ -17,9 +18,8 @@ HARNESS = Path(__file__).parent / "faults.py"
 # Operations of one group run in one process, one after the other.
 GROUPS = {
     module.__name__: [n for n, of in OPERATIONS.items() if of.__module__ == module.__name__]
-    for module in (fault_stores, fault_objects)
+    for module in (fault_stores, fault_objects, fault_room)
 }
-GROUPS["fault_room"] = ["evict", "delete what was spilled", "destroy with files"]
 INTERRUPTED = ["create", "attach readonly", "open a new store", "close, as the last client"]
 
 

@@ -13,13 +13,22 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from stores import MIB, MakeStore, exit_code, forked
 
-from shmstore import Store, StoreClosedError, StoreFullError, _restoring, _spilling, _writing
+from shmstore import (
+    Store,
+    StoreClosedError,
+    StoreFullError,
+    _filing,
+    _restoring,
+    _spilling,
+    _writing,
+)
 from shmstore._catalog.slots import Slots
 from shmstore._memory.allocator import Allocator
 from shmstore._memory.segment import Segment
@@ -201,19 +210,19 @@ def test_file_that_cannot_get_its_name_leaves_its_object_in_memory(
     assert store["c"].all()
 
 
-@pytest.mark.parametrize("name", ["_write", "_write_package"])
+@pytest.mark.parametrize("room", [_spilling, _filing], ids=["others", "it"])
 def test_error_that_is_kept_keeps_no_pins(
-    spilling: MakeSpilling, monkeypatch: pytest.MonkeyPatch, name: str
+    spilling: MakeSpilling, monkeypatch: pytest.MonkeyPatch, room: ModuleType
 ) -> None:
     """Whoever remembers why a put failed does not keep objects in memory by that."""
     store = spilling()
     store["a"] = ones(3)
-    held = store["a"] if name == "_write_package" else None
+    held = store["a"] if room is _filing else None
 
     def fail(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(_spilling, name, fail)
+    monkeypatch.setattr(room, "_write", fail)
     with pytest.raises(StoreFullError) as caught:
         store["b"] = ones(2)
     del held
@@ -329,16 +338,16 @@ def test_store_ended_by_another_thread_in_the_middle_is_closed(
         assert errors == []
 
 
-@pytest.mark.parametrize("name", ["_write", "_write_package"])
+@pytest.mark.parametrize("room", [_spilling, _filing], ids=["others", "it"])
 def test_store_destroyed_while_a_file_is_written_leaves_no_file(
-    spilling: MakeSpilling, monkeypatch: pytest.MonkeyPatch, name: str
+    spilling: MakeSpilling, monkeypatch: pytest.MonkeyPatch, room: ModuleType
 ) -> None:
     """Whoever is moving objects to files learns that the store is gone, and its folder goes."""
     store = spilling()
     store["a"] = ones(3)
-    held = store["a"] if name == "_write_package" else None
+    held = store["a"] if room is _filing else None
     destroy = Store.attach(store.path).destroy
-    meanwhile(monkeypatch, _spilling, name, destroy)
+    meanwhile(monkeypatch, room, "_write", destroy)
     with pytest.raises(StoreClosedError):
         store["b"] = ones(2)
     assert held is None or held.all()

@@ -22,7 +22,7 @@ from zlib import crc32
 
 import numpy as np
 
-from shmstore._memory import folder
+from shmstore._memory import folder, shortage
 from shmstore._memory import layout as L
 from shmstore._memory.descriptors import CLOSED, Descriptor
 from shmstore._memory.layout import PAGE
@@ -140,7 +140,10 @@ class Segment:
 
     def resident_nbytes(self) -> int:
         """Return the bytes of the pages that exist."""
-        return os.fstat(self.fd).st_blocks * _BLOCK_NBYTES
+        try:
+            return os.fstat(self.fd).st_blocks * _BLOCK_NBYTES
+        except OSError as error:
+            shortage.refuse(error, shortage.path_of(self.fd))
 
     def release_pages(self, offset: int, nbytes: int) -> None:
         """Give the pages of a range that nobody looks at back to the system."""

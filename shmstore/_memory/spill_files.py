@@ -27,7 +27,7 @@ import mmap
 import os
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final, Self
 from zlib import crc32
@@ -35,8 +35,9 @@ from zlib import crc32
 from shmstore._memory import folder
 from shmstore._memory import layout as L
 from shmstore._memory.descriptors import CLOSED, Descriptor
-from shmstore._memory.mapping import map_file, write_all
+from shmstore._memory.mapping import map_file, reserve, write_all
 from shmstore._memory.owners import group_of
+from shmstore._memory.shortage import told
 from shmstore.errors import (
     CorruptStoreError,
     NotAStoreError,
@@ -51,6 +52,7 @@ _FILE_NAME: Final = re.compile(r"\d+-\d+|new-\d+-\d+")
 _NAME_LENGTH: Final = 64 - 33
 _HEADER_WORDS: Final = 8
 _CHANGED_AT: Final = (_HEADER_WORDS + 1) * L.WORD
+_CHANGED: Final = (1).to_bytes(L.WORD, "little")
 _LONGEST_PATH: Final = 4096
 _CHUNK_NBYTES: Final = 64 << 20
 _REMOVE_TRIES: Final = 3
@@ -147,9 +149,44 @@ class SpillFiles:
         OSError
             ENOSPC: the file system is full.
         """
-        with folder.create_file(self.fd, name) as fd:
+        with told(self.path / name), folder.create_file(self.fd, name) as fd:
             os.ftruncate(fd, L.PAGE + nbytes)
             write_all(fd, memoryview(self._header(slot, generation, nbytes, fill(fd))), 0)
+
+    def build(
+        self,
+        name: str,
+        slot: int,
+        generation: int,
+        nbytes: int,
+        parts: Iterable[tuple[memoryview, int]],
+    ) -> mmap.mmap:
+        """Make a new file whose extent is written by whoever maps it; its checksum does not count.
+
+        Parameters
+        ----------
+        name, slot, generation, nbytes
+            As in `write`.
+        parts
+            What is known of the extent: bytes, and where they lie in the file.
+
+        Returns
+        -------
+        mmap.mmap
+            The whole file, all of it on disk or in memory: no touch finds the file system full.
+
+        Raises
+        ------
+        OSError
+            ENOSPC: the file system is full.
+        """
+        with told(self.path / name), folder.create_file(self.fd, name) as fd:
+            reserve(fd, 0, L.PAGE + nbytes)
+            header = self._header(slot, generation, nbytes, 0)
+            write_all(fd, memoryview(header[: -L.WORD] + _CHANGED), 0)
+            for part in parts:
+                write_all(fd, *part)
+            return map_file(fd, L.PAGE + nbytes, writeable=True)
 
     def _header(self, slot: int, generation: int, nbytes: int, crc: int) -> bytes:
         fixed = (
@@ -171,7 +208,7 @@ class SpillFiles:
 
     def discard(self, name: str) -> None:
         """Remove a temporary file."""
-        with contextlib.suppress(FileNotFoundError):
+        with told(self.path), contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self.fd)
 
     def remove(self, slot: int, generation: int) -> None:
@@ -209,17 +246,19 @@ class SpillFiles:
         """
         path = self.path / _name(slot, generation)
         try:
-            fd = folder.open_file(self.fd, path.name, self.path, readonly=readonly)
+            with told(path):
+                fd = folder.open_file(self.fd, path.name, self.path, readonly=readonly)
         except NotAStoreError:
             raise FileNotFoundError(str(path)) from None
         file = SpillFile(fd, path, nbytes)
-        header = os.pread(fd, (_HEADER_WORDS + 2) * L.WORD, 0)
+        with told(path):
+            header = os.pread(fd, (_HEADER_WORDS + 2) * L.WORD, 0)
+            found, changed = os.fstat(fd).st_size, _is_changed(fd)
         wanted = self._header(slot, generation, nbytes, _word(header, 7))
-        if header[: -L.WORD] != wanted[: -L.WORD] or os.fstat(fd).st_size != L.PAGE + nbytes:
+        if header[: -L.WORD] != wanted[: -L.WORD] or found != L.PAGE + nbytes:
             file.close()
             raise _damaged(path, "its header or its length is not that of the object", 0)
-        if not _is_changed(fd):
-            file.crc = _word(header, 7)
+        file.crc = None if changed else _word(header, 7)
         return file
 
 
@@ -286,7 +325,10 @@ class SpillFile:
     def map(self, *, writeable: bool, private: bool = False) -> mmap.mmap:
         """Map the whole file; the extent begins at the second page."""
         if writeable and not private:
-            os.pwrite(self.fd, (1).to_bytes(L.WORD, "little"), _CHANGED_AT)
+            try:
+                os.pwrite(self.fd, _CHANGED, _CHANGED_AT)
+            except OSError as error:
+                raise folder.full_file_system(self.fd, self.path, L.PAGE, error) from error
         size = L.PAGE + self.nbytes
         return map_file(self.fd, size, writeable=writeable, private=private)
 
