@@ -39,6 +39,12 @@ def available_bytes() -> int:
     return min(memory, free.f_bavail * free.f_frsize)
 
 
+def pin(number: int) -> None:
+    """Stay on one processor: by turns on one and on two, processes take turns of two lengths."""
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {processors[number % len(processors)]})
+
+
 def touch_memory(nbytes: int) -> None:
     """Write to each page of fresh memory, and give it back.
 

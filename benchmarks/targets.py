@@ -105,15 +105,25 @@ TARGETS = (
     Target(measure="put", sample=FRAME_OBJECT, other=BEST, at_most=1.0),
     Target(measure=GET, sample=FRAME_OBJECT, other=BEST, at_most=1.0),
     # handing over
-    Target(measure="one way, B asleep", sample="small dict", other="a byte, pipe", at_most=1.3),
+    Target(
+        measure="one way, B asleep",
+        sample="small dict",
+        peer=BY_KEY,
+        other="a byte, pipe",
+        at_most=1.3,
+    ),
     Target(
         measure="one way, B just waiting",
         sample="small dict",
+        peer=BY_KEY,
         other="a byte, pipe",
         other_measure="one way, B asleep",
         at_most=0.1,
     ),
-    *(Target(measure="there and back", sample=each, other=BEST, at_most=1.0) for each in TRIPS),
+    *(
+        Target(measure="there and back", sample=each, peer=BY_KEY, other=BEST, at_most=1.0)
+        for each in TRIPS
+    ),
     # first get
     Target(measure="first get", sample="512 MiB array", at_most=60, scale=1000, unit=" us"),
     Target(

@@ -11,6 +11,8 @@ from benchmarks.peers import SMALL_NBYTES, Peer
 
 SPARE = 64 << 20
 MORE_OBJECTS = 100_000
+PATIENCE_S = 60.0
+TRIP, ANSWER = "trip-", "answer to "
 
 
 class ByRef(Peer):
@@ -130,6 +132,29 @@ class ByKey(ByRef):
             return key
 
         return put_under_key
+
+    def hand_over(self, value: object, key: str) -> str:
+        """Put it under a key that the other process waits for."""
+        self._store.put(value, key=key)
+        return key
+
+    def take(self, key: str) -> object:
+        """Wait for the key."""
+        return self._store.get(key, timeout=PATIENCE_S)
+
+    def answer(self, key: str, read_at: int) -> None:
+        """Put the moment under another key."""
+        self._store.put(read_at, key=ANSWER + key)
+
+    def answered(self, key: str) -> int:
+        """Wait for that."""
+        return self._store.get(ANSWER + key, timeout=PATIENCE_S)
+
+    def delete(self, handle: str) -> None:
+        """Delete it, and the answer if there is one."""
+        self._store.delete(handle)
+        if handle.startswith(TRIP):
+            self._store.discard(ANSWER + handle)
 
 
 class ByNewRef(ByRef):

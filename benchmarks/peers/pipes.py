@@ -9,6 +9,7 @@ from time import perf_counter_ns
 from typing import Any, Self
 
 from benchmarks.line import Line
+from benchmarks.machine import pin
 from benchmarks.peers import Peer
 
 
@@ -114,6 +115,7 @@ class Queue(Peer):
 
 def consume(there: Any, back: Any) -> None:
     """Take objects and say when they were read, until there are none."""
+    pin(1)
     while (message := there.get()) is not None:
         next(iter(message[0]), None) if hasattr(message[0], "__iter__") else None
         back.put(perf_counter_ns())

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from time import perf_counter_ns
 
+import numpy as np
 import psutil
 
 from benchmarks import actor
@@ -18,13 +19,12 @@ from benchmarks.arena import Arena
 from benchmarks.crew import Team
 from benchmarks.report import progress
 from benchmarks.results import TIMES, Result, collect
-from benchmarks.samples import ARRAY_64M, ARRAY_512M, MIB, SMALL, Sample
+from benchmarks.samples import ARRAY_64M, ARRAY_512M, SMALL, Sample
 
 READERS = (1, 2, 4, 8)
 QUICK_READERS = (1, 4)
 ROUNDS = 3
 TIME, MEMORY = "get and read all, at once", "PSS of all, in copies"
-SPARE = 64 * MIB
 
 
 def run(arena: Arena) -> Iterator[Result]:
@@ -36,12 +36,14 @@ def run(arena: Arena) -> Iterator[Result]:
     with arena.crew(found, readers=max(counts)) as crew:
         for label in list(crew.teams):  # one after the other: some hold a copy in each reader
             with crew.set_up(sample.nbytes, [label]) as teams:
-                for count in counts if label in teams else ():
+                before = crew.attempt(label, _prepare, teams[label]) if label in teams else None
+                for count in counts if before is not None else ():
                     progress(f"readers: {label}, {count}")
                     measured = crew.attempt(label, _measure, teams[label], sample, count)
                     if measured is None:
                         break
-                    times, copies = measured
+                    times, held = measured
+                    copies = [(each - before) / sample.nbytes for each in held]
                     values[count] |= {(TIME, label): times, (MEMORY, label): copies}
     for count in counts:
         name = f"{sample.label}, {count} reader{'s' if count > 1 else ''}"
@@ -53,34 +55,37 @@ def _of(values: dict[tuple[str, str], list[float]], measure: str) -> dict:
     return {key: each for key, each in values.items() if key[0] == measure}
 
 
-def _measure(team: Team, sample: Sample, count: int) -> tuple[list[float], list[float]]:
-    times: list[float] = []
-    copies: list[float] = []
+def _prepare(team: Team) -> int:
+    """Let everybody get something small; return the memory that all have by then."""
     small = team.owner.call(actor.put, SMALL.make, "small")
     for each in team.readers:
-        each.call(read, [small])
+        each.call(read, small)
         each.call(drop)
+    return _pss(team)
+
+
+def _measure(team: Team, sample: Sample, count: int) -> tuple[list[float], list[int]]:
+    times: list[float] = []
+    held: list[int] = []
+    readers = team.readers[:count]
     for number in range(ROUNDS):
-        before = _pss(team)
         handle = team.owner.call(actor.put, sample.make, f"large-{number}")
-        readers = team.readers[:count]
         for each in readers:
-            each.start(read, [handle])
+            each.start(read, handle)
         times.append(max(each.result() for each in readers))
-        copies.append((_pss(team) - before) / sample.nbytes)
+        held.append(_pss(team))
         for each in readers:
             each.call(drop)
         team.owner.call(delete, handle)
-    return times, copies
+    return times, held
 
 
-def read(stand: Stand, dumped: list[bytes]) -> float:
-    """Get objects, read them and keep them; return the nanoseconds."""
+def read(stand: Stand, dumped: bytes) -> float:
+    """Get an object, read all of it and keep it; return the nanoseconds."""
     start = perf_counter_ns()
-    stand.kept["got"] = [stand.peer.get(stand.peer.load(each)) for each in dumped]
-    for each in stand.kept["got"]:
-        if hasattr(each, "sum"):
-            each.sum()
+    stand.kept["got"] = got = stand.peer.get(stand.peer.load(dumped))
+    if isinstance(got, np.ndarray):
+        got.sum()
     return float(perf_counter_ns() - start)
 
 

@@ -1,7 +1,7 @@
 """How much of the capacity stays usable in a long run with objects of all sizes and ages?
 
 Objects of 24 sizes, from 64 bytes to a sixty-fourth of the capacity, are put and deleted; some live
-for one operation, some for a hundred thousand (microseconds to minutes). Whenever there is no room,
+for one operation, some for half of all (microseconds to minutes). Whenever there is no room,
 the share of the capacity is noted that living objects occupy, with the one that did not fit, and
 those go that would have gone next; or the store evicts by itself. 1 would be without any loss.
 """
@@ -23,11 +23,11 @@ from benchmarks.results import TIMES, Result, collect
 from benchmarks.samples import MIB
 from benchmarks.targets import BY_REF
 
-CAPACITY, QUICK_CAPACITY = 256 * MIB, 32 * MIB
-OPERATIONS, QUICK_OPERATIONS = 150_000, 20_000
+CAPACITY, QUICK_CAPACITY = 128 * MIB, 4 * MIB
+OPERATIONS, QUICK_OPERATIONS = 200_000, 20_000
 CLASSES, SMALLEST = 24, 64
-LONGEST_LIFE = 100_000
-LARGE_ARE_RARE = 0.6  # a class is chosen with its size to the power of minus this
+LONGEST_LIFE = 2  # operations are as many times more
+LARGE_ARE_RARE = 0.25  # a class is chosen with its size to the power of minus this
 MEASURE, SAMPLE = "usable share of the capacity", "24 sizes, long run"
 EVICTING = "shmstore, evicting"
 EVERY = 200
@@ -94,7 +94,7 @@ class _Load:
         for number, size in enumerate(chance.choices(sizes, weights, k=operations)):
             while self._living and self._living[0][0] <= number:
                 self._drop_next()
-            life = int(math.exp(chance.uniform(0, math.log(LONGEST_LIFE))))
+            life = int(math.exp(chance.uniform(0, math.log(operations / LONGEST_LIFE))))
             handle = self._fit(values[size], f"object-{number}", size)
             heapq.heappush(self._living, (number + life, number, size, handle))
             self._nbytes += size
