@@ -30,6 +30,7 @@ from shmstore._options import Options
 from shmstore._pruning import prune
 from shmstore._ref import ObjectRef
 from shmstore._store import Store
+from shmstore._watching import Change, Watch
 from shmstore.errors import (
     ChangesLostError,
     CodecNotFoundError,
@@ -62,6 +63,7 @@ _process.install()
 
 __all__ = [
     "Allocation",
+    "Change",
     "ChangesLostError",
     "ClientInfo",
     "ClientUse",
@@ -99,6 +101,7 @@ __all__ = [
     "UnsafePathError",
     "WaitTimeoutError",
     "Waited",
+    "Watch",
     "__version__",
     "prune",
 ]

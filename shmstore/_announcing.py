@@ -19,16 +19,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from shmstore._arguments import MAX_KEY_NBYTES
 from shmstore._catalog import states
 from shmstore._catalog.keys import Digest, digest_of
 from shmstore._memory import layout as L
+from shmstore._sharing.waking import JUST_RING
+from shmstore.errors import CorruptStoreError, ShmStoreError
 from shmstore.serialization import headers, trust
 
 if TYPE_CHECKING:
+    from shmstore._sharing.waiters import Waiter
     from shmstore._space import Space
 
 PUT: Final = b"p"
 DELETED: Final = b"d"
+
+# So often somebody is told of a change before it is looked whether all who wait live.
+_PATIENCE: Final = 256
 
 _NUMBER_NBYTES: Final = 8
 _SIZE_NBYTES: Final = 2
@@ -39,7 +46,7 @@ EVERY_KEY: Final = digest_of("")[0]
 """The topic of the prefix that all keys begin with."""
 
 
-class Change(NamedTuple):
+class Notice(NamedTuple):
     """What a watcher is told: PUT or DELETED, which object, under which key."""
 
     kind: bytes
@@ -93,11 +100,20 @@ def key_changes(
     place
         Slot, generation and size of the object.
     """
+    session.announced += 1
+    if session.announced % _PATIENCE == 0:
+        forget_dead(session)
     ring(session, topic_of_digest(digest))
     watchers = session.clients.waiters.watchers()
     if not watchers:
         return
-    text = _key_of(session, place[0]) if key is None else key.encode()
+    try:
+        text = _key_of(session, place[0]) if key is None else key.encode()
+    except (ShmStoreError, LookupError, OSError):  # damaged: it goes all the same
+        for watcher in watchers:
+            session.clients.waiters.note_lost(watcher.row)
+            _tell(session, watcher, JUST_RING)
+        return
     topics: dict[int, int] = {}
     for watcher in watchers:
         length = watcher.prefix
@@ -105,9 +121,12 @@ def key_changes(
             start = text[:length].decode(errors="surrogateescape")
             topics[length] = topic_of(start)
         if topics[length] == watcher.topic and length <= len(text):
-            message = pack(Change(kind, *place, text))
-            if not session.bells.ring(watcher.serial, watcher.bell, message):
-                session.clients.waiters.note_lost(watcher.row)
+            _tell(session, watcher, pack(Notice(kind, *place, text)))
+
+
+def _tell(session: Space, watcher: Waiter, message: bytes) -> None:
+    if not session.bells.ring(watcher.serial, watcher.bell, message):
+        session.clients.waiters.note_lost(watcher.row)
 
 
 def object_ends(session: Space, slot: int) -> None:
@@ -122,6 +141,14 @@ def key_ends(session: Space, slot: int) -> None:
     record = session.slots.read(slot)
     place = slot, states.generation_of(record.word), record.data_nbytes
     key_changes(session, DELETED, record.digest, place, None)
+
+
+def forget_dead(session: Space) -> None:
+    """Take away the rows of clients that have died, which would cost every change something."""
+    waiters = session.clients.waiters
+    for serial in {waiter.serial for waiter in waiters.rows()}:
+        if not session.clients.lives(serial):
+            waiters.forget(serial)
 
 
 def wake_all(session: Space) -> None:
@@ -150,8 +177,38 @@ def _key_of(session: Space, slot: int) -> bytes:
 # --- what is written into the bell of a watcher ---------------------------------------------------
 
 
-def pack(change: Change) -> bytes:
-    """Return a change as bytes; they fit into what a FIFO takes in one step."""
-    numbers = (change.slot, change.generation, change.nbytes)
+def pack(notice: Notice) -> bytes:
+    """Return a notice as bytes; they fit into what a FIFO takes in one step."""
+    numbers = (notice.slot, notice.generation, notice.nbytes)
     head = b"".join(number.to_bytes(_NUMBER_NBYTES, "little") for number in numbers)
-    return change.kind + head + len(change.key).to_bytes(_SIZE_NBYTES, "little") + change.key
+    return notice.kind + head + len(notice.key).to_bytes(_SIZE_NBYTES, "little") + notice.key
+
+
+def unpack(data: bytes) -> tuple[list[Notice], bytes]:
+    """Return the notices in what a bell held, and what is left of the last one.
+
+    Raises
+    ------
+    CorruptStoreError
+        Somebody has written something else.
+    """
+    notices, at = [], 0
+    while len(data) - at >= _HEAD_NBYTES or data[at : at + 1] == JUST_RING:
+        kind = data[at : at + 1]
+        if kind == JUST_RING:
+            at += 1
+            continue
+        start = at + _HEAD_NBYTES
+        numbers = [
+            int.from_bytes(data[first : first + _NUMBER_NBYTES], "little")
+            for first in range(at + 1, start - _SIZE_NBYTES, _NUMBER_NBYTES)
+        ]
+        end = start + int.from_bytes(data[start - _SIZE_NBYTES : start], "little")
+        if kind not in (PUT, DELETED) or end - start > MAX_KEY_NBYTES:
+            raise CorruptStoreError("what was written into a bell is no change")
+        if end > len(data):
+            break
+        slot, generation, nbytes = numbers
+        notices.append(Notice(kind, slot, generation, nbytes, data[start:end]))
+        at = end
+    return notices, data[at:]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from shmstore import _announcing, _reading, _waiting
 from shmstore._arguments import check_key
 from shmstore._catalog.keys import Digest, digest_of
+from shmstore._watching import Watch
 from shmstore.errors import WaitTimeoutError
 
 if TYPE_CHECKING:
@@ -96,6 +97,23 @@ class Awaiting(ABC):
         """
         deadline = _waiting.deadline_of(_waiting.check_timeout(timeout))
         return _each(self._live(), Expected(self._live(), keys), deadline)
+
+    def watch(self, prefix: str = "") -> Watch:
+        """Return an iterator over what is put and deleted under keys that begin so, from now on.
+
+        It waits where there is nothing new. Close it, or use it in a ``with`` block.
+
+        Examples
+        --------
+        >>> from shmstore import Store
+        >>> with Store.create(capacity="1MiB") as store, store.watch("job/") as changes:
+        ...     store["job/1"] = "first"
+        ...     store["other"] = 2
+        ...     del store["job/1"]
+        ...     [(change.kind, change.key) for change in (next(changes), next(changes))]
+        [('put', 'job/1'), ('delete', 'job/1')]
+        """
+        return Watch(self._live(), check_key(prefix))
 
 
 class Expected:

@@ -76,6 +76,12 @@ def is_over(record: Record) -> bool:
     return 0 < record.expires_ns <= boottime_ns()
 
 
+def seconds_left(session: Session, slot: int) -> float | None:
+    """Return in how many seconds the time of an object is over; None: never."""
+    expires_ns = session.slots.read(slot).expires_ns
+    return max(0, expires_ns - boottime_ns()) / 1e9 if expires_ns else None
+
+
 def _has_sound_data(plan: Plan) -> bool:
     """Raise unless the checksum of the data agrees; False when the object is gone meanwhile."""
     session, record = plan.session, plan.record

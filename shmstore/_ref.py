@@ -6,11 +6,19 @@ from collections.abc import Callable, Container
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from shmstore import _deleting, _inspection, _lifecycle, _plans, _reading
+from shmstore import (
+    _announcing,
+    _deleting,
+    _inspection,
+    _lifecycle,
+    _plans,
+    _reading,
+    _waiting,
+)
 from shmstore._arguments import check_mode
 from shmstore._catalog import states
 from shmstore._memory import layout as L
-from shmstore.errors import ObjectNotFoundError, StoreNotFoundError
+from shmstore.errors import ObjectNotFoundError, StoreClosedError, StoreNotFoundError
 
 if TYPE_CHECKING:
     from shmstore._info import ObjectInfo
@@ -100,6 +108,37 @@ class ObjectRef:
         session = _session_of(self)
         if not _deleting.delete(session, [finder(session, self)]):
             raise missing(self)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the object is gone: deleted, overwritten, evicted, or its time is over.
+
+        For whoever hands an object over and goes on when the others are done with it. It is there
+        from the beginning, so nothing else about it can be waited for.
+
+        Parameters
+        ----------
+        timeout
+            Seconds; None: for ever.
+
+        Returns
+        -------
+        bool
+            False when the time is over and the object is still there.
+
+        Examples
+        --------
+        >>> from shmstore import Store
+        >>> with Store.create(capacity="1MiB") as store:
+        ...     ref = store.put("for somebody who deletes it")
+        ...     ref.wait(timeout=0.01)
+        False
+        """
+        deadline = _waiting.deadline_of(_waiting.check_timeout(timeout))
+        try:
+            session = _session_of(self)
+        except StoreNotFoundError:
+            return True
+        return _wait_for_end(session, self, deadline)
 
     def info(self) -> ObjectInfo:
         """Return size, type, age and owner of the object, and who looks at it."""
@@ -201,6 +240,27 @@ def is_there(session: Session, ref: ObjectRef) -> bool:
     words = states.ready_word(ref._generation), states.spilled_word(ref._generation)
     there = 0 <= slot < session.words[L.W_SLOT_TOP] and session.slots.word(slot) in words
     return there and not _reading.is_over(session.slots.read(slot))
+
+
+def _wait_for_end(session: Session, ref: ObjectRef, deadline: float | None) -> bool:
+    """Wait until the object of a reference is gone; False: the time is over before."""
+    words, topics = session.words, [_announcing.topic_of_object(ref._generation)]
+
+    def look() -> bool | None:
+        return None if is_there(session, ref) else True
+
+    while look() is None:
+        waits = _waiting.left_until(deadline), _reading.seconds_left(session, ref._slot)
+        timeout_s = min((wait_s for wait_s in waits if wait_s is not None), default=None)
+        try:
+            found = _waiting.sleep_until(session, look, topics, timeout_s)
+        except StoreClosedError:
+            if words[L.W_DESTROYED]:
+                return True
+            raise
+        if found is None and _waiting.left_until(deadline) == 0:
+            return False
+    return True
 
 
 def missing(ref: ObjectRef) -> ObjectNotFoundError:

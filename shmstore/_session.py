@@ -97,6 +97,7 @@ class Session(Space):
         self.row = -1
         self.pid = os.getpid()
         self._bury_at = 0
+        self.announced = 0
         self.abandoned: list[tuple[int, int]] = []
         self.plans: dict[str | int, Any] = {}
         self.verified: set[tuple[int, int | None]] = set()

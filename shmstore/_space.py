@@ -42,6 +42,7 @@ class Space:
     clients: Clients
     pins: Pins
     bells: Bells
+    announced: int
     allowed_modules: Collection[str] | None
     abandoned: list[tuple[int, int]]
     notice: Callable[[], None]

@@ -146,8 +146,8 @@ class Sleeper:
 
     Attributes
     ----------
-    bell
-        To be polled by whoever does not want to `sleep`.
+    ended
+        Whether its rows are gone, and its bell was given back.
     """
 
     def __init__(self, session: Session) -> None:
@@ -155,6 +155,7 @@ class Sleeper:
         self._rows: dict[int, int] = {}
         self._hears_all = False
         self._bell: Bell | None = None
+        self.ended = False
 
     @property
     def bell(self) -> Bell:
@@ -247,6 +248,7 @@ class Sleeper:
     def end(self) -> None:
         """Take the rows away that are left, and give the bell back."""
         session, bell = self._session, self._bell
+        self.ended = True
         if bell is None:
             return
         if session.closed:

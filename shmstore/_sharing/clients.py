@@ -154,7 +154,11 @@ class Clients:
 
     def is_alive(self, client: Client) -> bool:
         """Return whether the process of a client lives: whether its seat is locked."""
-        return is_taken(self._seats_fd, str(client.serial), self._path)
+        return self.lives(client.serial)
+
+    def lives(self, serial: int) -> bool:
+        """Return whether the client with a seat of that number lives."""
+        return is_taken(self._seats_fd, str(serial), self._path)
 
     def bury(self, own_row: int) -> list[int]:
         """Remove the clients that have died; return their rows."""

@@ -1,0 +1,525 @@
+"""Waiting for objects: nobody polls, nobody is left asleep, whoever dies."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import stores
+from stores import Child, Flag, MakeStore, StartPython, forked, wait_until
+
+import shmstore
+from shmstore import Store, StoreClosedError, WaitTimeoutError, _waiting
+from shmstore._memory import layout as L
+
+
+@pytest.fixture
+def locked_reads(request: pytest.FixtureRequest) -> bool:
+    """Read without the lock, where a test does not choose."""
+    return getattr(request, "param", False)
+
+
+WAIT_FOR = """
+import shmstore
+from shmstore import _waiting
+store = shmstore.Store.attach(name, readonly=readonly)
+if not spins:
+    _waiting.SPIN_S = 0.0
+print("ready", flush=True)
+print(store.get(key, timeout=None), flush=True)
+store.close()
+"""
+
+
+def waiters(store: Store) -> int:
+    """Return how many rows of the table of waiters are in use."""
+    session: Any = store._session
+    return len(session.waiters.rows())
+
+
+def start_waiter(
+    start_python: StartPython,
+    store: Store,
+    key: str = "key",
+    *,
+    readonly: bool = False,
+    spins: bool = False,
+) -> Child:
+    """Start a process that waits for a key, and return when it sleeps."""
+    before = waiters(store)
+    child = start_python(WAIT_FOR, name=store.name, key=key, readonly=readonly, spins=spins)
+    assert child.hear() == "ready"
+    wait_until(lambda: waiters(store) > before)
+    return child
+
+
+@contextlib.contextmanager
+def after(seconds: float, do: Any, *args: Any) -> Iterator[None]:
+    """Let something be done by another thread, a little later."""
+    timer = threading.Timer(seconds, do, args)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+
+
+# --- one key -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("locked_reads", [False, True], ids=["lock-free", "locked"], indirect=True)
+@pytest.mark.parametrize("readonly", [False, True], ids=["writer", "reader"])
+def test_get_of_a_missing_key_returns_what_another_process_puts(
+    store: Store, start_python: StartPython, readonly: Flag
+) -> None:
+    """A waiter that sleeps in another process, read-only or not, has the object once it is put."""
+    child = start_waiter(start_python, store, readonly=readonly)
+    store["key"] = "came"
+    assert child.hear() == "came"
+    child.end()
+    assert waiters(store) == 0
+
+
+def test_get_with_a_timeout_of_what_is_there_returns_at_once(store: Store) -> None:
+    """Nobody waits for an object that is there, by key or by reference."""
+    ref = store.put([1], key="key")
+    assert store.get("key", timeout=None) == [1]
+    assert store.get(ref, timeout=None) == [1]
+    assert list((store.path / "seats").glob("*-*")) == []
+
+
+@pytest.mark.parametrize("timeout", [1e-9, 0.001, 0.02])
+def test_get_after_its_timeout_raises_and_names_the_key(store: Store, timeout: float) -> None:
+    """The error is a TimeoutError, with the key as a fact; a default is returned instead."""
+    with pytest.raises(WaitTimeoutError, match="'missing'") as raised:
+        store.get("missing", timeout=timeout)
+    assert (raised.value.key, raised.value.timeout_s) == ("missing", timeout)
+    assert store.get("missing", 7, timeout=timeout) == 7
+    assert waiters(store) == 0
+
+
+def test_get_of_a_deleted_reference_does_not_wait(store: Store) -> None:
+    """A deleted object never comes back, however long somebody waits."""
+    ref = store.put([1])
+    ref.delete()
+    with pytest.raises(shmstore.ObjectNotFoundError):
+        store.get(ref, timeout=None)
+
+
+def test_get_with_what_is_no_timeout_is_refused(store: Store) -> None:
+    """Nan would be a wait without an end that nobody asked for."""
+    with pytest.raises(ValueError, match="nan"):
+        store.get("missing", timeout=float("nan"))
+
+
+def put_in_a_batch(store: Store) -> None:
+    """Put several objects at once."""
+    store.put_many({"other": 1, "key": np.arange(3)})
+
+
+def build(store: Store) -> None:
+    """Build an array in place."""
+    with store.allocate(3, "i8", key="key") as array:
+        array[:] = [0, 1, 2]
+
+
+def put_large(store: Store) -> None:
+    """Put what is copied without the lock: an array of half a mebibyte, with a look at three."""
+    store.put(Sparse(), key="key")
+
+
+class Sparse:
+    """Something large that becomes three numbers."""
+
+    def __init__(self) -> None:
+        self.ballast = np.zeros(1 << 16)
+
+    def tolist(self) -> list[int]:
+        """Return the three numbers."""
+        return [0, 1, 2][: len(self.ballast)]
+
+
+@pytest.mark.parametrize("put", [put_in_a_batch, build, put_large])
+def test_every_way_to_put_wakes_who_waits(store: Store, put: Any) -> None:
+    """Batches, arrays that are built in place and what is copied without the lock."""
+    with after(0.05, put, store):
+        assert store.get("key", timeout=stores.WAIT_S).tolist() == [0, 1, 2]
+
+
+def test_object_that_goes_to_a_file_wakes_who_waits(make_store: MakeStore, tmp_path: Path) -> None:
+    """A put that finds no room in memory is a put all the same."""
+    store = make_store(capacity="64KiB", on_full="spill", spill_dir=tmp_path)
+    with after(0.05, lambda: store.put(np.arange(100_000), key="key")):
+        assert store.get("key", timeout=stores.WAIT_S)[-1] == 99_999
+    store.clear()
+
+
+def test_many_waiters_for_one_key_all_get_it(store: Store, start_python: StartPython) -> None:
+    """One put wakes all of them, threads and processes."""
+    children = [start_waiter(start_python, store) for _ in range(3)]
+    got: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda: got.append(store.get("key", timeout=None)))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: waiters(store) == 6)
+    store["key"] = 5
+    for thread in threads:
+        thread.join()
+    assert got == [5] * 3
+    assert [child.hear() for child in children] == ["5"] * 3
+    for child in children:
+        child.end()
+
+
+def test_waiter_for_another_key_is_not_woken(store: Store, start_python: StartPython) -> None:
+    """Who waits uses no processor and is not scheduled, whatever others put meanwhile."""
+    child = start_waiter(start_python, store)
+    wait_until(lambda: state_of(child.process.pid) == "S")
+    before = activity_of(child.process.pid)
+    for number in range(100):
+        store[f"other {number}"] = number
+        time.sleep(0.002)
+    assert activity_of(child.process.pid) == before
+    store["key"] = 1
+    assert child.hear() == "1"
+    child.end()
+
+
+def state_of(pid: int) -> str:
+    """Return what a process does: "S" if it sleeps."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def activity_of(pid: int) -> list[str]:
+    """Return how often the threads of a process slept and were interrupted, and what they used."""
+    found = []
+    for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
+        status = (task / "status").read_text().splitlines()
+        found += [line for line in status if "ctxt_switches" in line]
+        found += (task / "stat").read_text().rpartition(")")[2].split()[11:13]
+    return found
+
+
+# --- several keys --------------------------------------------------------------------------------
+
+
+def test_wait_tells_which_keys_are_there(store: Store) -> None:
+    """As concurrent.futures.wait: when all are there, when one is, or when the time is over."""
+    store["a"] = 1
+    assert store.wait([], timeout=None) == (set(), set())
+    assert store.wait(["a", "b"], timeout=0) == ({"a"}, {"b"})
+    assert store.wait(["a", "b"], timeout=0.01) == ({"a"}, {"b"})
+    assert store.wait(["a", "b"], return_when="FIRST") == ({"a"}, {"b"})
+    with after(0.05, store.put, 1), after(0.05, lambda: store.put(2, key="b")):
+        assert store.wait(["a", "b", "b"]) == ({"a", "b"}, set())
+    with after(0.05, lambda: store.put(2, key="d")):
+        assert store.wait(["c", "d"], return_when="FIRST") == ({"d"}, {"c"})
+    assert waiters(store) == 0
+
+
+def test_wait_with_another_return_when_is_refused(store: Store) -> None:
+    """The two that there are are named."""
+    with pytest.raises(ValueError, match="'ALL' or 'FIRST'"):
+        store.wait(["a"], return_when="ANY")
+
+
+def test_wait_for_more_keys_than_one_may_enter_is_woken_by_any(store: Store) -> None:
+    """Beyond a part of the table the waiter listens to all keys; he misses none."""
+    session: Any = store._session
+    keys = [f"k{number}" for number in range(session.waiters.most_topics() + 10)]
+    with after(0.05, lambda: [store.put(1, key=key) for key in keys]):
+        done, not_done = store.wait(keys, timeout=stores.WAIT_S)
+    assert (done, not_done) == (set(keys), set())
+    assert waiters(store) == 0
+
+
+def test_as_completed_gives_keys_in_the_order_in_which_they_come(
+    store: Store, start_python: StartPython
+) -> None:
+    """Those that are there come first; the others as they are put by another process."""
+    child = start_python(
+        """
+        import shmstore
+        store = shmstore.Store.attach(name)
+        for key in "edc":
+            input()
+            store[key] = key
+        """,
+        name=store.name,
+    )
+    store["a"] = store["b"] = 0
+    found = []
+    for key in store.as_completed(["a", "c", "e", "d", "b"]):
+        found.append(key)
+        if len(found) in (2, 3, 4):
+            child.say()
+    assert (set(found[:2]), found[2:]) == ({"a", "b"}, ["e", "d", "c"])
+    child.end()
+
+
+def test_as_completed_raises_when_its_time_is_over(store: Store) -> None:
+    """What came before is given; the error names what is missing."""
+    store["a"] = 1
+    keys = store.as_completed(["a", "b", "c"], timeout=0.01)
+    assert next(keys) == "a"
+    with pytest.raises(WaitTimeoutError, match="of 2 keys") as raised:
+        next(keys)
+    assert raised.value.keys == {"b", "c"}
+    assert waiters(store) == 0
+
+
+def test_as_completed_that_is_given_up_leaves_no_rows(store: Store) -> None:
+    """Who breaks out of the loop waits no longer."""
+    store["a"] = 1
+    for key in store.as_completed(["a", "b"]):
+        assert key == "a"
+        break
+    assert waiters(store) == 0
+
+
+# --- the end of an object ------------------------------------------------------------------------
+
+
+def expire(ref: shmstore.ObjectRef, store: Store) -> None:
+    """Do nothing: its time is over by itself."""
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda ref, _: ref.delete(),
+        lambda _, store: store.put(2, key="key"),
+        lambda _, store: store.clear(),
+        expire,
+    ],
+    ids=["delete", "overwrite", "clear", "expire"],
+)
+def test_reference_that_is_waited_for_tells_the_end_of_its_object(store: Store, end: Any) -> None:
+    """Whatever takes the object away wakes who waits for that."""
+    ref = store.put([1], key="key", ttl=0.2 if end is expire else None)
+    assert not ref.wait(timeout=0.01)
+    with after(0.05, end, ref, store):
+        assert ref.wait(timeout=stores.WAIT_S)
+    assert ref.wait()
+    assert waiters(store) == 0
+
+
+def test_reference_into_a_store_that_is_destroyed_has_come_to_its_end(
+    make_store: MakeStore, start_python: StartPython
+) -> None:
+    """A waiter in another process is told that there is nothing to wait for any more."""
+    store = make_store()
+    child = start_python(
+        "print('ready', flush=True); print(ref.wait(), flush=True)", ref=store.put([1])
+    )
+    assert child.hear() == "ready"
+    wait_until(lambda: waiters(store) == 1)
+    store.destroy()
+    assert child.hear() == "True"
+    child.end()
+
+
+# --- ends and deaths -----------------------------------------------------------------------------
+
+
+def test_store_that_is_destroyed_wakes_who_waits(
+    make_store: MakeStore, start_python: StartPython
+) -> None:
+    """Nobody waits for what can never come."""
+    store = make_store()
+    child = start_python(
+        """
+        import shmstore
+        store = shmstore.Store.attach(name)
+        print("ready", flush=True)
+        try:
+            store.get("key", timeout=None)
+        except shmstore.StoreClosedError:
+            print("closed", flush=True)
+        store.close()
+        """,
+        name=store.name,
+    )
+    assert child.hear() == "ready"
+    wait_until(lambda: waiters(store) == 1)
+    store.destroy()
+    assert child.hear() == "closed"
+    child.end()
+
+
+def test_handle_that_is_closed_by_another_thread_ends_a_wait(store: Store) -> None:
+    """The waiting thread learns it, and its bell is closed."""
+    other = Store.attach(store.path, readonly=True)
+    with after(0.05, other.close), pytest.raises(StoreClosedError):
+        other.get("key", timeout=stores.WAIT_S)
+
+
+def test_interrupt_ends_a_wait_at_once(store: Store, start_python: StartPython) -> None:
+    """KeyboardInterrupt comes out of the wait, and nothing of it is left."""
+    child = start_python(
+        """
+        import shmstore
+        store = shmstore.Store.attach(name)
+        print("ready", flush=True)
+        try:
+            store.get("key", timeout=None)
+        except KeyboardInterrupt:
+            print("interrupted", len(store._session.waiters.rows()), flush=True)
+        store.close()
+        """,
+        name=store.name,
+    )
+    assert child.hear() == "ready"
+    wait_until(lambda: waiters(store) == 1)
+    os.kill(child.process.pid, signal.SIGINT)
+    assert child.hear() == "interrupted 0"
+    child.end()
+
+
+def test_waiter_that_is_killed_is_forgotten(store: Store, start_python: StartPython) -> None:
+    """Its row goes after some more puts, its bell and its seat when the dead are buried."""
+    child = start_waiter(start_python, store)
+    os.kill(child.process.pid, signal.SIGKILL)
+    child.process.wait()
+    for number in range(300):
+        store["other"] = number
+    assert waiters(store) == 0
+    store["key"] = 1
+    assert store.recover().clients == 1
+    assert [path.name for path in (store.path / "seats").iterdir()] == ["1"]
+
+
+DIE_IN_A_PUT = """
+import os, signal, shmstore
+from shmstore._catalog.slots import Slots
+store = shmstore.Store.attach(name)
+class Words:
+    def __init__(self, words):
+        self.words = words
+    def __getitem__(self, at):
+        return self.words[at]
+    def __setitem__(self, at, value):
+        if at >= store._session.index.geometry.slots and value & 0xFF == 2 and value >> 8 == 1:
+            if late:
+                self.words[at] = value
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.words[at] = value
+slots = store._session.slots
+slots._words = Words(slots._words)
+store["key"] = "came"
+"""
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+def test_putter_that_is_killed_around_its_publication_leaves_nobody_asleep(
+    store: Store, start_python: StartPython, late: Flag
+) -> None:
+    """Killed after it, the object is got; killed before it, the waiter waits for the next one."""
+    waiter = start_waiter(start_python, store)
+    putter = start_python(DIE_IN_A_PUT, name=store.name, late=late)
+    assert putter.process.wait() == -signal.SIGKILL
+    if late:
+        assert waiter.hear() == "came"
+    else:
+        wait_until(lambda: waiters(store) == 1)
+        store["key"] = "again"
+        assert waiter.hear() == "again"
+    waiter.end()
+    store.recover()
+
+
+def test_change_that_is_broken_off_wakes_everybody(store: Store) -> None:
+    """Nobody knows what had been changed, so all look again, and sleep on."""
+    session: Any = store._session
+    rung = []
+    session.bells.ring_all = lambda: rung.append(1)
+
+    def break_off() -> None:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        session.lock.run(break_off)
+    assert rung == [1]
+
+
+def test_forked_child_waits_by_itself_while_its_parent_waits(store: Store) -> None:
+    """The two never share a bell: each is woken by its own key."""
+    with after(0.02, lambda: store.put(1, key="warm")):
+        store.get("warm", timeout=None)  # there is a bell that the child is born with
+    child = forked(lambda: store.put(store.get("a", timeout=stores.WAIT_S) + 1, key="b"))
+    with after(0.1, lambda: store.put(1, key="a")):
+        assert store.get("b", timeout=stores.WAIT_S) == 2
+    assert stores.exit_code(child) == 0
+
+
+def test_store_without_room_for_waiters_says_so(make_store: MakeStore) -> None:
+    """The table of waiters has an end; who finds no row is told what to do."""
+    store = make_store(max_clients=1)
+    session: Any = store._session
+    with contextlib.ExitStack() as ending:
+        most = session.waiters.most_topics()
+        for first in range(0, L.FEWEST_WAITERS, most):
+            sleeper = ending.enter_context(_waiting.Sleeper(session))
+            session.lock.run(sleeper.settle, lambda: None, range(first + 1, first + 1 + most))
+        with pytest.raises(shmstore.StoreFullError, match="larger max_clients"):
+            store.get("key", timeout=1)
+    assert waiters(store) == 0
+
+
+# --- stress --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spins", [False, True], ids=["asleep", "spinning"])
+def test_ring_of_processes_loses_no_wake_up(store: Store, spins: Flag) -> None:
+    """Each waits for the key of the one before and puts its own: one lost wake-up stops all."""
+    count, rounds = 4, 300
+
+    def turn(number: int) -> None:
+        if not spins:
+            _waiting.SPIN_S = 0.0
+        for lap in itertools.count():
+            if lap == rounds:
+                return
+            before = f"{lap - (number == 0)}/{(number - 1) % count}"
+            if lap or number:
+                store.get(before, timeout=stores.WAIT_S)
+                store.discard(before)
+            store[f"{lap}/{number}"] = lap
+
+    children = [forked(lambda number=number: turn(number)) for number in range(count)]
+    assert [stores.exit_code(child) for child in children] == [0] * count
+    assert list(store) == [f"{rounds - 1}/{count - 1}"]
+    assert waiters(store) == 0
+
+
+def test_many_waiters_and_putters_all_meet(store: Store) -> None:
+    """Six processes put and wait for each other's keys in all orders, and nobody stays behind."""
+    count, keys = 6, 40
+
+    def meet(number: int) -> None:
+        _waiting.SPIN_S = 0.0
+        mine = [f"{number}.{key}" for key in range(keys)]
+        others = [f"{n}.{key}" for n in range(count) for key in range(keys) if n != number]
+        for start in range(0, keys, 8):
+            store.put_many(dict.fromkeys(mine[start : start + 4], number))
+            for key in mine[start + 4 : start + 8]:
+                store[key] = number
+            store.wait(others[start :: keys // 2], timeout=stores.WAIT_S, return_when="FIRST")
+        done = sorted(store.as_completed(others, timeout=stores.WAIT_S))
+        assert done == sorted(others)
+
+    children = [forked(lambda number=number: meet(number)) for number in range(count)]
+    assert [stores.exit_code(child) for child in children] == [0] * count
+    assert waiters(store) == 0
