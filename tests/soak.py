@@ -91,11 +91,13 @@ class Soak:
         self._stop = mmap.mmap(-1, mmap.PAGESIZE)
         self._journals = [Journal() for _ in range(WORKERS)]
         self._alive: dict[int, int] = {}
+        self._errors: list[int] = []
         # Whoever works has the writing end: when all have gone the reading end is at its end.
         self._last_words, self._breath = os.pipe()
 
     def work(self, seconds: float) -> None:
         """Let the workers work for so long, and disturb them."""
+        self._errors = [os.memfd_create(f"stderr of worker {n}") for n in range(WORKERS)]
         for number in range(WORKERS):
             self._start(number)
         end = time.monotonic() + seconds
@@ -119,6 +121,8 @@ class Soak:
         leaves_parent = self.random.random() < 0.5
 
         def be_a_worker() -> None:
+            os.dup2(self._errors[number], 2)
+            sys.stderr = open(2, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
             worker = Worker(
                 self.store.path,
                 number,
@@ -161,7 +165,7 @@ class Soak:
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         number = self._alive.pop(pid)
-        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, "a worker failed by itself"
+        self._assert_ended_well(number, status, -signal.SIGKILL)
         self.counts["kills"] += 1
         recovered = self.store.recover()
         self.counts["half-made puts"] += recovered.puts
@@ -189,19 +193,28 @@ class Soak:
         for pid in list(self._alive):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
-                del self._alive[pid]
-                code = os.waitstatus_to_exitcode(status)
-                raise AssertionError(f"a worker ended with {code}: the reason stands on stderr")
+                self._assert_ended_well(self._alive.pop(pid), status, -signal.SIGKILL)
+
+    def _assert_ended_well(self, number: int, status: int, expected: int) -> None:
+        """Prove that a worker did not fail, even if it was killed before it could end."""
+        code = os.waitstatus_to_exitcode(status)
+        said = os.pread(self._errors[number], 1 << 20, 0).decode(errors="replace")
+        assert (code, said) == (expected, ""), f"worker {number} ended with {code}:\n{said}"
 
     def _end_all(self) -> None:
         """Let all workers come to their end, and the children of those that were killed."""
         self._stop[0] = 1
-        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self._alive]
+        ended = [(number, os.waitpid(pid, 0)[1]) for pid, number in self._alive.items()]
         self._alive.clear()
         os.close(self._breath)
         assert os.read(self._last_words, 1) == b""
         os.close(self._last_words)
-        assert codes == [0] * len(codes), f"workers ended with {codes}: the reasons stand on stderr"
+        try:
+            for number, status in ended:
+                self._assert_ended_well(number, status, 0)
+        finally:
+            for fd in self._errors:
+                os.close(fd)
 
     # --- afterwards ----------------------------------------------------------------------------
 

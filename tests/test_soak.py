@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import random
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import soak_objects as objects
 from soak import KINDS, Soak, run, tell
-from soak_work import Journal, name_of, own_key
+from soak_work import Journal, Worker, name_of, own_key
 from stores import MIB, MakeStore, exit_code, forked, lock_free_only, replaced_words
 
 from shmstore import LockTimeoutError, Store
@@ -120,6 +121,22 @@ def test_key_that_was_deleted_must_be_gone(soak: Soak) -> None:
     soak._journals[2].acknowledged[0] = 0
     with pytest.raises(AssertionError, match="version 5"):
         soak._look_at(2)
+
+
+WORKS: list[Callable[[Any], Any]] = [lambda _: 1 / 0, lambda _: os._exit(1)]
+
+
+@lock_free_only
+@pytest.mark.parametrize("work", WORKS, ids=["error", "exit"])
+def test_worker_that_fails_is_noticed_with_what_it_said(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, work: Callable[[Any], Any]
+) -> None:
+    """Whether it is killed, ends in time, or is asked to end: its number, its code, its error."""
+    monkeypatch.setattr(Worker, "put", work)
+    soak = Soak(make_store(), KINDS["little room"], seed=0)
+    words = "ZeroDivisionError" if work is WORKS[0] else ""
+    with pytest.raises(AssertionError, match=rf"(?s)worker \d ended with 1:\n.*{words}"):
+        soak.work(5)
 
 
 # --- what the black box has found -----------------------------------------------------------------
