@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shmstore import _filing, _spilling, _writing
+from shmstore import _filing, _no_room, _spilling, _writing
 from shmstore._arguments import check_shape
 from shmstore._memory import layout as L
 from shmstore._packing import Package, lay_out
@@ -58,7 +58,7 @@ class Allocation:
         self._dtype: np.dtype[Any] = np.dtype(dtype)
         nbytes = math.prod(self._shape) * self._dtype.itemsize
         if not session.spills:
-            _writing.check_size(session, nbytes)
+            _no_room.check_size(session, nbytes)
         package = _pack(self._shape, self._dtype, nbytes, key, readonly=readonly)
         self._package = session.with_options(package, ttl)
         self._overwrite = overwrite

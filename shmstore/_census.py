@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shmstore._catalog import states
-from shmstore._catalog.slots import boottime_ns
+from shmstore._catalog.clock import boottime_ns
 from shmstore._catalog.table import extents_of, holds_extent
 from shmstore._inspection import name_of, wall_clock
 from shmstore._memory import layout as L

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shmstore._catalog import states
-from shmstore._catalog.slots import boottime_ns
+from shmstore._catalog.clock import boottime_ns
 from shmstore._catalog.table import extents_of, holds_extent
 from shmstore._info import Finding
 from shmstore._memory import layout as L

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from shmstore._catalog import states
-from shmstore._catalog.slots import Record, boottime_ns
+from shmstore._catalog.clock import boottime_ns
+from shmstore._catalog.slots import Record
 from shmstore._info import ClientInfo, ObjectInfo, StoreStats
 from shmstore._memory import layout as L
 from shmstore._plans import Plan

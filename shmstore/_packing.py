@@ -12,15 +12,14 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from shmstore._catalog.inserts import Content
 from shmstore._catalog.keys import NO_KEY, Digest, digest_of
-from shmstore._catalog.slots import Content
 from shmstore._memory import layout as L
 from shmstore.serialization import (
     DEFAULT_SERIALIZERS,
     Serialized,
     custom_serialize,
     headers,
-    typename,
 )
 from shmstore.serialization.compression import maybe_compress
 from shmstore.serialization.family import check_serialized, check_sizes, encode, known
@@ -42,6 +41,11 @@ COPY_LOCKED_NBYTES: Final = 64 << 10
 
 Placed = tuple[int, memoryview | Planned]
 """What lies at an offset in the extent: bytes, or a plan to make them there."""
+
+_PLAIN: Final = L.KIND_PLAIN | L.KIND_INLINE
+
+# Where each put pays for it: what a named tuple does itself, but for its defaults.
+_new = tuple.__new__
 
 # Small bytes are pickled like other small values, although they have handlers.
 _PLAIN_HANDLERS: Final = (None, serialize_bytes)
@@ -83,7 +87,7 @@ def pack(
     if serializers is None and compression is None:  # the common cases
         handler = custom_serialize.find(kind)
         if handler in _PLAIN_HANDLERS and is_plain(obj):
-            return _pack_plain(typename(kind), dumps_plain(obj), key)
+            return _pack_plain(kind.__name__, dumps_plain(obj), key)
         if kind is np.ndarray and handler is serialize_array:
             package = _pack_array(obj, key, readonly=readonly)
             if package is not None:
@@ -203,14 +207,17 @@ def _place(frame: Frame, offset: int, size: int) -> list[Placed]:
 def _pack_plain(type_name: str, stream: Frame, key: str | None) -> Package:
     """Lay out a pickle without buffers: in the slot itself if it fits."""
     packed = _header_of_type(type_name) if key is None else _plain_header(type_name, key)
-    size = nbytes(stream)
-    if len(packed) + size > L.INLINE_NBYTES:
+    size = len(stream) if type(stream) is bytes else nbytes(stream)
+    if size + len(packed) > L.INLINE_NBYTES:
         placed = _place(stream, 0, size)
         sealed = ((0, size),)
         return lay_out(packed, placed, L.align(size), key, L.KIND_PLAIN, sealed=sealed)
-    kind, digest = _naming(key)
-    kind |= L.KIND_PLAIN | L.KIND_INLINE
-    return Package(Content(kind, packed, stream, size, digest), (), 0, key)
+    if key is None:
+        return _new(
+            Package, (_new(Content, (_PLAIN, packed, stream, size, NO_KEY, 0)), (), 0, None, ())
+        )
+    content = Content(_PLAIN | L.KIND_NAMED, packed, stream, size, digest_of(key))
+    return Package(content, (), 0, key)
 
 
 def _plain_header(type_name: str, key: str | None) -> bytes:

@@ -18,7 +18,8 @@ from weakref import ref as weak_ref
 
 import numpy as np
 
-from shmstore._catalog.slots import Record, boottime_ns
+from shmstore._catalog.clock import boottime_ns
+from shmstore._catalog.slots import Record
 from shmstore._lease import Lease
 from shmstore._memory import layout as L
 from shmstore._session import Session

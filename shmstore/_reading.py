@@ -13,8 +13,9 @@ import numpy as np
 
 from shmstore import _restoring
 from shmstore._catalog import states
+from shmstore._catalog.clock import boottime_ns
 from shmstore._catalog.keys import digest_of
-from shmstore._catalog.slots import Record, boottime_ns
+from shmstore._catalog.slots import Record
 from shmstore._memory import layout as L
 from shmstore._plans import GONE, ArrayPlan, InlinePlan, PicklePlan, Plan
 from shmstore._session import Session

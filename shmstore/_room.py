@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from shmstore import _announcing
 from shmstore._catalog import states
-from shmstore._catalog.slots import boottime_ns
+from shmstore._catalog.clock import boottime_ns
 from shmstore._catalog.table import Table, extents_of, holds_extent
 from shmstore._memory import layout as L
 

@@ -56,6 +56,9 @@ _PARTS = (*_TABLES, "segment", "files")
 # The dead are looked for when there may be this many of them.
 _FEW_CLIENTS = 8
 
+# Bytes of deleted objects from which on their memory is given back at once.
+_MOST_DOOMED = 1 << 18
+
 # Objects whose place a process remembers; a plan takes about 1 KiB.
 _MOST_PLANS = 1 << 14
 
@@ -146,6 +149,9 @@ class Session(Space):
         self.evicts = bool(flags & L.FLAG_EVICT)
         self.checksums = bool(flags & L.FLAG_CHECKSUM)
         self.optioned = bool(self.checksums or self.identity.ttl_ns)
+        # What waits in deleted objects for the next put, at most, unless somebody looks at it.
+        wipes = flags & L.FLAG_ZERO_ON_FREE
+        self.most_doomed = 0 if wipes else min(_MOST_DOOMED, self.identity.capacity >> 6)
         self.clocked = (self.spills or self.evicts) and not self.readonly
         self.flat = self.lock_free and not self.traced and (self.clocked or not self.spills)
 
@@ -157,6 +163,7 @@ class Session(Space):
         self.slots = Slots(self.index)
         self.keys = KeyIndex(self.index)
         self.allocator = Allocator(self.index)
+        self.unpinned = set()
 
     @property
     def persistent(self) -> bool:

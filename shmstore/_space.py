@@ -8,7 +8,8 @@ Concurrency: everything here requires the store lock.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
 
 from shmstore import _announcing
 from shmstore._catalog import states
@@ -16,11 +17,16 @@ from shmstore._memory import layout as L
 from shmstore._sharing.barrier import membarrier
 from shmstore._trimming import MUCH_NBYTES
 
+# How many deleted objects one put looks at before it takes fresh memory.
+_FEW: Final = 64
+
+_MANY: Final = 4096
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from shmstore._catalog.slots import Slots
-    from shmstore._memory.allocator import Allocator
+    from shmstore._memory.allocator import Allocator, Extent
     from shmstore._memory.segment import Segment
     from shmstore._memory.spill_files import SpillFiles
     from shmstore._sharing.clients import Clients
@@ -32,7 +38,9 @@ class Space:
     """The part of a session that gives memory back."""
 
     words: Any
+    unpinned: set[int]
     readonly: bool
+    most_doomed: int
     lock_free: bool
     spills: bool
     slots: Slots
@@ -63,6 +71,51 @@ class Space:
         for slot in slots.take_unpinned(self.clients.pinned(), limit):
             self.free_extent(slot)
             slots.free(slot)
+
+    def recycle(self, nbytes: int) -> tuple[int, Extent] | None:
+        """Return a deleted object that nobody looks at, to be filled anew, if its extent fits.
+
+        Others that come before it are freed, until little is left. For the allocator nothing
+        changes: where objects of one size come and go, this is most of what a put costs.
+
+        Who was seen without a pin after it was doomed and a barrier (see `reclaim`) will never have
+        one: `unpinned` keeps their words, so that there is not a barrier for each.
+        """
+        slots, words = self.slots, self.words
+        if slots.wipes:
+            self.reclaim(_FEW)
+            return None
+        looked = False
+        for _ in range(_FEW):
+            if words[L.W_DOOMED_BYTES] <= self.most_doomed:
+                break
+            slot = slots.oldest_doomed()
+            word = slots.word(slot)
+            if word not in self.unpinned and not looked:
+                self._look_who_pins()
+                looked = True
+            if word not in self.unpinned:
+                slots.defer_doomed()
+                continue
+            self.unpinned.discard(word)
+            node = slots.node(slot)
+            if node >= 0 and self.allocator.nbytes(node) == nbytes:
+                self.allocator.check_owner(node, slot)
+                slots.pop_doomed()
+                return slot, self.allocator.extent(node)
+            slots.pop_doomed()
+            self.free_extent(slot)
+            slots.free(slot)
+        return None
+
+    def _look_who_pins(self) -> None:
+        """Find out which of the next doomed slots nobody looks at."""
+        self.pass_barrier()
+        pinned, slots = self.clients.pinned(), self.slots
+        if len(self.unpinned) > _MANY:
+            self.unpinned.clear()
+        doomed = islice(slots.doomed(), _FEW)
+        self.unpinned.update(slots.word(slot) for slot in doomed if slot not in pinned)
 
     def _wipe(self, slot: int, node: int) -> None:
         """Leave nothing of an object behind. Pages that may not exist go back to the system."""

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from shmstore import _announcing, _room
+from shmstore import _announcing, _no_room, _room
 from shmstore._catalog import states
 from shmstore._memory import folder
 from shmstore._memory import layout as L
@@ -26,13 +26,8 @@ from shmstore._session import Session
 from shmstore.errors import (
     KeyExistsError,
     LockTimeoutError,
-    ObjectTooLargeError,
     ShmStoreError,
-    StoreFullError,
 )
-
-# How many deleted objects one put looks at before it takes fresh memory.
-_RECLAIM_FEW: Final = 64
 
 # How many slots one put looks at for objects whose time is over.
 _EXPIRE_FEW: Final = 64
@@ -107,7 +102,7 @@ def _put_small(
     places: list[Place],
     overwrite: bool,  # noqa: FBT001 - called under the lock
 ) -> Guard | None:
-    """Reserve a place; if it is small and warm, copy and publish. Requires: the store lock.
+    """Find a place; if it is small and warm, copy and insert. Requires: the store lock.
 
     Flat: the workload "put" of the benchmarks pays for it.
 
@@ -123,16 +118,11 @@ def _put_small(
         check_allowed(session, [package], overwrite=overwrite)
     if words[L.W_NEXT_EXPIRY_NS]:
         _room.expire_some(session, _EXPIRE_FEW)
-    if words[L.W_DOOMED_HEAD]:
-        session.reclaim(_RECLAIM_FEW)
-    reserve(session, package, places)
-    place = places[0]
-    extent = place.extent
-    if extent is not None:
-        if extent.cold or extent.nbytes > COPY_LOCKED_NBYTES:
-            return Guard(session, place)
-        copy(session, package, place)
-    publish(session, package, place)
+    slot, extent = find_place(session, package)
+    if extent is not None and (extent.cold or extent.nbytes > COPY_LOCKED_NBYTES):
+        take_place(session, slot, extent, places)
+        return Guard(session, places[0])
+    insert(session, package, slot, extent, places)
     return None
 
 
@@ -166,8 +156,6 @@ def reserve_all(
         check_allowed(session, packages, overwrite=overwrite)
     if session.words[L.W_NEXT_EXPIRY_NS]:
         _room.expire_some(session, _EXPIRE_FEW)
-    if session.words[L.W_DOOMED_HEAD]:
-        session.reclaim(_RECLAIM_FEW)
     for package in packages:
         reserve(session, package, places)
 
@@ -261,54 +249,75 @@ def check_allowed(session: Session, packages: Sequence[Package], *, overwrite: b
             )
 
 
-def check_size(session: Session, nbytes: int) -> None:
-    """Raise ObjectTooLargeError for what could not fit even into the empty store."""
-    if nbytes > session.identity.capacity:
-        raise ObjectTooLargeError(
-            f"the object needs {nbytes:,} bytes, the whole store {session.path.name!r} has "
-            f"{session.identity.capacity:,}. Create it with a larger capacity.",
-            asked=nbytes,
-            capacity=session.identity.capacity,
-        )
-
-
 def reserve(session: Session, package: Package, places: list[Place]) -> None:
-    """Take a slot and an extent; find room and look again before giving up."""
-    if package.extent_nbytes:
-        check_size(session, package.extent_nbytes)
-    if _try_reserve(session, package, places):
-        return
+    """Take a slot and an extent for a put that goes on without the lock."""
+    take_place(session, *find_place(session, package), places)
+
+
+def take_place(session: Session, slot: int, extent: Extent | None, places: list[Place]) -> None:
+    """Give a slot, and an extent, to a put that goes on without the lock."""
+    places.append(Place(slot, session.slots.next_generation(), extent))
+    session.slots.reserve(slot, session.pins.seat.serial, extent)
+
+
+def find_place(session: Session, package: Package) -> tuple[int, Extent | None]:
+    """Return a free slot, and an extent; find room and look again before giving up.
+
+    The slot is taken by whoever fills it next, under the same hold of the lock.
+    """
+    nbytes = package.extent_nbytes
+    if nbytes > session.identity.capacity:
+        _no_room.check_size(session, nbytes)
+    if place := _try_place(session, package):
+        return place
     if not session.evicts:  # there what is over is the first to go
         _room.expire(session)
     session.bury(thorough=not (session.evicts or session.spills))
-    if _try_reserve(session, package, places):
-        return
+    if place := _try_place(session, package):
+        return place
     if session.evicts:
-        asked = package.extent_nbytes if session.slots.take() is not None else 0
+        asked = nbytes if session.slots.take() is not None else 0
         while _room.evict_for(session, asked):
-            if _try_reserve(session, package, places):
-                return
-            asked = package.extent_nbytes
+            if place := _try_place(session, package):
+                return place
+            asked = nbytes
         session.bury()
-        if _try_reserve(session, package, places):
-            return
-    raise full(session, package.extent_nbytes)
+        if place := _try_place(session, package):
+            return place
+    raise _no_room.full(session, nbytes)
 
 
-def _try_reserve(session: Session, package: Package, places: list[Place]) -> bool:
+def _try_place(session: Session, package: Package) -> tuple[int, Extent | None] | None:
     if package.key is not None:
         session.keys.prepare()
+    if session.words[L.W_DOOMED_BYTES] > session.most_doomed:
+        place = session.recycle(package.extent_nbytes)
+        if place is not None:
+            return place
     slot = session.slots.take()
     if slot is None:
-        return False
-    extent = None
-    if package.extent_nbytes:
-        extent = session.allocator.allocate(package.extent_nbytes, slot)
-        if extent is None:
-            return False
-    places.append(Place(slot, session.slots.next_generation(), extent))
-    session.slots.reserve(slot, session.pins.seat.serial, extent)
-    return True
+        return None
+    if not package.extent_nbytes:
+        return slot, None
+    extent = session.allocator.allocate(package.extent_nbytes, slot)
+    return None if extent is None else (slot, extent)
+
+
+def insert(
+    session: Session, package: Package, slot: int, extent: Extent | None, places: list[Place]
+) -> None:
+    """Copy the frames into a warm extent and publish, all in this hold of the lock."""
+    slots, content = session.slots, package.content
+    place = Place(slot, slots.next_generation(), extent)
+    places.append(place)
+    if extent is not None:
+        copy(session, package, place)
+    if session.words[L.W_WAITERS] and package.key is not None:
+        _tell(session, package, place)
+    old = -1 if package.key is None else session.keys.find(content.digest)
+    slots.insert(slot, content, session.pins.seat.serial, session.pid, extent)
+    if package.key is not None:
+        _take_key(session, slot, old)
 
 
 def copy(session: Session, package: Package, place: Place) -> None:
@@ -367,76 +376,20 @@ def publish(session: Session, package: Package, place: Place, state: int = state
         _tell(session, package, place)
     old = session.keys.find(package.content.digest)
     session.slots.publish(place.slot, package.content, session.pid, state)
+    _take_key(session, place.slot, old)
+
+
+def _take_key(session: Session, slot: int, old: int) -> None:
+    """Let a key lead to a new slot; `old` is the one that it led to, or -1."""
     if old >= 0:
-        link = session.keys.add_behind(old, place.slot)
+        link = session.keys.add_behind(old, slot)
         session.doom(old)
-        session.keys.pass_by(link, place.slot)
+        session.keys.pass_by(link, slot)
     else:
-        session.keys.add(place.slot)
+        session.keys.add(slot)
 
 
 def _tell(session: Session, package: Package, place: Place) -> None:
     """Tell those who wait for a key that its object comes."""
     content, where = package.content, (place.slot, place.generation, package.content.data_nbytes)
     _announcing.key_changes(session, _announcing.PUT, content.digest, where, package.key)
-
-
-def full(session: Session, asked: int) -> StoreFullError:
-    """Return the error that tells why there is no room. Requires: the store lock."""
-    words = session.words
-    stuck, holders = _what_is_held(session)
-    facts = {
-        "asked": asked,
-        "free": session.identity.capacity - words[L.W_USED],
-        "largest_free": session.allocator.largest_free(),
-        "capacity": session.identity.capacity,
-        "objects": words[L.W_OBJECTS],
-        "pinned": words[L.W_DOOMED_BYTES],
-        "stuck": stuck,
-        "pinned_by": holders,
-        "out_of_slots": session.slots.take() is None,
-    }
-    if facts["out_of_slots"]:
-        reason = f"it holds {facts['objects']:,} objects, as many as it takes"
-        remedy = "create the store with a larger max_objects"
-    else:
-        reason = (
-            f"asked for {asked:,} bytes, {facts['free']:,} of {facts['capacity']:,} are free, the "
-            f"largest extent has {facts['largest_free']:,}"
-        )
-        remedy = "create the store with a larger capacity"
-    held = f"{facts['pinned']:,} bytes of deleted objects are still looked at"
-    if session.evicts or session.spills:
-        way = "evicted" if session.evicts else "moved to files"
-        held += f", and {stuck:,} bytes of others, which cannot be {way}"
-    by = f", by {', '.join(holders)}" if holders else ""
-    drop = "views" if stuck else "views of deleted ones"
-    return StoreFullError(
-        f"store {session.path.name!r} has no room: {reason}. {held}{by}. Delete objects, drop "
-        f"{drop}, or {remedy}; `store.why_full({asked})` tells more.",
-        **facts,
-    )
-
-
-def _what_is_held(session: Session) -> tuple[int, tuple[str, ...]]:
-    """Return what cannot leave because it is looked at, and by whom that and deleted ones are.
-
-    Returns
-    -------
-    int
-        Bytes of published objects that would leave if nobody looked at them.
-    tuple of str
-        The processes in question.
-    """
-    slots, clients = session.slots, session.clients
-    doomed = set(slots.doomed())
-    pins = {c.row: {pin - 1 for pin in clients.seat(c).pinned()} for c in clients.rows()}
-    held, stuck = doomed, 0
-    if session.evicts or session.spills:
-        known = range(session.words[L.W_SLOT_TOP])
-        live = [slots.read(slot) for slot in set().union(*pins.values()) - doomed if slot in known]
-        live = [record for record in live if states.state_of(record.word) == states.READY]
-        held = doomed.union(record.slot for record in live)
-        stuck = sum(record.extent_nbytes for record in live)
-    holders = [clients.describe(row) for row, seen in pins.items() if held & seen]
-    return stuck, tuple(holders)

@@ -35,7 +35,7 @@ ROOMS_OF_PACKAGES = {
     "ctypes": ("_memory.folder", "_memory.mapping", "_sharing.barrier"),
     "hashlib": ("_catalog.keys", "serialization.markers"),
     # Slots write words that belong together in one step, and prove at import that they do.
-    "struct": ("_memory.layout", "_catalog.slots", "serialization"),
+    "struct": ("_memory.layout", "_catalog.inserts", "serialization"),
 }
 ANYWHERE = {"numpy"}
 # Each is imported by one handler or codec, and only when an object or a caller needs it.

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shmstore._catalog.keys import NO_KEY, KeyIndex, digest_of
-from shmstore._catalog.slots import Content, Slots
+from shmstore._catalog.inserts import Content
+from shmstore._catalog.slots import Slots
 from shmstore._memory import layout as L
 from shmstore._memory.index import Index
 from shmstore.errors import CorruptStoreError

@@ -25,6 +25,7 @@ from stores import (
     fill_up,
     forked,
     lock_free_only,
+    reclaim_at_once,
 )
 
 from shmstore import Store, StoreFullError
@@ -342,6 +343,7 @@ def test_parts_of_an_object_live_each_for_itself(
 @pytest.mark.parametrize("nbytes", [64, 8000, 300_000])
 def test_memory_freed_last_is_given_out_first(store: Store, nbytes: int) -> None:
     """Warm pages first: the next object of the size lies where the last one lay."""
+    reclaim_at_once(store)
     refs = [store.put(np.zeros(nbytes, np.uint8)) for _ in range(5)]
     places = [address(ref.get()) for ref in refs]
     assert len(set(places)) == 5
@@ -357,6 +359,7 @@ def test_memory_under_a_view_is_not_given_out_until_the_view_has_died(
     store: Store, nbytes: int, name: str
 ) -> None:
     """Not a moment before, and at the next put afterwards."""
+    reclaim_at_once(store)
     array = np.resize(EXPECTED, nbytes // 8)
     ref = store.put(array)
     view = DERIVATIONS[name](store.get(ref)) if nbytes == N * 8 else store.get(ref)[:]
@@ -378,7 +381,8 @@ def test_memory_of_an_object_overwritten_in_turn_is_the_same_few_extents(store: 
     for value in range(100):
         store["k"] = np.full(10_000, value, np.uint8)
         places.add(address(store["k"]))
-    assert len(places) <= 3
+    waiting = store._session.most_doomed // 10_000 + 1
+    assert len(places) <= waiting + 3
 
 
 def test_store_filled_by_views_of_deleted_objects_is_full_until_they_die(store: Store) -> None:

@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stores import MIB, MakeStore, StartPython, fill_up, lock_free_only, replaced_words
+from stores import (
+    MIB,
+    MakeStore,
+    StartPython,
+    fill_up,
+    lock_free_only,
+    reclaim_at_once,
+    replaced_words,
+)
 
 import shmstore._space
 from shmstore import LockTimeoutError, ObjectRef, Store
@@ -207,6 +215,7 @@ def test_reclaim_looks_at_the_pins_after_the_barrier(
     """The order that wins the race: doomed, barrier, pins."""
     events: list[str] = []
     session: Any = store._session
+    reclaim_at_once(store)
     ref = store.put(np.zeros(1000))
     slot = ref._slot
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shmstore._catalog import states
-from shmstore._catalog.slots import Content, Slots
+from shmstore._catalog.inserts import Content
+from shmstore._catalog.slots import Slots
 from shmstore._memory import layout as L
 from shmstore._memory.allocator import Extent
 from shmstore._memory.index import Index

@@ -11,55 +11,16 @@ together.
 
 from __future__ import annotations
 
-import os
-import struct
-import time
-from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
 
 from shmstore._catalog import states
-from shmstore._catalog.moves import Moves
+from shmstore._catalog.clock import boottime_ns
+from shmstore._catalog.inserts import DESCRIPTION, DESCRIPTION_AT, Inserts
 from shmstore._memory import layout as L
-from shmstore._memory.allocator import Extent
 from shmstore._memory.index import Index
-
-# Words that are written together: EXTENT to EXTENT_NBYTES, and OWNER to EXPIRES_NS. Only the state
-# word tells whether they count, so it does not matter that these stores are not single ones.
-_PLACE: Final = struct.Struct("=8Q")
-_DESCRIPTION: Final = struct.Struct("=9Q")
-_PLACE_AT: Final = L.S_EXTENT * L.WORD
-_DESCRIPTION_AT: Final = L.S_OWNER * L.WORD
-assert _PLACE.size // L.WORD == L.S_EXTENT_NBYTES + 1 - L.S_EXTENT
-assert _DESCRIPTION_AT + _DESCRIPTION.size == L.INLINE_OFFSET
-
-
-def boottime_ns() -> int:
-    """Return a clock of the whole machine that nobody can set, in nanoseconds."""
-    return time.clock_gettime_ns(_CLOCK) - _ahead_ns[0]
-
-
-_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def _clock_ahead_ns() -> int:
-    """Return by how much this clock is ahead of the machine's: a time namespace has its own."""
-    try:
-        lines = Path("/proc/self/timens_offsets").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    offsets = {name: int(s) * 10**9 + int(ns) for name, s, ns in map(str.split, lines)}
-    return offsets.get("boottime", 0)
-
-
-def _look_at_clock() -> None:
-    _ahead_ns[0] = _clock_ahead_ns()
-
-
-_ahead_ns: Final = [_clock_ahead_ns()]
-os.register_at_fork(after_in_child=_look_at_clock)  # a child may be born into another namespace
 
 
 class Record(NamedTuple):
@@ -92,146 +53,31 @@ class Record(NamedTuple):
         return self.extent_nbytes - L.align(self.header_nbytes)
 
 
-class Content(NamedTuple):
-    """What publishing writes into a slot."""
-
-    kind: int
-    header: bytes
-    inline: bytes
-    data_nbytes: int
-    digest: tuple[int, int]
-    ttl_ns: int = 0
-
-
-class Slots(Moves):
+class Slots(Inserts):
     """The slot table of one store.
 
     Parameters
     ----------
     index
         The index that holds the table.
-
-    Attributes
-    ----------
-    following
-        The next generation, as far as this process knows: NEXT_GENERATION is never below it.
     """
 
     def __init__(self, index: Index) -> None:
         super().__init__(index)
         self.wipes = bool(index.identity.flags & L.FLAG_ZERO_ON_FREE)
-        self._bytes = memoryview(index.memory)
-        self._store = index.identity.uuid.int & L.CRC_MASK
-        self.following = 0
 
     # --- the life of a slot --------------------------------------------------------------------
-
-    def take(self) -> int | None:
-        """Return a free slot, or None when the table is full. OSError (ENOSPC): no pages for it."""
-        words = self._words
-        head = words[L.W_FREE_SLOT]
-        if head:
-            return self._spare(int(head) - 1, L.W_FREE_SLOT)
-        top = words[L.W_SLOT_TOP]
-        if top == self._index.geometry.max_objects:
-            return None
-        if (top + 1) * L.SLOT_NBYTES > words[L.W_SLOTS_RESERVED]:
-            self._index.grow_slots()
-        return self._spare(int(top), L.W_SLOT_TOP)
-
-    def next_generation(self) -> int:
-        """Return the generation that the next `reserve` gives. Requires: the store lock."""
-        return int(self._words[L.W_NEXT_GENERATION])
-
-    def reserve(self, slot: int, owner: int, extent: Extent | None) -> int:
-        """Give a slot from `take` to a put; return its generation. Requires: the store lock.
-
-        `owner` is the serial of the client's seat: unlike a row it is never given to another.
-        """
-        words = self._words
-        base = self._start + slot * L.SLOT_WORDS
-        generation = words[L.W_NEXT_GENERATION]
-        had = states.generation_of(words[base + L.S_STATE])
-        if not had < generation < states.MOST_GENERATIONS or generation < self.following:
-            raise self._astray(L.W_NEXT_GENERATION, f"is {generation}, which was given before")
-        words[L.W_NEXT_GENERATION] = self.following = generation + 1
-        if slot == words[L.W_SLOT_TOP]:
-            words[L.W_SLOT_TOP] = slot + 1
-        else:
-            words[L.W_FREE_SLOT] = words[base + L.S_LINK]
-        where = nbytes = node = 0
-        if extent is not None:
-            node, where, nbytes, _ = extent
-            where |= L.extent_check(where, generation) << L.EXTENT_SHIFT
-            node += 1
-        # EXTENT, NODE, CHAIN, LINK, LAST_USED, KIND, OWNER, EXTENT_NBYTES
-        place = where, node, 0, 0, generation, 0, owner, nbytes
-        _PLACE.pack_into(self._bytes, base * L.WORD + _PLACE_AT, *place)
-        words[base + L.S_STATE] = states.first_word(generation)
-        return int(generation)
-
-    def publish(
-        self,
-        slot: int,
-        content: Content,
-        pid: int,
-        state: int = states.READY,
-    ) -> None:
-        """Make the object of a slot visible: everything else first, the state word last.
-
-        Requires: the store lock; the frames lie in the extent, or in a file if `state` says so;
-        `note_data_crc` has been called if the kind says that there is one.
-        """
-        words = self._words
-        base = self._start + slot * L.SLOT_WORDS
-        start = base * L.WORD
-        word = words[base]
-        kind, header, inline, data_nbytes, digest, ttl_ns = content
-        sizes = len(header)
-        if kind & L.KIND_DATA_CRC:
-            sizes |= words[base + L.S_HEADER_NBYTES] & ~L.CRC_MASK
-        owner, nbytes = words[base + L.S_OWNER], words[base + L.S_EXTENT_NBYTES]
-        expires_ns = self._expiry(ttl_ns) if ttl_ns else 0
-        origin = time.time_ns(), pid, expires_ns
-        body = (
-            _DESCRIPTION.pack(owner, nbytes, sizes, data_nbytes, *digest, *origin) + header + inline
-        )
-        crc = crc32(body, L.first_crc(self._store, slot, word, kind))
-        if kind & L.KIND_HEADER_IN_EXTENT:
-            body = body[: _DESCRIPTION.size]
-        start += _DESCRIPTION_AT
-        self._bytes[start : start + len(body)] = body
-        words[base + L.S_KIND] = kind | crc << L.CRC_SHIFT
-        words[base] = states.move(word, state)
-        words[L.W_OBJECTS] += 1
-        if state == states.SPILLED:
-            words[L.W_SPILLED] += 1
-            words[L.W_SPILLED_BYTES] += nbytes
-        if kind & L.KIND_NAMED:
-            words[L.W_NAMED] += 1
 
     def inline_header(self, record: Record) -> bytes:
         """Return the packed header that lies in a slot."""
         start, _ = self.inline_range(record)
         return bytes(self._bytes[start : start + record.header_nbytes])
 
-    def note_data_crc(self, slot: int, crc: int) -> None:
-        """Keep the checksum of the frames of a put. Requires: it has its slot to itself."""
-        self._words[self._start + slot * L.SLOT_WORDS + L.S_HEADER_NBYTES] = crc << L.CRC_SHIFT
-
-    def _expiry(self, ttl_ns: int) -> int:
-        """Return when an object expires that is published now; keep the earliest in mind."""
-        expires_ns = boottime_ns() + ttl_ns
-        earliest = self._words[L.W_NEXT_EXPIRY_NS]
-        if not earliest or expires_ns < earliest:
-            self._words[L.W_NEXT_EXPIRY_NS] = expires_ns
-        return expires_ns
-
     def is_sound(self, record: Record, packed: bytes) -> bool:
         """Return whether the checksums over a published slot, with its header, agree."""
-        start = (self._start + record.slot * L.SLOT_WORDS) * L.WORD + _DESCRIPTION_AT
+        start = (self._start + record.slot * L.SLOT_WORDS) * L.WORD + DESCRIPTION_AT
         crc = L.first_crc(self._store, record.slot, record.word, record.kind)
-        crc = crc32(packed, crc32(self._bytes[start : start + _DESCRIPTION.size], crc))
+        crc = crc32(packed, crc32(self._bytes[start : start + DESCRIPTION.size], crc))
         if record.kind & L.KIND_INLINE:
             first, end = self.inline_range(record)
             if not record.kind & L.KIND_HEADER_IN_EXTENT:
@@ -271,17 +117,13 @@ class Slots(Moves):
         self._append_doomed(slot)
         return False
 
-    def is_writing(self, slot: int, generation: int) -> bool:
-        """Return whether a put still has its slot to itself."""
-        return self.word(slot) == states.first_word(generation)
-
     def free(self, slot: int) -> None:
         """End the life of a doomed slot that no list holds any more. Requires: the store lock."""
         words = self._words
         base = self._start + slot * L.SLOT_WORDS
         if self.wipes:
-            start = base * L.WORD + _DESCRIPTION_AT
-            nbytes = L.SLOT_NBYTES - _DESCRIPTION_AT
+            start = base * L.WORD + DESCRIPTION_AT
+            nbytes = L.SLOT_NBYTES - DESCRIPTION_AT
             self._bytes[start : start + nbytes] = bytes(nbytes)
         words[base + L.S_STATE] = states.move(words[base + L.S_STATE], states.FREE)
         words[base + L.S_KIND] = 0  # the checksum too: nothing can make an object of it again
@@ -303,7 +145,16 @@ class Slots(Moves):
             words[L.W_DOOMED_HEAD] = slot + 1
         words[L.W_DOOMED_TAIL] = slot + 1
 
-    def _pop_doomed(self) -> int:
+    def oldest_doomed(self) -> int:
+        """Return the slot that `pop_doomed` takes, or -1."""
+        return self._doomed_at(L.W_DOOMED_HEAD) if self._words[L.W_DOOMED_HEAD] else -1
+
+    def defer_doomed(self) -> None:
+        """Let the oldest doomed slot wait at the end of the queue."""
+        self._append_doomed(self.pop_doomed())
+
+    def pop_doomed(self) -> int:
+        """Take the oldest doomed slot out of the queue; the caller ends its life, or fills it."""
         words = self._words
         slot = self._doomed_at(L.W_DOOMED_HEAD)
         base = self._start + slot * L.SLOT_WORDS
@@ -339,7 +190,7 @@ class Slots(Moves):
         for _ in range(min(limit, self._index.geometry.max_objects)):
             if not words[L.W_DOOMED_HEAD]:
                 break
-            slot = self._pop_doomed()
+            slot = self.pop_doomed()
             if slot in pinned:
                 self._append_doomed(slot)
             else:

@@ -13,6 +13,8 @@ unchanged.
                        |   +--publish---> SPILLED --doom----+  |
                        +--------------- discard ---------------+
 
+    FREE --insert--> READY, where it happens under one hold of the lock
+
 Nobody but this module makes a slot word.
 """
 

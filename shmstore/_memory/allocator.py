@@ -87,6 +87,11 @@ class Allocator(Blocks):
         words[L.W_USED] += nbytes
         return Extent(node, words[base + L.N_OFFSET], nbytes, words[base + L.N_COLD] != L.WARM)
 
+    def extent(self, node: int) -> Extent:
+        """Return a used block as the extent that it is."""
+        offset, nbytes = self.place(node)
+        return Extent(node, offset, nbytes, self.is_cold(node))
+
     def release(self, node: int, slot: int = -1) -> None:
         """Free the extent of a slot and merge it with its free neighbours."""
         words = self._words

@@ -147,10 +147,13 @@ class Clients:
         """Iterate over the rows in use."""
         words = self._words
         for row in range(min(words[L.W_CLIENT_TOP], self._index.geometry.max_clients)):
-            base = self._start + row * L.CLIENT_WORDS
-            if words[base + L.C_SERIAL]:
-                serial, pid, started, attached, readonly = words[base : base + L.C_READONLY + 1]
-                yield Client(row, serial, pid, started, attached, bool(readonly))
+            if words[self._start + row * L.CLIENT_WORDS + L.C_SERIAL]:
+                yield self._client(row)
+
+    def _client(self, row: int) -> Client:
+        base = self._start + row * L.CLIENT_WORDS
+        serial, pid, started, attached, readonly = self._words[base : base + L.C_READONLY + 1]
+        return Client(row, serial, pid, started, attached, bool(readonly))
 
     def is_alive(self, client: Client) -> bool:
         """Return whether the process of a client lives: whether its seat is locked."""
@@ -224,9 +227,17 @@ class Clients:
 
         Requires: the store lock, and a barrier since the slots in question were doomed.
         """
+        words, seen = self._words, self._seen
         pins: set[int] = set()
-        for client in self.rows():
-            pins.update(self.seat(client).pinned())
+        for row in range(min(words[L.W_CLIENT_TOP], self._index.geometry.max_clients)):
+            base = self._start + row * L.CLIENT_WORDS
+            serial = words[base + L.C_SERIAL]
+            if not serial:
+                continue
+            seat = seen.get(row)
+            if seat is None or seat.serial != serial:
+                seat = self.seat(self._client(row))
+            pins.update(seat.pinned())
         return {pin - 1 for pin in pins}
 
     def describe(self, row: int) -> str:

@@ -142,15 +142,11 @@ class _Sink:
 def is_plain(x: Any) -> bool:
     """Return whether an object is a builtin value or a small container of such, two levels deep."""
     kind = type(x)
-    if kind in _NUMBERS_AND_TEXT:
-        return True
     if kind is dict:
-        if len(x) > _SMALL or not _are_leaves(x):
-            return False
-        return _are_plain(x.values())
+        return len(x) <= _SMALL and _are_leaves(x) and _are_plain(x.values())
     if kind is list or kind is tuple:
         return len(x) <= _SMALL and _are_plain(x)
-    return kind in _BYTES and len(x) <= _SMALL_NBYTES
+    return _is_leaf(x)
 
 
 def _are_plain(values: Iterable[Any]) -> bool:
@@ -161,16 +157,21 @@ def _are_plain(values: Iterable[Any]) -> bool:
         if kind is list or kind is tuple:
             if len(value) > _SMALL or not _are_leaves(value):
                 return False
-        elif kind not in _BYTES or len(value) > _SMALL_NBYTES:
+        elif not _is_leaf(value):
             return False
     return True
 
 
 def _are_leaves(values: Iterable[Any]) -> bool:
-    return _NUMBERS_AND_TEXT.issuperset(map(type, values)) or all(
-        type(value) in _NUMBERS_AND_TEXT or (type(value) in _BYTES and len(value) <= _SMALL_NBYTES)
-        for value in values
-    )
+    for value in values:
+        if type(value) not in _NUMBERS_AND_TEXT and not _is_leaf(value):
+            return False
+    return True
+
+
+def _is_leaf(x: Any) -> bool:
+    kind = type(x)
+    return kind in _NUMBERS_AND_TEXT or (kind in _BYTES and len(x) <= _SMALL_NBYTES)
 
 
 # --- the pickler ---------------------------------------------------------------------------------
