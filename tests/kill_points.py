@@ -43,7 +43,7 @@ _ELSEWHERE: Final = ("serialization", "cli", "testing")
 # The last names of what is stored into, where that lies in shared memory.
 _STORED_INTO = """
     words _words bytes _bytes cells _cells pins times table memory seat column columns nodes rows
-    target
+    target heads
 """
 _SHARED: Final = frozenset(_STORED_INTO.split())
 
@@ -101,19 +101,23 @@ class _Finder(ast.NodeTransformer):
     visit_FunctionDef = visit_ClassDef = visit_AsyncFunctionDef = _inside  # noqa: N815
 
     def visit_Assign(self, node: ast.Assign) -> Any:
-        """Split a chain of targets: each store is a step of its own."""
-        if not any(isinstance(target, ast.Subscript) for target in node.targets):
+        """Split a chain of targets, or a tuple of them: each store is a step of its own."""
+        parts = [part for target in node.targets for part in _parts(target)]
+        if not any(isinstance(part, ast.Subscript) for part in parts):
             return self.generic_visit(node)
         value = self.visit(node.value)
-        if len(node.targets) == 1:
+        if len(node.targets) == 1 and isinstance(node.targets[0], ast.Subscript):
             return self._store(node, node.targets[0], value)
         kept = ast.Name("_value_of_the_chain", ast.Load())
         steps: list[ast.stmt] = [ast.Assign([ast.Name(kept.id, ast.Store())], value)]
         for target in node.targets:
-            if isinstance(target, ast.Subscript):
-                steps.append(self._store(node, target, kept))
-            else:
-                steps.append(ast.Assign([target], kept))
+            for at, part in enumerate(_parts(target)):
+                whole = part is target
+                one = kept if whole else ast.Subscript(kept, ast.Constant(at), ast.Load())
+                if isinstance(part, ast.Subscript):
+                    steps.append(self._store(node, part, one))
+                else:
+                    steps.append(ast.Assign([part], one))
         steps.append(ast.Delete([ast.Name(kept.id, ast.Del())]))
         return [ast.fix_missing_locations(ast.copy_location(step, node)) for step in steps]
 
@@ -125,7 +129,7 @@ class _Finder(ast.NodeTransformer):
         return self._store(node, node.target, ast.BinOp(old, node.op, self.visit(node.value)))
 
     def _store(self, node: ast.stmt, target: ast.expr, value: ast.expr) -> ast.stmt:
-        assert isinstance(target, ast.Subscript), "a tuple of targets: not needed until now"
+        assert isinstance(target, ast.Subscript)
         shared = _may_be_shared(target.value)
         name = self._named(target) if shared else ast.Constant(None)
         at = _index(self.visit(target.slice))
@@ -145,6 +149,11 @@ class _Finder(ast.NodeTransformer):
             ast.Name("__kill_call__", ast.Load()), [name, node.func, *node.args], node.keywords
         )
         return ast.fix_missing_locations(ast.copy_location(call, node))
+
+
+def _parts(target: ast.expr) -> list[ast.expr]:
+    """Return what is assigned to: the parts of a tuple, or the target itself."""
+    return target.elts if isinstance(target, ast.Tuple) else [target]
 
 
 def _may_be_shared(node: ast.expr) -> bool:
