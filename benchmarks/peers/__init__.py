@@ -28,6 +28,14 @@ MODULES = (
     "shared_memory",
     "files",
     "pipes",
+    "manager",
+    "diskcache",
+    "redis",
+    "plasma",
+    "ray",
+    "vineyard",
+    "ultradict",
+    "iceoryx2",
 )
 FLOOR = "floor"
 MEMCPY = "memcpy alone"
@@ -246,9 +254,9 @@ def find() -> tuple[list[Found], list[str]]:
 
 @cache
 def _has(python: str, package: str) -> bool:
-    if python == sys.executable:
+    if python == sys.executable and "." not in package:
         return find_spec(package) is not None
     if not Path(python).exists():
         return False
     asked = f"import importlib.util as u, sys; sys.exit(u.find_spec({package!r}) is None)"
-    return subprocess.run([python, "-c", asked], check=False).returncode == 0
+    return subprocess.run([python, "-c", asked], check=False, capture_output=True).returncode == 0

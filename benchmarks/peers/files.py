@@ -63,4 +63,27 @@ class NumpySave(Files):
         return pickle.loads(handle.read_bytes())
 
 
-PEERS = [NumpySave]
+class JoblibMemmap(Files):
+    """`joblib.dump` and `joblib.load` with a memory map."""
+
+    label = "joblib, mmap"
+    package = "joblib"
+    requires = ("joblib",)
+
+    def put(self, value: object, key: str) -> Path:
+        """Write a file."""
+        import joblib
+
+        del key
+        path = self._new(".joblib")
+        joblib.dump(value, path)
+        return path
+
+    def get(self, handle: Path) -> Any:
+        """Map the arrays of the file."""
+        import joblib
+
+        return joblib.load(handle, mmap_mode="r")
+
+
+PEERS = [NumpySave, JoblibMemmap]

@@ -109,7 +109,7 @@ class Memcpy(Floor):
     """The copy alone, of what was pickled before; there is nothing to get."""
 
     label = MEMCPY
-    hands = False
+    hands = keyed = False
     gets = False
     batches = False
 

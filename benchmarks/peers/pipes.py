@@ -8,6 +8,8 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, Self
 
+import numpy as np
+
 from benchmarks.line import Line
 from benchmarks.machine import pin
 from benchmarks.peers import Peer
@@ -19,6 +21,7 @@ class Pipe(Peer):
     label = "mp.Pipe"
     gets = puts = shared = False
     copies = 3.0
+    largest = 64 << 20
 
     def __init__(self, folder: Path) -> None:
         self.address = folder
@@ -64,7 +67,7 @@ class Queue(Peer):
     gets = puts = shared = False
     own_consumer = True
     copies = 3.0
-    module = "multiprocessing"
+    largest = 64 << 20
 
     def __init__(self) -> None:
         self.address = None
@@ -96,7 +99,11 @@ class Queue(Peer):
     def hand_over(self, value: object, key: str) -> None:
         """Put it into the queue."""
         del key
-        self._there.put((value,))
+        self._there.put((self.sent(value),))
+
+    def sent(self, value: object) -> object:
+        """Return what goes into the queue."""
+        return value
 
     def answered(self, key: str) -> int:
         """Wait for the answer."""
@@ -122,4 +129,26 @@ def consume(there: Any, back: Any) -> None:
         del message
 
 
-PEERS = [Pipe, Queue]
+class TorchQueue(Queue):
+    """A queue of `torch.multiprocessing`: tensors go to shared memory of their own."""
+
+    label = "torch.mp queue"
+    package = "torch"
+    requires = ("torch==2.13.0",)
+    largest = 512 << 20
+
+    @classmethod
+    def context(cls) -> Any:
+        """Return what makes queues and processes."""
+        from torch import multiprocessing
+
+        return multiprocessing.get_context("spawn")
+
+    def sent(self, value: object) -> object:
+        """Return a tensor over an array; a new one, since sending moves it."""
+        import torch
+
+        return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+PEERS = [Pipe, Queue, TorchQueue]

@@ -1,6 +1,7 @@
 """One `SharedMemory` for each object, pickled with protocol 5."""
 
 import itertools
+import os
 import pickle
 from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from benchmarks.peers import Peer
+from benchmarks.scratch import unique_name
 
 ALIGNMENT = 64
 
@@ -32,7 +34,7 @@ class OneBlockEach(Peer):
     def create(cls, folder: Path, nbytes: int) -> Self:
         """Take the folder's name for a prefix that nobody else has."""
         del nbytes
-        return cls("-".join(folder.parts[-3:]))
+        return cls(unique_name(folder))
 
     @classmethod
     def attach(cls, address: str) -> Self:
@@ -46,7 +48,7 @@ class OneBlockEach(Peer):
         frames: list[Any] = [pickle.dumps(value, 5, buffer_callback=buffers.append)]
         frames += [buffer.raw() for buffer in buffers]
         where, nbytes = _layout(frames)
-        name = f"{self.address}-{next(self._numbers)}"
+        name = f"{self.address}-{os.getpid()}-{next(self._numbers)}"
         self._created[name] = block = SharedMemory(name, create=True, size=nbytes)
         for place, frame in zip(where, frames, strict=True):
             _bytes_of(block)[place] = frame

@@ -1,0 +1,3 @@
+"""iceoryx2."""
+
+PEERS: list = []
