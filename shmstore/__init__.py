@@ -11,23 +11,13 @@ directly.
 499999500000
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from shmstore import _process
 from shmstore._awaiting import Waited
 from shmstore._building import Allocation
-from shmstore._info import (
-    ClientInfo,
-    ClientUse,
-    FileSystemUse,
-    Finding,
-    FullReport,
-    ObjectInfo,
-    ObjectsUse,
-    PinInfo,
-    Recovered,
-    StoreStats,
-)
 from shmstore._options import Options
-from shmstore._pruning import prune
 from shmstore._ref import ObjectRef
 from shmstore._store import Store
 from shmstore._watching import Change, Watch
@@ -57,9 +47,47 @@ from shmstore.errors import (
     WaitTimeoutError,
 )
 
+if TYPE_CHECKING:
+    from shmstore._info import (
+        ClientInfo,
+        ClientUse,
+        FileSystemUse,
+        Finding,
+        FullReport,
+        ObjectInfo,
+        ObjectsUse,
+        PinInfo,
+        Recovered,
+        StoreStats,
+    )
+    from shmstore._pruning import prune
+
 __version__ = "0.1.0"
 
 _process.install()
+
+# Names of modules that most processes never need, and that take time to import (see PEP 562).
+_LATER = {
+    "ClientInfo": "_info",
+    "ClientUse": "_info",
+    "FileSystemUse": "_info",
+    "Finding": "_info",
+    "FullReport": "_info",
+    "ObjectInfo": "_info",
+    "ObjectsUse": "_info",
+    "PinInfo": "_info",
+    "Recovered": "_info",
+    "StoreStats": "_info",
+    "prune": "_pruning",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+
 
 __all__ = [
     "Allocation",

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shmstore import _fullness, _reading, _ref
+from shmstore import _reading, _ref
 from shmstore._arguments import check_key
 from shmstore._catalog import states
-from shmstore._info import FullReport, PinInfo
 from shmstore._inspection import name_of, wall_clock
 from shmstore._memory import layout as L
 from shmstore._options import parse_size
 from shmstore._ref import ObjectRef
 
 if TYPE_CHECKING:
+    from shmstore._info import FullReport, PinInfo
     from shmstore._session import Session
     from shmstore._sharing.clients import Client
 
@@ -65,6 +65,8 @@ class Explained(ABC):
         >>> report.remedies[0].startswith("drop views in pid")
         True
         """
+        from shmstore import _fullness  # noqa: PLC0415 - takes time that most processes can save
+
         wanted = None if asked is None else parse_size(asked)
         if wanted is not None and wanted < 0:
             message = f"asked={asked!r}: give a number of bytes"
@@ -132,6 +134,8 @@ def _pins_on(session: Session, slot: int, generation: int) -> list[PinInfo]:
 
 
 def _pin_of(session: Session, client: Client, slot: int) -> PinInfo:
+    from shmstore._info import PinInfo  # noqa: PLC0415 - takes time that most processes can save
+
     seat = session.clients.seat(client)
     views = seat.views()
     mine = views.slots == slot

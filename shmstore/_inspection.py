@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from shmstore._catalog import states
 from shmstore._catalog.clock import boottime_ns
 from shmstore._catalog.slots import Record
-from shmstore._info import ClientInfo, ObjectInfo, StoreStats
 from shmstore._memory import layout as L
 from shmstore._plans import Plan
 from shmstore._reading import make_plan, plan_of_digest, plan_of_slot
@@ -21,6 +20,7 @@ from shmstore._session import Session
 from shmstore._sharing.clients import Client, is_process, process_name
 
 if TYPE_CHECKING:
+    from shmstore._info import ClientInfo, ObjectInfo, StoreStats
     from shmstore._ref import ObjectRef
 
 
@@ -63,6 +63,8 @@ def objects(session: Session, refer: Callable[[Plan], ObjectRef]) -> list[Object
 
 def describe(plan: Plan, ref: ObjectRef, pinned_by: dict[int, set[int]]) -> ObjectInfo:
     """Return what is known of the object of a plan."""
+    from shmstore._info import ObjectInfo  # noqa: PLC0415 - takes time that most processes can save
+
     record: Record = plan.record
     spilled = states.state_of(record.word) == states.SPILLED
     left_ns = record.expires_ns - boottime_ns()
@@ -105,6 +107,8 @@ def stats(session: Session) -> StoreStats:
 
 
 def _stats(session: Session) -> StoreStats:
+    from shmstore._info import StoreStats  # noqa: PLC0415 - takes time that most processes can save
+
     session.check_alive()
     session.reclaim_all()
     words = session.words
@@ -141,6 +145,8 @@ def _clients(session: Session) -> list[ClientInfo]:
 
 
 def _describe_client(session: Session, client: Client) -> ClientInfo:
+    from shmstore._info import ClientInfo  # noqa: PLC0415 - takes time that most processes can save
+
     views = session.clients.seat(client).views()
     slots = views.slots.tolist()
     sizes = map(session.slots.extent_nbytes, set(slots))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from shmstore import _check, _recovery, _trimming
+from shmstore import _recovery, _trimming
 
 if TYPE_CHECKING:
     from shmstore._info import Finding, Recovered
@@ -30,6 +30,8 @@ class Maintained(ABC):
             Read the data too, and hold it against its checksums (``checksum=True`` at creation).
             Frames that readers may write have none.
         """
+        from shmstore import _check  # noqa: PLC0415 - takes time that most processes can save
+
         return _check.check(self._live(), deep=deep)
 
     def recover(self) -> Recovered:

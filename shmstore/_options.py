@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import decimal
 import grp
 import math
 import os
 import re
-import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final
@@ -28,7 +26,7 @@ _UNITS: Final = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
-_SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+_SIZE: Final = r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*"
 
 DEFAULT_SHARE_OF_FREE: Final = 0.8
 DEFAULT_SHARE_OF_RAM: Final = 0.5
@@ -51,11 +49,13 @@ def parse_size(size: int | str) -> int:
         raise TypeError(message)
     if isinstance(size, int):
         return size
-    match = _SIZE.fullmatch(size)
+    match = re.fullmatch(_SIZE, size)
     if match is None or match[2].upper() not in _UNITS:
         message = f"{size!r} is not a size. Give an int, or text like '64 MiB' or '8GB'."
         raise ValueError(message)
-    return int(decimal.Decimal(match[1]) * _UNITS[match[2].upper()])
+    whole, _, fraction = match[1].partition(".")
+    tenths: int = 10 ** len(fraction)
+    return int(whole + fraction) * _UNITS[match[2].upper()] // tenths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,6 +182,8 @@ class Options:
         """The folder of the files of objects that find no room in memory."""
         if self.spill_dir is not None:
             return Path(self.spill_dir).absolute()
+        import tempfile  # noqa: PLC0415 - takes time that most processes can save
+
         whose = f"-{os.geteuid()}" if self.gid is None else f"-group-{self.gid}"
         return Path(tempfile.gettempdir()) / f"shmstore-spill{whose}"
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import os
 import sys
 from typing import NamedTuple
@@ -30,8 +29,6 @@ from shmstore._session import LOCK_NAME, Session
 from shmstore._sharing import barrier
 from shmstore._sharing.seats import Seat
 from shmstore.errors import ShmStoreError
-
-logger = logging.getLogger("shmstore")
 
 _EXIT_TIMEOUT_S = 1.0
 
@@ -59,11 +56,20 @@ def _before_fork() -> None:
         try:
             birth = _prepare(session)
         except Exception as error:  # noqa: BLE001 - a fork cannot be refused, only made safe
-            logger.warning("no seat for a forked child in %s: %s", session.path, error)
+            _log("no seat for a forked child in %s: %s", session.path, error)
             session.pins.freeze()
             continue
         session.lock.hold_threads()
         _births.append(birth)
+
+
+def _log(message: str, *facts: object) -> None:
+    """Tell whoever listens to the logger of the package, nobody else."""
+    import logging  # noqa: PLC0415 - takes time that most processes can save
+
+    logger = logging.getLogger("shmstore")
+    logger.addHandler(logging.NullHandler())
+    logger.warning(message, *facts)
 
 
 def _prepare(session: Session) -> _Birth:
@@ -144,7 +150,6 @@ def _leave_at_exit(session: Session) -> None:
 
 def install() -> None:
     """Register the hooks of this module, once per process."""
-    logger.addHandler(logging.NullHandler())
     atexit.register(_leave_all)
     os.register_at_fork(
         before=_before_fork,

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,12 +45,12 @@ from shmstore._catalog import states
 from shmstore._catalog.slots import Record
 from shmstore._catalog.soundness import unsound
 from shmstore._catalog.table import are_placed, extents_of, holds_extent
-from shmstore._info import Recovered
 from shmstore._memory import layout as L
 from shmstore._memory.segment import Absent
 from shmstore.errors import CorruptStoreError, UnsafePathError
 
 if TYPE_CHECKING:
+    from shmstore._info import Recovered
     from shmstore._session import Session
 
 Table = npt.NDArray[np.uint64]
@@ -60,7 +60,15 @@ _NEVER: Final = (1 << 64) - 1
 _MANY_GENERATIONS: Final = 1 << 32
 
 
-def bury(session: Session, *, thorough: bool = True) -> Recovered:
+class Buried(NamedTuple):
+    """How many clients were found dead, and puts of theirs half done; the bytes that came back."""
+
+    clients: int
+    puts: int
+    nbytes: int
+
+
+def bury(session: Session, *, thorough: bool = True) -> Buried:
     """Undo what dead clients left. Requires: the store lock.
 
     Parameters
@@ -68,12 +76,6 @@ def bury(session: Session, *, thorough: bool = True) -> Recovered:
     thorough
         False: look for half-made puts, at every slot, only if somebody is found dead. What others
         buried without looking (a read-only client) is then left.
-
-    Returns
-    -------
-    Recovered
-        How many clients were found dead, how many of their puts were half done, and the bytes that
-        came back.
     """
     used = session.index.words[L.W_USED]
     dead = None
@@ -85,7 +87,7 @@ def bury(session: Session, *, thorough: bool = True) -> Recovered:
     if dead:
         _sweep_files(session)
     session.reclaim(session.identity.max_objects)
-    return Recovered(len(dead), puts, used - session.index.words[L.W_USED])
+    return Buried(len(dead), puts, used - session.index.words[L.W_USED])
 
 
 def recover(session: Session) -> Recovered:
@@ -93,6 +95,8 @@ def recover(session: Session) -> Recovered:
 
     Requires: the store lock.
     """
+    from shmstore._info import Recovered  # noqa: PLC0415 - takes time that most processes can save
+
     session.check_alive()
     words = session.index.words
     used = words[L.W_USED]

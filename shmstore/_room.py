@@ -14,7 +14,7 @@ Concurrency: everything here requires the store lock.
 
 from __future__ import annotations
 
-import random
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -148,7 +148,7 @@ def _sample(count: int) -> Rows:
     """Return the numbers of some of `count` rows, or of all if these are few."""
     if count <= _SAMPLE:
         return np.arange(count)
-    drawn = random.randbytes(_SAMPLE * L.WORD)  # noqa: S311 - no secret
+    drawn = os.urandom(_SAMPLE * L.WORD)
     numbers = np.frombuffer(drawn, np.uint64)
     return np.unique(numbers % np.uint64(count)).astype(np.intp)
 

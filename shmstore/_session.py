@@ -44,7 +44,6 @@ from shmstore.errors import (
 )
 
 if TYPE_CHECKING:
-    from shmstore._info import Recovered
     from shmstore._packing import Package
 
 LOCK_NAME = "lock"
@@ -208,7 +207,7 @@ class Session(Space):
             _room.expire(self)
             self.reclaim(self.identity.max_objects)
 
-    def bury(self, *, thorough: bool = True) -> Recovered:
+    def bury(self, *, thorough: bool = True) -> _recovery.Buried:
         """Undo what dead clients left: pins, half-made puts, seats. Requires: the store lock."""
         self.check_alive()
         self.sweep()

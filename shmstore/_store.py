@@ -20,7 +20,7 @@ store, `_lifecycle` how stores begin and end.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy.typing as npt
 
@@ -41,13 +41,15 @@ from shmstore._building import Allocation
 from shmstore._catalog.keys import digest_of
 from shmstore._explaining import Explained
 from shmstore._handle import Handle
-from shmstore._info import ClientInfo, ObjectInfo, StoreStats
 from shmstore._maintenance import Maintained
 from shmstore._mapping import NamedObjects
 from shmstore._ref import ObjectRef
 from shmstore._session import Session
 from shmstore._undecoded import Undecoded
 from shmstore.errors import ObjectNotFoundError
+
+if TYPE_CHECKING:
+    from shmstore._info import ClientInfo, ObjectInfo, StoreStats
 
 _RAISE: Any = object()
 _GONE = _plans.GONE

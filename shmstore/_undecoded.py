@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from shmstore._ref import ObjectRef
 from shmstore.serialization import Serialized, deserialize, typename
-from shmstore.serialization.bytestrings import serialize_bytes, unpack_bytes
 from shmstore.serialization.frames import ensure_memoryview
 
 if TYPE_CHECKING:
@@ -73,6 +72,8 @@ class Undecoded(ABC):
         --------
         load_bytes, shmstore.serialization.deserialize_bytes
         """
+        from shmstore.serialization import serialize_bytes  # noqa: PLC0415 - takes time that most processes can save
+
         return serialize_bytes(self.get(target, decode=False), compression=compression)
 
     def load_bytes(
@@ -93,4 +94,6 @@ class Undecoded(ABC):
         ...     other.load_bytes(store.dump_bytes("letters")).get()
         {'a': 1}
         """
+        from shmstore.serialization.bytestrings import unpack_bytes  # noqa: PLC0415 - takes time that most processes can save
+
         return self.put(unpack_bytes(data), key=key, overwrite=overwrite)

@@ -174,8 +174,8 @@ class World:
     def _patch(self) -> None:
         enter = self._patches.enter_context
         put = mock.patch.object
-        enter(put(lock_module, "lock_descriptor", self._lock))
-        enter(put(lock_module, "unlock_descriptor", self._unlock))
+        enter(put(lock_module.native, "lock_descriptor", self._lock, create=True))
+        enter(put(lock_module.native, "unlock_descriptor", self._unlock, create=True))
         enter(put(_space, "membarrier", self._membarrier))
         enter(put(clients_module.Clients, "is_alive", self._is_alive))
         enter(put(clients_module, "os", self._folder_of_seats()))

@@ -14,7 +14,6 @@ miss under the lock.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from hashlib import blake2b
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,11 @@ from shmstore._catalog import states
 from shmstore._memory import layout as L
 from shmstore._memory.index import Index
 from shmstore.errors import CorruptStoreError
+
+try:  # the same as in hashlib, which loads OpenSSL: that takes as long as all of our modules
+    from _blake2 import blake2b
+except ImportError:
+    from hashlib import blake2b
 
 Digest = tuple[int, int]
 

@@ -13,10 +13,8 @@ import ctypes
 import errno
 import os
 import re
-import secrets
 import stat
 import sys
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,7 +25,7 @@ from shmstore._memory.descriptors import CLOSED, Descriptor, open_descriptor
 from shmstore._memory.owners import FILE_FLAGS, FOLDER_FLAGS, ROOT_VARIABLE
 from shmstore.errors import NotAStoreError, ShmStoreError, StoreFullError, StoreNotFoundError
 
-NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+NAME_PATTERN: Final = r"[A-Za-z0-9._-]{1,64}"
 
 _Error = Callable[[], ShmStoreError]
 
@@ -41,8 +39,8 @@ HOW_TO_ENLARGE: Final = (
 # Folders under the root that begin so are being made or removed by the holder of the root lock.
 NEW: Final = ".new-"
 OLD: Final = ".old-"
-UNFINISHED: Final = re.compile(r"\.(new|old)-[0-9a-f]{16}")
-_UNFINISHED_ROOT: Final = re.compile(r"\.shmstore-group-\d+-[0-9a-f]{16}")
+UNFINISHED: Final = r"\.(new|old)-[0-9a-f]{16}"
+_UNFINISHED_ROOT: Final = r"\.shmstore-group-\d+-[0-9a-f]{16}"
 _ROOT_TRIES: Final = 1000
 _MAY_NOT_MAKE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
@@ -58,7 +56,12 @@ def default_root(gid: int | None = None) -> Path:
     given = os.environ.get(ROOT_VARIABLE)
     if given:
         return Path(given).absolute()
-    base = Path("/dev/shm") if sys.platform == "linux" else Path(tempfile.gettempdir())  # noqa: S108 - the place for it
+    if sys.platform == "linux":
+        base = Path("/dev/shm")  # noqa: S108 - the place for it
+    else:
+        import tempfile  # noqa: PLC0415 - takes time that most processes can save
+
+        base = Path(tempfile.gettempdir())
     return base / (f"shmstore-{os.geteuid()}" if gid is None else f"shmstore-group-{gid}")
 
 
@@ -73,7 +76,7 @@ def check_name(name: object) -> str:
     if not isinstance(name, str):
         message = f"the name of a store is a str, not {type(name).__name__}: {name!r}"
         raise TypeError(message)
-    if not NAME_PATTERN.fullmatch(name) or name.startswith("."):
+    if not re.fullmatch(NAME_PATTERN, name) or name.startswith("."):
         message = (
             f"{name!r} cannot be the name of a store. Use 1 to 64 of the characters A-Z a-z 0-9 . "
             "_ - and no dot in front."
@@ -84,7 +87,7 @@ def check_name(name: object) -> str:
 
 def random_name() -> str:
     """Return a name that no other store has."""
-    return f"store-{secrets.token_hex(6)}"
+    return f"store-{os.urandom(6).hex()}"
 
 
 def open_root(root: Path, *, create: bool, gid: int | None = None) -> Descriptor:
@@ -154,7 +157,7 @@ def _make_shared_root(above_fd: int, name: str, root: Path, gid: int) -> None:
         return
     with contextlib.suppress(OSError):
         _remove_unfinished_roots(above_fd)
-    unfinished = f".shmstore-group-{gid}-{secrets.token_hex(8)}"
+    unfinished = f".shmstore-group-{gid}-{os.urandom(8).hex()}"
     make_folder(above_fd, unfinished, root, gid).close()
     try:
         rename(above_fd, unfinished, name)
@@ -168,7 +171,7 @@ def _remove_unfinished_roots(above_fd: int) -> None:
     fd = open_descriptor(".", FOLDER_FLAGS, dir_fd=above_fd)
     try:
         for entry in entries(fd):
-            if _UNFINISHED_ROOT.fullmatch(entry.name):
+            if re.fullmatch(_UNFINISHED_ROOT, entry.name):
                 with contextlib.suppress(OSError):
                     os.rmdir(entry.name, dir_fd=fd)
     finally:
@@ -325,7 +328,7 @@ def make_seats(folder_fd: int, name: str) -> None:
 
 def make_store_folder(root_fd: int) -> tuple[str, Descriptor]:
     """Make a folder that no other process will find; return its name and descriptor."""
-    name = NEW + secrets.token_hex(8)
+    name = NEW + os.urandom(8).hex()
     try:
         path = Path(shortage.path_of(root_fd), name)
         return name, make_folder(root_fd, name, path, owners.group_of(root_fd))

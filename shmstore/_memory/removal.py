@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
+import re
 from pathlib import Path
 
 from shmstore._memory import folder, spill_files
@@ -18,7 +18,7 @@ from shmstore.errors import UnsafePathError
 
 def remove_store(root_fd: int, name: str) -> None:
     """Remove the folder of a store. Requires: the root lock. Views stay valid."""
-    old = folder.OLD + secrets.token_hex(8)
+    old = folder.OLD + os.urandom(8).hex()
     try:
         folder.rename(root_fd, name, old)
     except FileNotFoundError:
@@ -29,7 +29,7 @@ def remove_store(root_fd: int, name: str) -> None:
 def remove_leftovers(root_fd: int) -> None:
     """Remove folders whose making or removal was cut short. Requires: the root lock."""
     for entry in folder.entries(root_fd):
-        if folder.UNFINISHED.fullmatch(entry.name):
+        if re.fullmatch(folder.UNFINISHED, entry.name):
             with contextlib.suppress(OSError):  # next time, then; stores can be made all the same
                 _remove_leftover(root_fd, entry)
 

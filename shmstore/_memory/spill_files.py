@@ -47,8 +47,8 @@ from shmstore.errors import (
 
 SPILL_NAME: Final = "spill"
 
-_FOLDER_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}-[0-9a-f]{32}")
-_FILE_NAME: Final = re.compile(r"\d+-\d+|new-\d+-\d+")
+_FOLDER_NAME: Final = r"[A-Za-z0-9._-]{1,64}-[0-9a-f]{32}"
+_FILE_NAME: Final = r"\d+-\d+|new-\d+-\d+"
 _NAME_LENGTH: Final = 64 - 33
 _HEADER_WORDS: Final = 8
 _CHANGED_AT: Final = (_HEADER_WORDS + 1) * L.WORD
@@ -78,7 +78,7 @@ def remove_folder(store_fd: int, store_path: Path) -> None:
         with root as root_fd, folder.open_store(root_fd, path.name, path) as fd:
             for _ in range(_REMOVE_TRIES):  # somebody may just have begun to write another one
                 for name in os.listdir(fd):
-                    if _FILE_NAME.fullmatch(name):
+                    if re.fullmatch(_FILE_NAME, name):
                         with contextlib.suppress(FileNotFoundError):
                             os.unlink(name, dir_fd=fd)
                 with contextlib.suppress(OSError):  # or something that is not ours is there
@@ -90,7 +90,7 @@ def _read_path(store_fd: int, store_path: Path) -> Path:
     with folder.open_file(store_fd, SPILL_NAME, store_path, readonly=True) as fd:
         path = Path(os.fsdecode(os.pread(fd, _LONGEST_PATH, 0)))
     plain = path.is_absolute() and ".." not in path.parts and "\0" not in str(path)
-    if not plain or not _FOLDER_NAME.fullmatch(path.name):
+    if not plain or not re.fullmatch(_FOLDER_NAME, path.name):
         raise CorruptStoreError(
             f"{store_path / SPILL_NAME} names no folder of a store: {str(path)!r:.200}. Objects "
             "in files are lost; destroy the store and create it again.",
@@ -219,7 +219,7 @@ class SpillFiles:
 
     def names(self) -> set[str]:
         """Return the names of all files of ours."""
-        return {name for name in os.listdir(self.fd) if _FILE_NAME.fullmatch(name)}
+        return {name for name in os.listdir(self.fd) if re.fullmatch(_FILE_NAME, name)}
 
     def missing(self, objects: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Return those of the objects (slot, generation) that have no file."""

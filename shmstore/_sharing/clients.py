@@ -9,13 +9,12 @@ Concurrency: everything here requires the store lock, except `describe`, which i
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
-
-import psutil
 
 from shmstore._memory import layout as L
 from shmstore._memory.folder import open_seat
@@ -28,6 +27,10 @@ from shmstore.errors import CorruptStoreError
 # A process of that pid which was started at another time is another one: the pid was used again,
 # or it is that of another pid namespace. Times of a start differ by the ticks of two clocks.
 _SAME_START_NS: Final = 2_000_000_000
+
+# Of what stands in /proc/<pid>/stat behind the name, which field is the time of the start.
+_STARTTIME: Final = 19
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 
 _MOST_SERIALS: Final = 1 << 62
@@ -46,10 +49,26 @@ class Client(NamedTuple):
 
 def process_start_ns(pid: int) -> int:
     """Return when a process was started, in ns since 1970, or 0 when it cannot be told."""
+    with contextlib.suppress(OSError):
+        return _start_in_proc(pid)
+    import psutil  # noqa: PLC0415 - takes time that most processes can save
+
     try:
         return int(psutil.Process(pid).create_time() * 1e9)
     except psutil.Error:
         return 0
+
+
+def _start_in_proc(pid: int) -> int:
+    """Return the same as Linux tells it; see proc(5). Every attach asks, so psutil can wait."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    ticks = int(fields.rpartition(")")[2].split()[_STARTTIME])
+    return _booted_ns() + ticks * 1_000_000_000 // _TICKS_PER_S
+
+
+@functools.cache
+def _booted_ns() -> int:
+    return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def is_process(pid: int, started_ns: int) -> bool:
@@ -59,6 +78,8 @@ def is_process(pid: int, started_ns: int) -> bool:
 
 def process_name(pid: int) -> str:
     """Return the name of a running process, or "gone"."""
+    import psutil  # noqa: PLC0415 - takes time that most processes can save
+
     try:
         return str(psutil.Process(pid).name())
     except psutil.Error:

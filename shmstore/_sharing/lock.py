@@ -17,9 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import get_ident
-from typing import Any, TypeVar
-
-from filelock import lock_descriptor, unlock_descriptor
+from typing import Any, Final, TypeVar
 
 from shmstore._memory import layout as L
 from shmstore._memory import shortage
@@ -35,6 +33,24 @@ from shmstore.errors import (
 Result = TypeVar("Result")
 
 
+class _Native:
+    """filelock's lock of an open file. It takes as long to import as a fifth of NumPy.
+
+    Who only imports shmstore need not wait for it: it comes with the first lock.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in {"lock_descriptor", "unlock_descriptor"}:
+            raise AttributeError(name)
+        import filelock  # noqa: PLC0415 - see above
+
+        call = vars(self)[name] = getattr(filelock, name)
+        return call
+
+
+native: Final = _Native()
+
+
 # A contended lock is asked for without pause this often, then with growing pauses.
 _SPINS = 30
 _FIRST_PAUSE_S = 20e-6
@@ -43,21 +59,21 @@ _LONGEST_PAUSE_S = 1e-3
 
 def is_locked(fd: int) -> bool:
     """Return whether somebody holds the lock of a file that is open here without it."""
-    if not lock_descriptor(fd, blocking=False):
+    if not native.lock_descriptor(fd, blocking=False):
         return True
-    unlock_descriptor(fd)
+    native.unlock_descriptor(fd)
     return False
 
 
 def hold(fd: int, timeout_s: float) -> bool:
     """Take the lock of an open file; False when it was not free in time."""
-    if lock_descriptor(fd, blocking=False):
+    if native.lock_descriptor(fd, blocking=False):
         return True
     deadline = time.monotonic() + timeout_s
     pause = 0.0
     for attempt in range(1 << 62):
         time.sleep(pause)
-        if lock_descriptor(fd, blocking=False):
+        if native.lock_descriptor(fd, blocking=False):
             return True
         if time.monotonic() >= deadline:
             return False
@@ -169,7 +185,7 @@ class StoreLock:
             held = False
             try:
                 self._thread = thread
-                if self.fd < 0 or not lock_descriptor(self.fd, blocking=False):
+                if self.fd < 0 or not native.lock_descriptor(self.fd, blocking=False):
                     self._wait()
                 held = True
                 words, mark = self.words, self.mark
@@ -202,7 +218,7 @@ class StoreLock:
     def _unlock(self) -> None:
         try:
             if self.fd >= 0:
-                unlock_descriptor(self.fd)
+                native.unlock_descriptor(self.fd)
         except OSError:
             if self.fd >= 0:
                 raise  # else another thread has closed it, and its lock went with it

@@ -12,15 +12,12 @@ Reading a pickle runs the code that it names. Only ``deserializers=("custom", "m
 for what somebody wrote who is not trusted.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
-from shmstore.serialization.bytestrings import (
-    deserialize_bytes,
-    serialize_bytelist,
-    serialize_bytes,
-)
 from shmstore.serialization.dispatch import Dispatch, has_keyword, typename
-from shmstore.serialization.explaining import Explanation, Part, explain
 from shmstore.serialization.family import (
     DEFAULT_SERIALIZERS,
     deserialize,
@@ -28,7 +25,6 @@ from shmstore.serialization.family import (
     register_serialization_family,
     serialize,
 )
-from shmstore.serialization.generic import register_generic
 from shmstore.serialization.markers import (
     Pickled,
     Serialize,
@@ -37,10 +33,7 @@ from shmstore.serialization.markers import (
     content_hash,
     to_serialize,
 )
-from shmstore.serialization.messages import dumps, loads
 from shmstore.serialization.msgpacking import msgpack_decode_default, msgpack_encode_default
-from shmstore.serialization.nesting import nested_deserialize
-from shmstore.serialization.parts import deserialize_parts, serialize_parts
 from shmstore.serialization.registry import (
     custom_deserialize,
     custom_serialize,
@@ -51,6 +44,42 @@ from shmstore.serialization.registry import (
 )
 from shmstore.serialization.splitting import merge_and_deserialize, serialize_and_split
 from shmstore.serialization.trust import allowed_modules, import_allowed_module
+
+if TYPE_CHECKING:
+    from shmstore.serialization.bytestrings import (
+        deserialize_bytes,
+        serialize_bytelist,
+        serialize_bytes,
+    )
+    from shmstore.serialization.explaining import Explanation, Part, explain
+    from shmstore.serialization.generic import register_generic
+    from shmstore.serialization.messages import dumps, loads
+    from shmstore.serialization.nesting import nested_deserialize
+    from shmstore.serialization.parts import deserialize_parts, serialize_parts
+
+# Names of modules that most processes never need, and that take time to import (see PEP 562).
+_LATER = {
+    "Explanation": "explaining",
+    "Part": "explaining",
+    "deserialize_bytes": "bytestrings",
+    "deserialize_parts": "parts",
+    "dumps": "messages",
+    "explain": "explaining",
+    "loads": "messages",
+    "nested_deserialize": "nesting",
+    "register_generic": "generic",
+    "serialize_bytelist": "bytestrings",
+    "serialize_bytes": "bytestrings",
+    "serialize_parts": "parts",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+
 
 # What every process needs is there before the first object.
 for _cls in (bytes, np.ndarray):

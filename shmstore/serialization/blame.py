@@ -14,11 +14,11 @@ from typing import Any, Final
 
 from shmstore.errors import SerializationError
 from shmstore.serialization.dispatch import typename
-from shmstore.serialization.pickling import Pickler
+from shmstore.serialization.pickler import Pickler
 from shmstore.serialization.registry import custom_serialize, reducers
+from shmstore.serialization.wording import str_of
 
 _PATIENCE_S: Final = 2.0
-_MOST_TEXT: Final = 1000
 
 
 def blame(x: Any, family: str, error: Exception) -> SerializationError:
@@ -59,14 +59,6 @@ def locate(x: Any, error: Exception) -> tuple[str, Any, Exception]:
         else:
             break
     return path, x, error
-
-
-def str_of(x: Any) -> str:
-    """Return the text of an error or object, bounded, whatever its ``__str__`` does."""
-    try:
-        return str(x)[:_MOST_TEXT]
-    except Exception as error:  # noqa: BLE001 - a broken __str__ must not hide the first error
-        return f"<no text: {type(error).__name__}>"
 
 
 def _failure(x: Any) -> Exception | None:

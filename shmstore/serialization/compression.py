@@ -10,7 +10,6 @@ Concurrency: threads. No object of a codec outlives the call that uses it.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -36,8 +35,6 @@ AUTO: Final = ("lz4", "snappy")
 
 COMPRESSION: Final = "compression"
 """The key of a header under which there is an entry for each frame."""
-
-_RANDOM: Final = random.Random()  # noqa: S311 - which bytes to sample is no secret
 
 
 # --- compressing -------------------------------------------------------------------------------
@@ -164,7 +161,10 @@ def byte_sample(payload: Frame, size: int, n: int) -> memoryview:
         raise ValueError(message)
     if not size or not n:
         return memoryview(b"")
-    starts = sorted(_RANDOM.randint(0, view.nbytes - size) for _ in range(n))
+    from random import Random  # noqa: PLC0415 - takes time that most processes can save
+
+    own = Random()  # noqa: S311 - which bytes to sample is no secret
+    starts = sorted(own.randint(0, view.nbytes - size) for _ in range(n))
     ends = [*starts[1:], view.nbytes]
     return memoryview(
         b"".join(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Container, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
@@ -16,7 +15,6 @@ from shmstore.errors import (
     ShmStoreError,
 )
 from shmstore.serialization import iterating, msgpacking, pickling, registry, trust
-from shmstore.serialization.blame import blame, str_of
 from shmstore.serialization.dispatch import has_keyword, typename
 from shmstore.serialization.frames import (
     Frame,
@@ -27,7 +25,7 @@ from shmstore.serialization.frames import (
 )
 from shmstore.serialization.markers import Serialize, Serialized
 from shmstore.serialization.registry import Header
-from shmstore.serialization.wording import shown
+from shmstore.serialization.wording import shown, str_of
 
 DEFAULT_SERIALIZERS: Final = ("custom", "pickle")
 
@@ -196,6 +194,8 @@ def ask_families(
         except RecursionError as error:
             raise iterating.nested_too_deeply(x) from error
         except Exception as error:
+            from shmstore.serialization.blame import blame  # noqa: PLC0415 - takes time that most processes can save
+
             raise blame(x, name, error) from error
         if header.get("serializer") != name or "type" not in header:
             header = {"type": typename(x), **header, "serializer": name}
@@ -351,6 +351,8 @@ def check_sizes(header: Header, frames: Sequence[Frame]) -> None:
 
 def _error_payload(error: SerializationError) -> tuple[Header, list[Frame]]:
     """Return the error as header and frames: the message, and the end of the traceback."""
+    import traceback  # noqa: PLC0415 - takes time that most processes can save
+
     frames = [error.message.encode(errors="backslashreplace")]
     if error.__cause__ is not None:
         text = "".join(traceback.format_exception(error.__cause__))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -120,6 +119,8 @@ def content_hash(header: dict[str, Any], frames: Sequence[Frame]) -> str:
     A pickle stream may differ between equal objects; equal digests mean equal objects, not the
     other way round.
     """
+    import hashlib  # noqa: PLC0415 - takes time that most processes can save
+
     digest = hashlib.blake2b(msgpacking.packb(header), digest_size=16)
     for frame in frames:
         view = ensure_memoryview(frame)

@@ -17,8 +17,6 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-import cloudpickle
-
 from shmstore.errors import CorruptHeaderError, DeserializationError
 from shmstore.serialization import trust
 from shmstore.serialization.dispatch import (
@@ -289,6 +287,8 @@ def _pickled_class(cls: type) -> bytes:
     try:
         return _pickled[cls]
     except KeyError:
+        import cloudpickle  # noqa: PLC0415 - takes time that most processes can save
+
         pickled: bytes = cloudpickle.dumps(cls)
         _pickled[cls] = pickled
         return pickled

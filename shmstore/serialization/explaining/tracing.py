@@ -18,9 +18,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from shmstore.serialization import interfaces, pickling
+from shmstore.serialization import interfaces, pickling, reductions
 from shmstore.serialization.family import watcher
 from shmstore.serialization.frames import Frame
+from shmstore.serialization.pickler import Pickler
 from shmstore.serialization.registry import Header, custom_serialize
 
 # The C pickler hands longer values to the file as they are, and writes about so much at a time.
@@ -245,7 +246,7 @@ def _kind_of_value(before: Any, size: int) -> type | None:
     return None
 
 
-class TracingPickler(pickling.Pickler):
+class TracingPickler(Pickler):
     """A pickler that notes who gave which frame, and whose bytes lie where in the stream."""
 
     def __init__(
@@ -323,14 +324,14 @@ class TracingPickler(pickling.Pickler):
     def _place_buffers(self, reduction: Any) -> Any:
         placed = super()._place_buffers(reduction)
         for before, after in zip(reduction[1], placed[1], strict=True):
-            if type(before) is pickling.OutOfBand:
+            if type(before) is reductions.OutOfBand:
                 self._record.know(after, before.frame)
         return placed
 
 
 def _how(reduction: Any) -> str:
     function: Any = reduction[0]
-    if function is pickling._rebuild:  # noqa: SLF001 - who looks on knows
+    if function is reductions._rebuild:  # noqa: SLF001 - who looks on knows
         return HANDLER
     if function is interfaces._itself:  # noqa: SLF001 - as above
         return EXPORTED

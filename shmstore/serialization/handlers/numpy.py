@@ -20,7 +20,7 @@ import numpy.typing as npt
 from shmstore.errors import CorruptHeaderError
 from shmstore.serialization.frames import Frame, Planned
 from shmstore.serialization.handlers import text
-from shmstore.serialization.pickling import out_of_band
+from shmstore.serialization.reductions import out_of_band
 from shmstore.serialization.registry import register_reducer, register_serialization
 from shmstore.serialization.wording import shown
 

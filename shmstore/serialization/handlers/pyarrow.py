@@ -22,7 +22,7 @@ from shmstore.errors import CorruptHeaderError
 from shmstore.serialization.frames import Frame, Planned, ensure_memoryview
 from shmstore.serialization.handlers.indices import is_trusted
 from shmstore.serialization.handlers.streams import check_stream
-from shmstore.serialization.pickling import out_of_band
+from shmstore.serialization.reductions import out_of_band
 from shmstore.serialization.registry import own_way, register_reducer, register_serialization
 
 # What Arrow raises for streams that make no sense.

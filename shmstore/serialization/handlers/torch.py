@@ -29,7 +29,7 @@ import torch
 
 from shmstore.errors import CorruptHeaderError, SerializationError
 from shmstore.serialization.frames import Frame, Planned, allocate, ensure_memoryview
-from shmstore.serialization.pickling import PROTOCOL, out_of_band
+from shmstore.serialization.reductions import PROTOCOL, out_of_band
 from shmstore.serialization.registry import register_reducer, register_serialization
 from shmstore.serialization.wording import shown
 
