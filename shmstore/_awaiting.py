@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -25,6 +25,7 @@ FIRST: Final = "FIRST"
 _FEW: Final = 3
 
 _Find = Callable[["Session", Digest], object]
+_Finder = Callable[[], tuple[int, int] | None]
 
 
 class Waited(NamedTuple):
@@ -96,7 +97,7 @@ class Awaiting(ABC):
             The time is over; `keys` are those that are missing.
         """
         deadline = _waiting.deadline_of(_waiting.check_timeout(timeout))
-        return _each(self._live(), Expected(self._live(), keys), deadline)
+        return _each(Expected(self._live(), keys), deadline)
 
     def watch(self, prefix: str = "") -> Watch:
         """Return an iterator over what is put and deleted under keys that begin so, from now on.
@@ -125,6 +126,8 @@ class Expected:
         Of their store.
     keys
         Their names.
+    sleeper
+        Who waits, if it is not to be made here.
 
     Attributes
     ----------
@@ -136,7 +139,9 @@ class Expected:
         Who waits; it must be ended.
     """
 
-    def __init__(self, session: Session, keys: Iterable[str]) -> None:
+    def __init__(
+        self, session: Session, keys: Iterable[str], sleeper: _waiting.Sleeper | None = None
+    ) -> None:
         self._session = session
         self._missing: dict[int, dict[Digest, str]] = {}
         for key in keys:
@@ -145,7 +150,12 @@ class Expected:
             self._missing.setdefault(topic, {})[digest] = key
         self.done: list[str] = []
         self.enough = 1
-        self.sleeper = _waiting.Sleeper(session)
+        self.sleeper = sleeper or _waiting.Sleeper(session)
+
+    @property
+    def topics(self) -> Collection[int]:
+        """What is rung for those that are missing, now and later."""
+        return self._missing.keys()
 
     def missing(self) -> set[str]:
         """Return the keys that were not found."""
@@ -182,12 +192,23 @@ class Expected:
 
     def wait(self, timeout_s: float | None) -> bool:
         """Wait until enough of them are there; False: the time is over."""
-        session, topics, sleeper = self._session, self._missing.keys(), self.sleeper
+        session, topics, sleeper = self._session, self.topics, self.sleeper
         found = _waiting.sleep_until(session, self.glance, topics, timeout_s, self.settle, sleeper)
         return bool(found)
 
+    def overdue(self) -> WaitTimeoutError:
+        """Return the error for those that did not come."""
+        keys = self.missing()
+        some = ", ".join(repr(key) for key in sorted(keys)[:_FEW])
+        return WaitTimeoutError(
+            f"of {len(keys):,} keys no object was put in time into store "
+            f"{self._session.path.name!r}: {some}{', ...' if len(keys) > _FEW else ''}. Does the "
+            "process that should put them still run?",
+            keys=keys,
+        )
 
-def _each(session: Session, expected: Expected, deadline: float | None) -> Iterator[str]:
+
+def _each(expected: Expected, deadline: float | None) -> Iterator[str]:
     """Yield keys as they are done."""
     with expected.sleeper:
         for number in itertools.count():
@@ -196,17 +217,8 @@ def _each(session: Session, expected: Expected, deadline: float | None) -> Itera
                     return
                 expected.enough = number + 1
                 if not expected.wait(_waiting.left_until(deadline)):
-                    raise _overdue(session, expected.missing())
+                    raise expected.overdue()
             yield expected.done[number]
-
-
-def _overdue(session: Session, keys: set[str]) -> WaitTimeoutError:
-    some = ", ".join(repr(key) for key in sorted(keys)[:_FEW])
-    return WaitTimeoutError(
-        f"of {len(keys):,} keys no object was put in time into store {session.path.name!r}: {some}"
-        f"{', ...' if len(keys) > _FEW else ''}. Does the process that should put them still run?",
-        keys=keys,
-    )
 
 
 # --- one key -----------------------------------------------------------------------------------
@@ -222,25 +234,31 @@ def secure_key(
     tuple or None
         None: none came in time, and it is not `required`.
     """
-    digest = digest_of(key)
     timeout_s = _waiting.check_timeout(timeout)
     deadline = _waiting.deadline_of(timeout_s)
-    look, settle = (
-        partial(find, session, digest) for find in (_reading.glance, _reading.find_locked)
-    )
-    topics = [_announcing.topic_of_digest(digest)]
+    look, settle, topics = finders(session, key)
     while True:
         left_s = _waiting.left_until(deadline)
-        if _waiting.sleep_until(session, look, topics, left_s, settle) is None:
+        found = _waiting.sleep_until(session, look, topics, left_s, settle)
+        if found is None:
             if required:
-                raise _overdue_key(session, key, timeout_s)
+                raise overdue(session, key, timeout_s)
             return None
-        secured = _reading.secure_key(session, key)
+        secured = _reading.secure_found(session, key, *found)
         if secured is not None:
             return secured
 
 
-def _overdue_key(session: Session, key: str, timeout_s: float | None) -> WaitTimeoutError:
+def finders(session: Session, key: str) -> tuple[_Finder, _Finder, list[int]]:
+    """Return how to look for a key, without the lock and under it, and what is rung for it."""
+    digest = digest_of(key)
+    look, settle = (
+        partial(find, session, digest) for find in (_reading.glance, _reading.find_locked)
+    )
+    return look, settle, [_announcing.topic_of_digest(digest)]
+
+
+def overdue(session: Session, key: str, timeout_s: float | None) -> WaitTimeoutError:
     """Return the error for a key that no object came under."""
     return WaitTimeoutError(
         f"no object was put under the key {key!r} within {timeout_s:g} s into store "

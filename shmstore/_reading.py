@@ -292,6 +292,16 @@ def secure_key(session: Session, key: str) -> tuple[Plan, Any] | None:
     return None if held is GONE else (plan, held)
 
 
+def secure_found(session: Session, key: str, slot: int, word: int) -> tuple[Plan, Any] | None:
+    """As `secure_key`, for a key that has just been found to lead to a slot."""
+    plan = make_plan(session, *_in_memory(session, slot, word))
+    if plan is None:
+        return secure_key(session, key)
+    session.remember(key, plan)
+    held = plan.secure()
+    return secure_key(session, key) if held is GONE else (plan, held)
+
+
 def _secure_locked(session: Session, key: str) -> tuple[Any, Any]:
     """Secure a key that is overwritten faster than it can be looked at. Requires: the lock."""
     plan = _plan_locked(session, digest_of(key))

@@ -18,7 +18,7 @@ from shmstore import (
 from shmstore._arguments import check_mode
 from shmstore._catalog import states
 from shmstore._memory import layout as L
-from shmstore.errors import ObjectNotFoundError, StoreClosedError, StoreNotFoundError
+from shmstore.errors import ObjectNotFoundError, StoreNotFoundError
 
 if TYPE_CHECKING:
     from shmstore._info import ObjectInfo
@@ -244,23 +244,29 @@ def is_there(session: Session, ref: ObjectRef) -> bool:
 
 def _wait_for_end(session: Session, ref: ObjectRef, deadline: float | None) -> bool:
     """Wait until the object of a reference is gone; False: the time is over before."""
-    words, topics = session.words, [_announcing.topic_of_object(ref._generation)]
-
-    def look() -> bool | None:
-        return None if is_there(session, ref) else True
-
+    look, topics = end_of(session, ref)
     while look() is None:
-        waits = _waiting.left_until(deadline), _reading.seconds_left(session, ref._slot)
-        timeout_s = min((wait_s for wait_s in waits if wait_s is not None), default=None)
-        try:
-            found = _waiting.sleep_until(session, look, topics, timeout_s)
-        except StoreClosedError:
-            if words[L.W_DESTROYED]:
-                return True
-            raise
+        timeout_s = patience(session, ref, deadline)
+        found = _waiting.sleep_until(session, look, topics, timeout_s)
         if found is None and _waiting.left_until(deadline) == 0:
             return False
     return True
+
+
+def end_of(session: Session, ref: ObjectRef) -> tuple[Callable[[], bool | None], list[int]]:
+    """Return how to look whether an object is gone, and what is rung for it."""
+    words = session.words
+
+    def look() -> bool | None:
+        return True if words[L.W_DESTROYED] or not is_there(session, ref) else None
+
+    return look, [_announcing.topic_of_object(ref._generation)]
+
+
+def patience(session: Session, ref: ObjectRef, deadline: float | None) -> float | None:
+    """Return for how long the end of an object is to be waited for: by then its time is over."""
+    waits = _waiting.left_until(deadline), _reading.seconds_left(session, ref._slot)
+    return min((wait_s for wait_s in waits if wait_s is not None), default=None)
 
 
 def missing(ref: ObjectRef) -> ObjectNotFoundError:

@@ -3,7 +3,7 @@
 1. spin     look at the store for a moment, without the lock
 2. settle   under the lock: look once more; enter rows for the topics (see `_announcing`)
 3. sleep    in poll() on a bell, until somebody rings it or the time is over
-4. spin     whoever rings does so a moment before the change
+4. spin     until the change is made: the bell is rung a moment before
 
 What comes between 1 and 2 is seen by 2; what comes after 2 finds the rows. Nothing is done while
 nothing happens.
@@ -15,6 +15,7 @@ that dies is forgotten with its seat. Where a signal handler raises, the wait en
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import select
@@ -35,6 +36,11 @@ Result = TypeVar("Result")
 
 # What comes within this time is waited for without sleep.
 SPIN_S: Final = 100e-6
+
+# So often a woken waiter looks before he lets others go first.
+_TURNS: Final = 10
+
+_give_way: Final = getattr(os, "sched_yield", lambda: sleep(0))
 
 _LONGEST_POLL_MS: Final = (1 << 31) - 1
 
@@ -104,7 +110,7 @@ def sleep_until(
             if not sleeper.sleep(deadline):
                 break
             sleeper.bell.drain()
-            found = spin(look, deadline)
+            found = _await_change(session, look)
             if found is not None:
                 return found
     last: Result | None = session.lock.run(settle)
@@ -123,6 +129,22 @@ def spin(look: Callable[[], Result | None], deadline: float | None) -> Result | 
             return found
         if yields:
             sleep(0)  # the change may be that of another thread of this process
+
+
+def _await_change(session: Session, look: Callable[[], Result | None]) -> Result | None:
+    """Look until the change is made that the bell was rung for; None: it was another one, perhaps.
+
+    Who has rung it holds the lock for some microseconds more. He may wait for this processor.
+    """
+    words, end = session.words, monotonic() + SPIN_S
+    for turn in itertools.count():
+        changing = words[L.W_DIRTY]
+        found = look()
+        if found is not None or not changing or monotonic() >= end:
+            return found
+        if turn >= _TURNS:
+            _give_way()
+    return None
 
 
 def _count_processors() -> int:
@@ -152,7 +174,7 @@ class Sleeper:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._rows: dict[int, int] = {}
+        self._rows: dict[int, tuple[int, int]] = {}  # per topic: row and ticket
         self._hears_all = False
         self._bell: Bell | None = None
         self.ended = False
@@ -162,13 +184,22 @@ class Sleeper:
         """What others ring. Another one after a fork: the child has no bells of its parent."""
         if self._bell is not None and not self._bell.closed:
             return self._bell
-        session = self._session
         self._rows.clear()
+        self._bell = self._take_bell()
+        return self._bell
+
+    def _take_bell(self) -> Bell:
+        session = self._session
         try:
-            self._bell = session.bells.borrow(session.pins.seat.serial)
+            return session.bells.borrow(session.pins.seat.serial)
         except OSError as error:
             raise folder.full_file_system(session.folder_fd, session.path, 0, error) from error
-        return self._bell
+
+    def _drop_bell(self, bell: Bell) -> None:
+        if self._session.closed:
+            bell.fd.close()
+        else:
+            self._session.bells.give_back(bell)
 
     def settle(
         self, look: Callable[[], Result | None], topics: Collection[int], prefix: int = -1
@@ -177,22 +208,24 @@ class Sleeper:
 
         Requires: the store lock.
         """
-        self._session.check_alive()
         found = look()
         if found is None:
+            self._session.check_alive()
             self._enter(topics, prefix)
         return found
 
     def _enter(self, topics: Collection[int], prefix: int) -> None:
         bell = self.bell
+        self._rows = {topic: row for topic, row in self._rows.items() if self._is_left(topic)}
         missing = [topic for topic in topics if not self.is_entered(topic)]
         if len(missing) > self._session.waiters.most_topics():
             missing, prefix, self._hears_all = [_announcing.EVERY_KEY], 0, True
         if self._hears_all and self._is_left(_announcing.EVERY_KEY):
             return
+        ticket = next(self._session.bells.tickets)
         with self._session.writeable_clients() as clients:
             try:
-                rows = clients.waiters.enter(missing, bell.serial, bell.number, prefix)
+                rows = clients.waiters.enter(missing, (bell.serial, bell.number), ticket, prefix)
             except OSError as error:
                 place = self._session.folder_fd, self._session.path
                 raise folder.full_file_system(*place, L.PAGE, error) from error
@@ -203,21 +236,23 @@ class Sleeper:
                 "takes. Create it with a larger max_clients, or wait for fewer.",
                 waiters=most,
             )
-        self._rows.update(zip(missing, rows, strict=True))
+        for topic, row in zip(missing, rows, strict=True):
+            self._rows[topic] = row, ticket
 
     def is_entered(self, topic: int) -> bool:
         """Return whether nobody has rung the bell for a topic yet, as far as that can be told."""
         return not self._hears_all and self._is_left(topic)
 
     def _is_left(self, topic: int) -> bool:
-        row, bell = self._rows.get(topic), self._bell
-        if row is None or bell is None or bell.closed:
+        entry, bell = self._rows.get(topic), self._bell
+        if entry is None or bell is None or bell.closed:
             return False
-        return self._session.waiters.is_waiting(row, bell.serial, bell.number)
+        row, ticket = entry
+        return self._session.waiters.is_waiting(row, bell.serial, ticket)
 
     def lost(self, topic: int) -> int:
         """Return how many changes a watcher's bell had no room for."""
-        return self._session.waiters.lost(self._rows[topic])
+        return self._session.waiters.lost(self._rows[topic][0])
 
     def sleep(self, deadline: float | None) -> bool:
         """Sleep until the bell is rung; False: the time is over."""
@@ -251,15 +286,16 @@ class Sleeper:
         self.ended = True
         if bell is None:
             return
-        if session.closed:
-            bell.fd.close()
-            return
-        if any(map(self._is_left, self._rows)):
+        if not session.closed and any(map(self._is_left, self._rows)):
             session.lock.run(self._leave, bell)
         self._bell = None
-        session.bells.give_back(bell)
+        self._drop_bell(bell)
+
+    def is_rung(self) -> bool:
+        """Return whether somebody may have rung the bell for one of its topics."""
+        return self._hears_all or not all(map(self._is_left, self._rows))
 
     def _leave(self, bell: Bell) -> None:
         """Requires: the store lock."""
         with self._session.writeable_clients() as clients:
-            clients.waiters.leave(self._rows.values(), bell.serial, bell.number)
+            clients.waiters.leave(self._rows.values(), bell.serial)

@@ -142,7 +142,8 @@ def _floor(name: str) -> int:
 def test_floors_every_module_stands_on_one() -> None:
     """A new room must be given its floor here before it can be built."""
     upper = {name for name in IN_PACKAGES if _floor(name) == UPPER}
-    assert {name for name in upper if "." in name or not name.startswith("_")} == set()
+    doors = {"aio"}  # public, but no roof: it is built of the same parts as `Store`
+    assert {name for name in upper if "." in name or not name.startswith("_")} == doors
     assert {_floor(name) for name in IN_PACKAGES} == {FOOTING, CELLAR, GROUND, UPPER, ROOF}
 
 

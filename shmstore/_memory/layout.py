@@ -104,7 +104,7 @@ Fibonacci hashing).
 waiter row (8 words)::
 
     0 TOPIC   1 SERIAL (0: free row)   2 BELL   3 PREFIX (of a watcher: length + 1)
-    4 LOST (changes that a watcher was not told)
+    4 LOST (changes that a watcher was not told)   5 TICKET (of this entry, by its client)
 
 seat (one file per client)::
 
@@ -267,6 +267,7 @@ WAIT_SERIAL: Final = 1
 WAIT_BELL: Final = 2
 WAIT_PREFIX: Final = 3
 WAIT_LOST: Final = 4
+WAIT_TICKET: Final = 5
 FEWEST_WAITERS: Final = 1024
 WAITERS_PER_CLIENT: Final = 4
 
@@ -297,7 +298,7 @@ assert S_EXPIRES_NS < S_INLINE < SLOT_WORDS
 assert MAX_CAPACITY <= EXTENT_MASK
 assert N_COLD < NODE_WORDS
 assert C_READONLY < CLIENT_WORDS
-assert WAIT_LOST < WAITER_WORDS
+assert WAIT_TICKET < WAITER_WORDS
 assert FEWEST_WAITERS * WAITER_NBYTES % PAGE == 0
 assert MAX_CAPACITY.bit_length() - LINEAR_LIMIT_LOG2 < FIRST_LEVELS
 assert PAGE % ALIGNMENT == 0

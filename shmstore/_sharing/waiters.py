@@ -58,11 +58,22 @@ class Waiters:
         return self._most // _SHARE
 
     def enter(
-        self, topics: Sequence[int], serial: int, bell: int, prefix: int = -1
+        self, topics: Sequence[int], bell: tuple[int, int], ticket: int, prefix: int = -1
     ) -> list[int] | None:
         """Let a bell be rung for some topics; return a row for each, None: there are not so many.
 
         The topic is written last, so that a row that is half made leads to nobody.
+
+        Parameters
+        ----------
+        topics
+            Each gets a row.
+        bell
+            The serial of its client, and its number.
+        ticket
+            By which the client will know these rows; it gives each number once.
+        prefix
+            Of a watcher: its length in bytes.
 
         Raises
         ------
@@ -73,9 +84,11 @@ class Waiters:
         rows = self._free_rows(len(topics))
         if rows is None:
             return None
+        serial, number = bell
         for row, topic in zip(rows, topics, strict=True):
             base = self._start + row * L.WAITER_WORDS
-            words[base + L.WAIT_BELL] = bell
+            words[base + L.WAIT_BELL] = number
+            words[base + L.WAIT_TICKET] = ticket
             words[base + L.WAIT_PREFIX] = prefix + 1
             words[base + L.WAIT_LOST] = 0
             words[base + L.WAIT_SERIAL] = serial
@@ -84,16 +97,16 @@ class Waiters:
             words[base + L.WAIT_TOPIC] = topic
         return rows
 
-    def is_waiting(self, row: int, serial: int, bell: int) -> bool:
-        """Return whether a row is still that of a bell. Takes no lock: only its owner enters it."""
+    def is_waiting(self, row: int, serial: int, ticket: int) -> bool:
+        """Return whether a row is still there: nobody has rung for it. Takes no lock."""
         base = self._start + row * L.WAITER_WORDS
         words = self._words
-        return bool(words[base + L.WAIT_SERIAL] == serial and words[base + L.WAIT_BELL] == bell)
+        return bool(words[base + L.WAIT_TICKET] == ticket and words[base + L.WAIT_SERIAL] == serial)
 
-    def leave(self, rows: Iterable[int], serial: int, bell: int) -> None:
-        """Take those of the rows away that are still the bell's."""
-        for row in rows:
-            if self.is_waiting(row, serial, bell):
+    def leave(self, rows: Iterable[tuple[int, int]], serial: int) -> None:
+        """Take those of the rows away, given with their tickets, that are still there."""
+        for row, ticket in rows:
+            if self.is_waiting(row, serial, ticket):
                 self.remove(row)
 
     def remove(self, row: int) -> None:

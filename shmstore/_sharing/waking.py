@@ -86,12 +86,18 @@ class Bells:
         The open folder of the seats.
     path
         Its path, for messages.
+
+    Attributes
+    ----------
+    tickets
+        Numbers for the rows of this process in the table of waiters.
     """
 
     def __init__(self, seats_fd: int, path: Path) -> None:
         self._seats_fd = seats_fd
         self._path = path
         self._numbers = itertools.count()
+        self.tickets = itertools.count(1)
         self._own: dict[int, Bell] = {}
         self._idle: list[Bell] = []
         self._known: dict[tuple[int, int], Descriptor] = {}
