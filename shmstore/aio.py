@@ -40,8 +40,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-import shmstore
-from shmstore import _awaiting, _plans, _ref, _waiting, _waiting_async
+from shmstore import _awaiting, _plans, _ref, _store, _waiting, _waiting_async, _watching
 from shmstore._arguments import check_key, check_mode
 from shmstore._awaiting import ALL, Expected, Waited
 from shmstore._ref import ObjectRef
@@ -72,9 +71,9 @@ class _Opening:
         Opens it, which may take long.
     """
 
-    def __init__(self, make: Callable[[], shmstore.Store]) -> None:
+    def __init__(self, make: Callable[[], _store.Store]) -> None:
         self._make = make
-        self._made: list[shmstore.Store] = []
+        self._made: list[_store.Store] = []
         self._is_cancelled = False
         self._store: Store | None = None
 
@@ -116,17 +115,17 @@ class _Opening:
 
 def create(name: str | None = None, **options: Any) -> _Opening:
     """Make a store and own it; see `shmstore.Store.create`."""
-    return _Opening(partial(shmstore.Store.create, name, **options))
+    return _Opening(partial(_store.Store.create, name, **options))
 
 
 def attach(name_or_path: str | os.PathLike[str], **options: Any) -> _Opening:
     """Join a store that exists; see `shmstore.Store.attach`."""
-    return _Opening(partial(shmstore.Store.attach, name_or_path, **options))
+    return _Opening(partial(_store.Store.attach, name_or_path, **options))
 
 
 def open(name: str, **options: Any) -> _Opening:  # noqa: A001 - as Store.open
     """Join a store, or make it when there is none; see `shmstore.Store.open`."""
-    return _Opening(partial(shmstore.Store.open, name, **options))
+    return _Opening(partial(_store.Store.open, name, **options))
 
 
 class Store:
@@ -143,7 +142,7 @@ class Store:
         That handle: for everything that does not wait and is not large.
     """
 
-    def __init__(self, store: shmstore.Store) -> None:
+    def __init__(self, store: _store.Store) -> None:
         self.sync = store
 
     # --- putting and deleting ------------------------------------------------------------------
@@ -351,7 +350,7 @@ class Watch:
         The watch that is read from.
     """
 
-    def __init__(self, watch: shmstore.Watch) -> None:
+    def __init__(self, watch: _watching.Watch) -> None:
         self._watch = watch
 
     async def get(self, timeout: float | None = None) -> Change:  # noqa: ASYNC109 - as Watch.get
