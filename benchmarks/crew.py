@@ -56,7 +56,7 @@ class Actor:
                 stderr=log,
                 cwd=ROOT,
                 start_new_session=True,  # with the servers that it starts
-                env={**os.environ, "PYTHONWARNINGS": "ignore"},
+                env=environment(),
             )
         self._pipe = Connection(ours.detach())
         self._pipe.send_bytes(pickle.dumps((found.kind, folder)))
@@ -106,6 +106,12 @@ class Actor:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._pipe.close()
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of processes that import things as installed packages are imported."""
+    compiled = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return {**compiled, "PYTHONWARNINGS": "ignore"}
 
 
 @dataclass(slots=True)

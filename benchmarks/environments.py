@@ -13,7 +13,7 @@ import sys
 import venv
 
 from benchmarks import peers
-from benchmarks.peers import Peer, environment_of
+from benchmarks.peers import Found, Peer, environment_of
 
 # What the samples are made of, and what the adapters need.
 ALWAYS = ("numpy", "pandas", "psutil")
@@ -29,9 +29,10 @@ def main() -> int:
     kinds = {environment_of(each).name: each for each in peers.every() if each.requires}
     for name, kind in kinds.items():
         if not wanted or name in wanted:
-            said = _install(kind)
+            here = Found(kind, sys.executable).has(kind.package)
+            said = "" if here else _install(kind)
             failed += bool(said)
-            sys.stdout.write(f"{name:<16}{said or 'installed'}\n")
+            sys.stdout.write(f"{name:<16}{said or ('here already' if here else 'installed')}\n")
             sys.stdout.flush()
     return failed
 

@@ -47,7 +47,7 @@ class OneBlockEach(Peer):
         buffers: list[pickle.PickleBuffer] = []
         frames: list[Any] = [pickle.dumps(value, 5, buffer_callback=buffers.append)]
         frames += [buffer.raw() for buffer in buffers]
-        where, nbytes = _layout(frames)
+        where, nbytes = layout(frames)
         name = f"{self.address}-{os.getpid()}-{next(self._numbers)}"
         self._created[name] = block = SharedMemory(name, create=True, size=nbytes)
         for place, frame in zip(where, frames, strict=True):
@@ -92,7 +92,7 @@ def _bytes_of(block: SharedMemory) -> memoryview:
     return block.buf
 
 
-def _layout(frames: list[Any]) -> tuple[list[slice], int]:
+def layout(frames: list[Any]) -> tuple[list[slice], int]:
     """Return where each frame goes, aligned, and the size of the whole."""
     where = []
     stop = 0

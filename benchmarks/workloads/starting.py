@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks import actor
 from benchmarks.arena import Arena
-from benchmarks.crew import ROOT
+from benchmarks.crew import ROOT, environment
 from benchmarks.report import progress
 from benchmarks.results import Result, collect
 from benchmarks.samples import MIB
@@ -72,7 +72,11 @@ def _time(
             progress(f"{key[0]}: {key[1]}")
             python, program, argument = programs[key]
             ran = subprocess.run(
-                [python, "-c", program, argument], cwd=ROOT, capture_output=True, check=False
+                [python, "-c", program, argument],
+                cwd=ROOT,
+                env=environment(),
+                capture_output=True,
+                check=False,
             )
             if turn and ran.returncode == 0:  # the first time, files are read and compiled
                 times[key].append(float(ran.stdout.split()[-1]))
