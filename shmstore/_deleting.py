@@ -9,23 +9,40 @@ Concurrency: under the store lock.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from shmstore import _room
 from shmstore._session import Session
 
+Target = TypeVar("Target")
 
-def delete(session: Session, finders: Sequence[Callable[[], int]]) -> int:
-    """Delete the objects whose slots are found under the lock (-1: not there); return how many."""
+
+def delete(
+    session: Session, find: Callable[[Session, Target], int], targets: Sequence[Target]
+) -> int:
+    """Delete objects; return how many there were.
+
+    Parameters
+    ----------
+    session
+        Of the store.
+    find
+        Gives the slot of a target under the lock, or -1.
+    targets
+        The objects.
+    """
     session.check_writeable()
-    return session.lock.run(_delete, session, finders)
+    return session.lock.run(_delete, session, find, targets)
 
 
-def _delete(session: Session, finders: Sequence[Callable[[], int]]) -> int:
+def _delete(
+    session: Session, find: Callable[[Session, Target], int], targets: Sequence[Target]
+) -> int:
     """Requires: the store lock."""
     session.check_alive()
     deleted = 0
-    for find in finders:
-        slot = find()
+    for target in targets:
+        slot = find(session, target)
         if slot >= 0 and not _room.end_if_over(session, slot):
             _room.end(session, slot)
             deleted += 1

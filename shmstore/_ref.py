@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Container
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +17,7 @@ from shmstore import (
 )
 from shmstore._arguments import check_mode
 from shmstore._catalog import states
+from shmstore._catalog.keys import Digest
 from shmstore._memory import layout as L
 from shmstore.errors import ObjectNotFoundError, StoreNotFoundError
 
@@ -106,7 +107,7 @@ class ObjectRef:
             It has been deleted before.
         """
         session = _session_of(self)
-        if not _deleting.delete(session, [finder(session, self)]):
+        if not _deleting.delete(session, find, [self]):
             raise missing(self)
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -228,18 +229,21 @@ def check_owner(session: Session, ref: ObjectRef) -> None:
         raise ValueError(message)
 
 
-def finder(session: Session, ref: ObjectRef) -> Callable[[], int]:
-    """Return a function that gives the slot of a reference, or -1 when its object is gone."""
-    slot = ref._slot
-    return lambda: slot if is_there(session, ref) else -1
+def find(session: Session, target: ObjectRef | Digest) -> int:
+    """Return the slot of a reference or of the digest of a key; -1: its object is gone."""
+    if isinstance(target, ObjectRef):
+        return target._slot if is_there(session, target) else -1
+    return session.keys.find(target)
 
 
 def is_there(session: Session, ref: ObjectRef) -> bool:
     """Return whether the object of a reference could be got."""
-    slot = ref._slot
-    words = states.ready_word(ref._generation), states.spilled_word(ref._generation)
-    there = 0 <= slot < session.words[L.W_SLOT_TOP] and session.slots.word(slot) in words
-    return there and not _reading.is_over(session.slots.read(slot))
+    slot, words = ref._slot, session.words
+    if not 0 <= slot < words[L.W_SLOT_TOP]:
+        return False
+    word = session.slots.word(slot)
+    there = states.is_present(word) and states.generation_of(word) == ref._generation
+    return there and not session.slots.is_over(slot)
 
 
 def _wait_for_end(session: Session, ref: ObjectRef, deadline: float | None) -> bool:

@@ -87,8 +87,7 @@ def end(session: Session, slot: int) -> None:
 
 def end_if_over(session: Session, slot: int) -> bool:
     """Take an object away whose time is over; False: it may stay."""
-    expires_ns = session.words[session.slots.state_index(slot) + L.S_EXPIRES_NS]
-    if not 0 < expires_ns <= boottime_ns():
+    if not session.slots.is_over(slot):
         return False
     end(session, slot)
     session.words[L.W_EXPIRATIONS] += 1

@@ -19,7 +19,7 @@ store, `_lifecycle` how stores begin and end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy.typing as npt
@@ -38,7 +38,7 @@ from shmstore import (
 from shmstore._arguments import check_key, check_mode
 from shmstore._awaiting import Awaiting
 from shmstore._building import Allocation
-from shmstore._catalog.keys import digest_of
+from shmstore._catalog.keys import Digest, digest_of
 from shmstore._explaining import Explained
 from shmstore._handle import Handle
 from shmstore._maintenance import Maintained
@@ -371,7 +371,8 @@ class Store(Handle, NamedObjects, Undecoded, Awaiting, Maintained, Explained):
     def delete_many(self, targets: Iterable[ObjectRef | str]) -> int:
         """Delete those of the objects that are there, under one lock hold; return how many."""
         session = self._live()
-        return _deleting.delete(session, [_finder(session, target) for target in targets])
+        found = [_nameable(session, target) for target in targets]
+        return _deleting.delete(session, _ref.find, found)
 
     # --- the mapping of named objects ----------------------------------------------------------
 
@@ -425,10 +426,9 @@ class Store(Handle, NamedObjects, Undecoded, Awaiting, Maintained, Explained):
         return _inspection.clients(self._live())
 
 
-def _finder(session: Session, target: ObjectRef | str) -> Callable[[], int]:
-    """Return a function that finds the slot of a target under the lock, or -1."""
+def _nameable(session: Session, target: ObjectRef | str) -> ObjectRef | Digest:
+    """Return a reference of this store, or what a key is known by: what is found under the lock."""
     if isinstance(target, ObjectRef):
         _ref.check_owner(session, target)
-        return _ref.finder(session, target)
-    digest = digest_of(check_key(target))
-    return lambda: session.keys.find(digest)
+        return target
+    return digest_of(check_key(target))

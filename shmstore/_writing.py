@@ -111,13 +111,7 @@ def _put_small(
     Guard or None
         What the caller holds until it has copied and published itself; None: it is done.
     """
-    words = session.words
-    if words[L.W_DESTROYED]:
-        session.check_alive()
-    if session.readonly or not overwrite:
-        check_allowed(session, [package], overwrite=overwrite)
-    if words[L.W_NEXT_EXPIRY_NS]:
-        _room.expire_some(session, _EXPIRE_FEW)
+    begin(session, [package], overwrite=overwrite)
     slot, extent = find_place(session, package)
     if extent is not None and (extent.cold or extent.nbytes > COPY_LOCKED_NBYTES):
         take_place(session, slot, extent, places)
@@ -133,6 +127,9 @@ def _put_all_small(
     overwrite: bool,  # noqa: FBT001 - called under the lock
 ) -> Guard | None:
     """Reserve places; if all are small and warm, copy and publish. Requires: the store lock."""
+    inline = not any(package.extent_nbytes for package in packages)
+    if inline and _insert_all(session, packages, places, overwrite):
+        return None
     reserve_all(session, packages, places, overwrite)
     extents = [place.extent for place in places if place.extent is not None]
     nbytes = sum(extent.nbytes for extent in extents)
@@ -144,6 +141,34 @@ def _put_all_small(
     return None
 
 
+def _insert_all(
+    session: Session,
+    packages: Sequence[Package],
+    places: list[Place],
+    overwrite: bool,  # noqa: FBT001 - called under the lock
+) -> bool:
+    """Publish what has no extents; False: there are not enough slots without looking for some."""
+    begin(session, packages, overwrite=overwrite)
+    slots, keys = session.slots, session.keys
+    taken = slots.take_many(len(packages))
+    if taken is None:
+        return False
+    numbered = enumerate(taken, slots.next_generation())
+    places += [Place(slot, generation, None) for generation, slot in numbered]
+    named = [both for both in zip(packages, places, strict=True) if both[0].key is not None]
+    if named:
+        keys.prepare()
+        if session.words[L.W_WAITERS]:
+            for package, place in named:
+                _tell(session, package, place)
+    old = [keys.find(package.content.digest) for package, _ in named]
+    contents = [package.content for package in packages]
+    slots.insert_many(taken, contents, session.pins.seat.serial, session.pid)
+    for (_, place), before in zip(named, old, strict=True):
+        _take_key(session, place.slot, before)
+    return True
+
+
 def reserve_all(
     session: Session,
     packages: Sequence[Package],
@@ -151,13 +176,19 @@ def reserve_all(
     overwrite: bool,  # noqa: FBT001 - called under the lock
 ) -> None:
     """Reserve a place for each package; `places` always tells which. Requires: the store lock."""
-    session.check_alive()
+    begin(session, packages, overwrite=overwrite)
+    for package in packages:
+        reserve(session, package, places)
+
+
+def begin(session: Session, packages: Sequence[Package], *, overwrite: bool) -> None:
+    """Raise unless these may be put; look for some whose time is over. Requires: the lock."""
+    if session.words[L.W_DESTROYED]:
+        session.check_alive()
     if session.readonly or not overwrite:
         check_allowed(session, packages, overwrite=overwrite)
     if session.words[L.W_NEXT_EXPIRY_NS]:
         _room.expire_some(session, _EXPIRE_FEW)
-    for package in packages:
-        reserve(session, package, places)
 
 
 def publish_all(

@@ -99,7 +99,8 @@ class Actor:
     def _done(self, outcome: Any) -> Any:
         session: Any = self.store._session
         session.plans.clear()
-        self.process.settle(outcome, tuple(session.pins.free))
+        known = tuple(session.pins.free), frozenset(session.unpinned)
+        self.process.settle(outcome, (*known, self.world.remembered.get(self.process.number)))
         return outcome
 
     def value_of(self, got: Any) -> int:

@@ -60,17 +60,18 @@ def no_second_look(world: World) -> None:
 def pins_before_doom(world: World) -> None:
     """The pins are loaded before the object is doomed, not after."""
     doom, pinned = Slots.doom, Clients.pinned
-    early: dict[int, set[int]] = {}
 
     def load_pins_and_doom(slots: Slots, slot: int) -> bool:
         process = running()
         if process is not None:
-            early[process.number] = pinned(world.sessions[process.number].clients)
+            world.remembered[process.number] = frozenset(
+                pinned(world.sessions[process.number].clients)
+            )
         return doom(slots, slot)
 
     def loaded_before(clients: Clients) -> set[int]:
         process = running()
-        return pinned(clients) if process is None else early[process.number]
+        return pinned(clients) if process is None else set(world.remembered[process.number])
 
     world.patch(Slots, "doom", load_pins_and_doom)
     world.patch(Clients, "pinned", loaded_before)
@@ -78,21 +79,24 @@ def pins_before_doom(world: World) -> None:
 
 def state_before_fields(world: World) -> None:
     """A put stores the state word before it describes the object."""
-    publish = Slots.publish
 
-    def publish_hastily(slots: Slots, slot: int, *rest: Any, **named: Any) -> None:
-        process = running()
-        if process is None:
-            return publish(slots, slot, *rest, **named)
-        buffer = process.buffer
-        begin = len(buffer)
-        publish(slots, slot, *rest, **named)
-        at = slots.state_index(slot)
-        state = next(n for n in range(begin, len(buffer)) if buffer[n].address == at)
-        buffer.insert(begin, buffer.pop(state))
-        return None
+    def hasty(fill: Callable[..., None]) -> Callable[..., None]:
+        def fill_hastily(slots: Slots, slot: int, *rest: Any, **named: Any) -> None:
+            process = running()
+            if process is None:
+                return fill(slots, slot, *rest, **named)
+            buffer = process.buffer
+            begin = len(buffer)
+            fill(slots, slot, *rest, **named)
+            at = slots.state_index(slot)
+            state = next(n for n in range(begin, len(buffer)) if buffer[n].address == at)
+            buffer.insert(begin, buffer.pop(state))
+            return None
 
-    world.patch(Slots, "publish", publish_hastily)
+        return fill_hastily
+
+    world.patch(Slots, "publish", hasty(Slots.publish))
+    world.patch(Slots, "insert", hasty(Slots.insert))
 
 
 def pins_that_move(world: World) -> None:

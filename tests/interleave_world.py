@@ -40,7 +40,7 @@ from interleave_memory import (
 from interleave_wrappers import NumPy, Packing, instrument, parts_of, put_back, seat_for, view_of
 
 from shmstore import ObjectRef, Store, _reading, _ref, _space
-from shmstore._catalog import slots as slots_module
+from shmstore._catalog import inserts as inserts_module
 from shmstore._catalog import states
 from shmstore._catalog import table as table_module
 from shmstore._memory import blocks as blocks_module
@@ -55,6 +55,7 @@ from shmstore._sharing import seats as seats_module
 
 NOW_NS = 1_700_000_000_000_000_000
 
+_BEGINS = (states.FREE, states.WRITING)
 _CELLS = 4  # per seat
 _TRIES = 2  # before a get takes the lock
 
@@ -78,6 +79,8 @@ class World:
             options["spill_dir"] = self._spilled.enter_context(folder)
         self.store = Store.create(max_clients=len(names) + 1, **options)
         self.judge_session: Any = self.store._session
+        # What a weakened protocol keeps in mind from one call to the next, by process.
+        self.remembered: dict[int, Any] = {}
         self.sessions = [self._new_session(number) for number in range(len(names))]
         everyone = [*self.sessions, self.judge_session]
         self._seats = [session.pins.seat for session in everyone]
@@ -120,6 +123,7 @@ class World:
         folder_fd = Descriptor(os.dup(self.judge_session.folder_fd))
         session = Session(folder_fd, self.judge_session.path, readonly=False, lock_timeout=1.0)
         session.pid = 1000 + number
+        session.most_doomed = 0  # what is deleted is wanted back by the next put
         return session
 
     def __enter__(self) -> Self:
@@ -182,7 +186,7 @@ class World:
         enter(put(seats_module, "_FIRST_CELLS", _CELLS))
         enter(put(_reading, "_UNCERTAIN_TRIES", _TRIES))
         enter(put(_ref, "_TRIES", _TRIES))
-        enter(put(slots_module, "memoryview", view_of, create=True))
+        enter(put(inserts_module, "memoryview", view_of, create=True))
         for module in (table_module, blocks_module, index_module):
             enter(put(module, "np", NumPy()))
         enter(put(_reading, "_find", self.forgetful(_reading._find)))
@@ -192,9 +196,9 @@ class World:
                 replacement = _STILL.get(id(value))
                 if replacement is not None:
                     enter(put(module, name, replacement))
-        for name, value in list(vars(slots_module).items()):
+        for name, value in list(vars(inserts_module).items()):
             if type(value).__name__ == "Struct":
-                enter(put(slots_module, name, Packing(value)))
+                enter(put(inserts_module, name, Packing(value)))
 
     def patch(self, owner: Any, name: str, value: Any) -> None:
         """Replace something for as long as this world stands."""
@@ -346,7 +350,7 @@ class World:
 
     def _check_states(self, address: int, old: int, new: int) -> None:
         """A slot is freed, or begins a new life: its extent may be nobody's."""
-        if states.state_of(new) in (states.FREE, states.WRITING) and old:
+        if old and (states.state_of(new) in _BEGINS or new >> 8 != old >> 8):
             name = states.NAMES[states.state_of(new)]
             self._refuse_held(*self._extent_of(address), f"is {name}")
 

@@ -14,7 +14,7 @@ from spilling import MakeSpilling, block, files, push_out, spill_dir, spilling
 from stores import MIB, Flag, MakeStore, StartPython, lock_free_only
 
 from shmstore import CorruptStoreError, ObjectNotFoundError, ObjectRef, Store, StoreFullError
-from shmstore._catalog import slots, states
+from shmstore._catalog import clock, states
 
 __all__ = ["spill_dir", "spilling"]  # fixtures
 
@@ -240,7 +240,7 @@ def test_files_go_with_their_objects_and_their_store(
     del store["deleted"]
     store["overwritten"] = 1
     assert len(files(spill_dir)) == 2
-    monkeypatch.setattr(slots, "_ahead_ns", [slots._ahead_ns[0] - 1001 * 10**9])
+    monkeypatch.setattr(clock, "_ahead_ns", [clock._ahead_ns[0] - 1001 * 10**9])
     store.check()
     assert len(files(spill_dir)) == 1
     with pytest.raises(ObjectNotFoundError):

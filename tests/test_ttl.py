@@ -13,7 +13,7 @@ import pytest
 from stores import Flag, MakeStore, StartPython, exit_code, forked, lock_free_only, used
 
 from shmstore import KeyExistsError, ObjectNotFoundError, Store
-from shmstore._catalog import slots
+from shmstore._catalog import clock
 from shmstore._catalog.table import SlotTable
 
 Advance = Callable[[float], None]
@@ -30,13 +30,13 @@ any_value = pytest.mark.parametrize("value", VALUES.values(), ids=list(VALUES))
 @pytest.fixture
 def advance() -> Iterator[Advance]:
     """Give a function that puts the clock of this process forward, by seconds."""
-    before = slots._ahead_ns[0]
+    before = clock._ahead_ns[0]
 
     def go(seconds: float) -> None:
-        slots._ahead_ns[0] -= int(seconds * 1e9)
+        clock._ahead_ns[0] -= int(seconds * 1e9)
 
     yield go
-    slots._ahead_ns[0] = before
+    clock._ahead_ns[0] = before
 
 
 # --- gone -----------------------------------------------------------------------------------------
@@ -171,13 +171,13 @@ def test_wall_clock_does_not_matter(store: Store, monkeypatch: pytest.MonkeyPatc
 
 READER = """
 import sys, shmstore
-from shmstore._catalog import slots
+from shmstore._catalog import clock
 store = shmstore.Store.attach(path, readonly=readonly)
 ref, kept = refs
 values = ref.get(), store["k"], kept.get()
 print("known", flush=True)
 for line in sys.stdin:
-    slots._ahead_ns[0] -= int(line) * 10**9
+    clock._ahead_ns[0] -= int(line) * 10**9
     print(store.get("k", "missed"), store.get(ref, "missed"), "k" in store, list(store), flush=True)
     assert (values[2] == 1).all()
 """

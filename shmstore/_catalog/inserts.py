@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 import time
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 from zlib import crc32
 
@@ -201,19 +202,84 @@ class Inserts(Moves):
         if kind & L.KIND_NAMED:
             words[L.W_NAMED] += 1
 
+    def insert_many(
+        self, slots: list[int], contents: Sequence[Content], owner: int, pid: int
+    ) -> None:
+        """Fill slots from `take_many` with objects that have no extents.
+
+        Their generations follow each other, from `next_generation` on.
+        """
+        words, now, pack, store = self._words, time.time_ns(), DESCRIPTION.pack, self._store
+        generation = self._occupy_many(slots)
+        rows, ready, named = [], [], 0
+        for slot, content in zip(slots, contents, strict=True):
+            kind, header, inline, data_nbytes, digest, ttl_ns = content
+            ends = self._expiry(ttl_ns) if ttl_ns else 0
+            body = (
+                pack(owner, 0, len(header), data_nbytes, *digest, now, pid, ends) + header + inline
+            )
+            word = states.ready_word(generation)
+            crc = crc32(body, L.first_crc(store, slot, word, kind))
+            rows.append(_BEFORE.pack(0, 0, 0, 0, generation, kind | crc << L.CRC_SHIFT) + body)
+            ready.append(word)
+            named += kind & L.KIND_NAMED
+            generation += 1
+        memory, first = self._bytes, self._start * L.WORD + _PLACE_AT
+        for slot, row in zip(slots, rows, strict=True):
+            start = first + slot * L.SLOT_NBYTES
+            memory[start : start + len(row)] = row
+        for slot, word in zip(slots, ready, strict=True):
+            words[self._start + slot * L.SLOT_WORDS] = word
+        words[L.W_OBJECTS] += len(slots)
+        words[L.W_NAMED] += named // L.KIND_NAMED
+
+    def take_many(self, count: int) -> list[int] | None:
+        """Return free slots, or None if there are too few. OSError (ENOSPC): no pages for them."""
+        words, start = self._words, self._start
+        slots: list[int] = []
+        at, top = L.W_FREE_SLOT, int(words[L.W_SLOT_TOP])
+        while len(slots) < count and words[at]:
+            slots.append(self._spare(int(words[at]) - 1, at))
+            at = start + slots[-1] * L.SLOT_WORDS + L.S_LINK
+        end = top + count - len(slots)
+        if end > self._index.geometry.max_objects:
+            return None
+        while end * L.SLOT_NBYTES > words[L.W_SLOTS_RESERVED]:
+            self._index.grow_slots()
+        return slots + [self._spare(slot, L.W_SLOT_TOP) for slot in range(top, end)]
+
+    def _occupy_many(self, slots: list[int]) -> int:
+        """Give a put slots from `take_many`; return the first of its generations."""
+        words, start = self._words, self._start
+        generation: int = words[L.W_NEXT_GENERATION]
+        last = max([words[start + slot * L.SLOT_WORDS] for slot in slots], default=0)
+        self._check_next(generation, states.generation_of(last), len(slots))
+        words[L.W_NEXT_GENERATION] = self.following = generation + len(slots)
+        top = words[L.W_SLOT_TOP]
+        listed = [slot for slot in slots if slot < top]
+        if listed:
+            words[L.W_FREE_SLOT] = words[start + listed[-1] * L.SLOT_WORDS + L.S_LINK]
+        words[L.W_SLOT_TOP] = top + len(slots) - len(listed)
+        return generation
+
     def _occupy(self, slot: int, base: int) -> int:
         """Give a put a slot from `take`, or one that was doomed; return its generation."""
         words = self._words
         generation: int = words[L.W_NEXT_GENERATION]
         had = states.generation_of(words[base + L.S_STATE])
-        if not had < generation < states.MOST_GENERATIONS or generation < self.following:
-            raise self._astray(L.W_NEXT_GENERATION, f"is {generation}, which was given before")
+        self._check_next(generation, had, 1)
         words[L.W_NEXT_GENERATION] = self.following = generation + 1
         if slot == words[L.W_SLOT_TOP]:
             words[L.W_SLOT_TOP] = slot + 1
         elif words[L.W_FREE_SLOT] == slot + 1:
             words[L.W_FREE_SLOT] = words[base + L.S_LINK]
         return generation
+
+    def _check_next(self, generation: int, had: int, count: int) -> None:
+        """Raise unless generations may be given to slots that had others, up to `had`."""
+        most = states.MOST_GENERATIONS - count
+        if not had < generation <= most or generation < self.following:
+            raise self._astray(L.W_NEXT_GENERATION, f"is {generation}, which was given before")
 
     def _expiry(self, ttl_ns: int) -> int:
         """Return when an object expires that is published now; keep the earliest in mind."""

@@ -221,6 +221,11 @@ class Slots(Inserts):
         """Return the allocator's node of the extent of a slot, or -1."""
         return int(self._words[self._start + slot * L.SLOT_WORDS + L.S_NODE]) - 1
 
+    def is_over(self, slot: int) -> bool:
+        """Return whether the time of an object is over."""
+        ends = self._words[self._start + slot * L.SLOT_WORDS + L.S_EXPIRES_NS]
+        return bool(ends and ends <= boottime_ns())
+
     def is_same(self, record: Record) -> bool:
         """Return whether an object is still there, and still in the same place."""
         base = self._start + record.slot * L.SLOT_WORDS
