@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import types
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 from unittest import mock
@@ -55,6 +56,7 @@ from shmstore._sharing import seats as seats_module
 
 NOW_NS = 1_700_000_000_000_000_000
 
+_STORE = uuid.UUID(int=1 << 76 | 1)
 _BEGINS = (states.FREE, states.WRITING)
 _CELLS = 4  # per seat
 _TRIES = 2  # before a get takes the lock
@@ -77,7 +79,9 @@ class World:
         if options.get("on_full") == "spill":
             folder = tempfile.TemporaryDirectory(prefix="shmstore-test-")
             options["spill_dir"] = self._spilled.enter_context(folder)
-        self.store = Store.create(max_clients=len(names) + 1, **options)
+        # Checksums begin with the UUID: with the same one, the same words mean the same state.
+        with mock.patch.object(uuid, "uuid4", return_value=_STORE):
+            self.store = Store.create(max_clients=len(names) + 1, **options)
         self.judge_session: Any = self.store._session
         # What a weakened protocol keeps in mind from one call to the next, by process.
         self.remembered: dict[int, Any] = {}
