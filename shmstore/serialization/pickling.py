@@ -159,10 +159,7 @@ def _are_plain(values: Iterable[Any]) -> bool:
 
 
 def _are_leaves(values: Iterable[Any]) -> bool:
-    for value in values:
-        if type(value) not in _NUMBERS_AND_TEXT and not _is_leaf(value):
-            return False
-    return True
+    return _NUMBERS_AND_TEXT.issuperset(map(type, values)) or all(map(_is_leaf, values))
 
 
 def _is_leaf(x: Any) -> bool:
