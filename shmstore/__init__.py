@@ -14,6 +14,10 @@ directly.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+# isort: split  # before NumPy makes threads, see there
+import shmstore._sharing.barrier  # noqa: F401
+
+# isort: split
 from shmstore import _process
 from shmstore._awaiting import Waited
 from shmstore._building import Allocation

@@ -5,7 +5,7 @@ left behind               undone by
 ========================  =====================================================================
 a lock held               the kernel; the next holder finds DIRTY and calls `mend`
 a half-made change        `mend`: key index, allocator, lists and counts made anew from the slots
-a half-made put           `bury`: the slot is WRITING and its owner's seat is not locked
+a half-made put           `bury`: the slot is WRITING, its owner's seat not locked (ORPHANS)
 pins                      `bury`: they lie in a seat that is not locked
 a seat                    `bury`: its row is cleared, then its file removed
 a seat without a row      `bury`, `mend`: the file is removed
@@ -68,26 +68,24 @@ class Buried(NamedTuple):
     nbytes: int
 
 
-def bury(session: Session, *, thorough: bool = True) -> Buried:
+def bury(session: Session) -> Buried:
     """Undo what dead clients left. Requires: the store lock.
 
-    Parameters
-    ----------
-    thorough
-        False: look for half-made puts, at every slot, only if somebody is found dead. What others
-        buried without looking (a read-only client) is then left.
+    All slots are looked at only if a client was found dead since that was last done.
     """
-    used = session.index.words[L.W_USED]
-    dead = None
+    words = session.index.words
+    used, puts = words[L.W_USED], 0
+    dead: list[int] = []
     try:
         dead = session.clients.bury(session.row)
         session.clients.remove_strays()
     finally:  # rows may have gone before a seat file could not be looked at, or removed
-        puts = _doom_abandoned(session) if thorough or dead != [] else 0
+        if words[L.W_ORPHANS]:
+            puts = _doom_abandoned(session)
     if dead:
         _sweep_files(session)
     session.reclaim(session.identity.max_objects)
-    return Buried(len(dead), puts, used - session.index.words[L.W_USED])
+    return Buried(len(dead), puts, used - words[L.W_USED])
 
 
 def recover(session: Session) -> Recovered:
@@ -263,6 +261,7 @@ def _doom_abandoned(session: Session) -> int:
     abandoned = [slot for slot in writing if int(table[slot, L.S_OWNER]) not in owners]
     for slot in abandoned:
         session.doom(slot)
+    session.index.words[L.W_ORPHANS] = 0
     return len(abandoned)
 
 

@@ -94,7 +94,7 @@ def _begin(
     record = slots.read(slot)
     session.reclaim(_RECLAIM_FEW)
     if slot in session.clients.pinned():
-        session.bury(thorough=False)  # perhaps by somebody who is dead
+        session.bury()  # perhaps by somebody who is dead
     try:
         helper = slots.take()
         if helper is None or slot in session.clients.pinned():

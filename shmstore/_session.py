@@ -207,11 +207,11 @@ class Session(Space):
             _room.expire(self)
             self.reclaim(self.identity.max_objects)
 
-    def bury(self, *, thorough: bool = True) -> _recovery.Buried:
+    def bury(self) -> _recovery.Buried:
         """Undo what dead clients left: pins, half-made puts, seats. Requires: the store lock."""
         self.check_alive()
         self.sweep()
-        return _recovery.bury(self, thorough=thorough)
+        return _recovery.bury(self)
 
     # --- the seat ------------------------------------------------------------------------------
 

@@ -303,7 +303,7 @@ def find_place(session: Session, package: Package) -> tuple[int, Extent | None]:
         return place
     if not session.evicts:  # there what is over is the first to go
         _room.expire(session)
-    session.bury(thorough=not (session.evicts or session.spills))
+    session.bury()
     if place := _try_place(session, package):
         return place
     if session.evicts:

@@ -182,8 +182,8 @@ class World:
     def _patch(self) -> None:
         enter = self._patches.enter_context
         put = mock.patch.object
-        enter(put(lock_module.native, "lock_descriptor", self._lock, create=True))
-        enter(put(lock_module.native, "unlock_descriptor", self._unlock, create=True))
+        enter(put(lock_module, "lock_descriptor", self._lock))
+        enter(put(lock_module, "unlock_descriptor", self._unlock))
         enter(put(_space, "membarrier", self._membarrier))
         enter(put(clients_module.Clients, "is_alive", self._is_alive))
         enter(put(clients_module, "os", self._folder_of_seats()))
@@ -208,14 +208,14 @@ class World:
         """Replace something for as long as this world stands."""
         self._patches.enter_context(mock.patch.object(owner, name, value))
 
-    def _lock(self, fd: int, *, blocking: bool = True) -> bool:  # noqa: ARG002 - as filelock's
+    def _lock(self, fd: int) -> bool:
         process = running()
         if process is not None:
             assert process is self._by_fd[fd]
             process.wait(LOCK, 0)
         return True
 
-    def _unlock(self, fd: int) -> None:  # noqa: ARG002 - as filelock's
+    def _unlock(self, fd: int) -> None:  # noqa: ARG002 - as the real one's
         process = running()
         if process is not None and not process.dead:
             process.wait(UNLOCK, 0)

@@ -53,6 +53,7 @@ index (fixed geometry, chosen at creation, sparse; grows in place)::
     45          EXPIRATIONS           lock holder           objects that have expired so far
     46          WAITERS               lock holder           waiter rows up to the last in use
     47          WAITERS_RESERVED      lock holder           bytes of the waiter rows with pages
+    48          ORPHANS               lock holder           1: the dead may have left WRITING slots
     64          FIRST_LEVEL           lock holder           bitmap of non-empty size classes
     65 to 112   SECOND_LEVEL          lock holder           bitmap per size class
     128 to 895  FREE_HEADS            lock holder           node + 1, first free block of a class
@@ -180,6 +181,7 @@ W_RESTORES: Final = 44
 W_EXPIRATIONS: Final = 45
 W_WAITERS: Final = 46
 W_WAITERS_RESERVED: Final = 47
+W_ORPHANS: Final = 48
 W_FIRST_LEVEL: Final = 64
 W_SECOND_LEVEL: Final = 65
 W_FREE_HEADS: Final = 128

@@ -5,6 +5,10 @@ the pins. Even x86-64 may let a load overtake an earlier store, so both could mi
 cure costs the reader nothing: between its store and its loads the reclaimer makes every processor
 that runs a registered process pass a full memory barrier (membarrier(2),
 MEMBARRIER_CMD_GLOBAL_EXPEDITED).
+
+A process is registered when the package is imported, before NumPy is: as long as it has one thread
+the kernel does it at once, later it waits for all processors, some 5 to 20 ms. A forked child is
+registered too.
 """
 
 from __future__ import annotations
@@ -27,6 +31,9 @@ def register() -> bool:
     if _number is None:
         return False
     return int(_syscall(_number, _REGISTER_GLOBAL_EXPEDITED, 0, 0)) == 0
+
+
+register()
 
 
 def membarrier() -> None:

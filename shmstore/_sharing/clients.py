@@ -185,8 +185,14 @@ class Clients:
         return is_taken(self._seats_fd, str(serial), self._path)
 
     def bury(self, own_row: int) -> list[int]:
-        """Remove the clients that have died; return their rows."""
+        """Remove the clients that have died; return their rows.
+
+        Before the first of them goes ORPHANS is set: from then on only it tells that there may be
+        half-made puts of theirs, which whoever may write looks for among all slots.
+        """
         dead = [c for c in self.rows() if c.row != own_row and not self.is_alive(c)]
+        if dead:
+            self._words[L.W_ORPHANS] = 1
         for client in dead:
             self.remove(client.row)
         return [client.row for client in dead]

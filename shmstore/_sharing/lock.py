@@ -1,6 +1,6 @@
 """Who may change the index? The one process, and in it the one thread, that holds the store lock.
 
-The lock is filelock's descriptor lock on a file that stays open, behind a thread lock. The kernel
+The lock is that of a file that stays open (see `flock`), behind a thread lock. The kernel
 drops it when its holder dies; the DIRTY word, set while a change is under way, tells the next
 holder that the change was not finished, and by whom.
 
@@ -17,12 +17,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import get_ident
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from shmstore._memory import layout as L
 from shmstore._memory import shortage
 from shmstore._memory.descriptors import CLOSED, Descriptor
 from shmstore._memory.shortage import NoPagesError
+from shmstore._sharing.flock import lock_descriptor, unlock_descriptor
 from shmstore.errors import (
     CorruptStoreError,
     LockTimeoutError,
@@ -33,24 +34,6 @@ from shmstore.errors import (
 Result = TypeVar("Result")
 
 
-class _Native:
-    """filelock's lock of an open file. It takes as long to import as a fifth of NumPy.
-
-    Who only imports shmstore need not wait for it: it comes with the first lock.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in {"lock_descriptor", "unlock_descriptor"}:
-            raise AttributeError(name)
-        import filelock  # noqa: PLC0415 - see above
-
-        call = vars(self)[name] = getattr(filelock, name)
-        return call
-
-
-native: Final = _Native()
-
-
 # A contended lock is asked for without pause this often, then with growing pauses.
 _SPINS = 30
 _FIRST_PAUSE_S = 20e-6
@@ -59,21 +42,21 @@ _LONGEST_PAUSE_S = 1e-3
 
 def is_locked(fd: int) -> bool:
     """Return whether somebody holds the lock of a file that is open here without it."""
-    if not native.lock_descriptor(fd, blocking=False):
+    if not lock_descriptor(fd):
         return True
-    native.unlock_descriptor(fd)
+    unlock_descriptor(fd)
     return False
 
 
 def hold(fd: int, timeout_s: float) -> bool:
     """Take the lock of an open file; False when it was not free in time."""
-    if native.lock_descriptor(fd, blocking=False):
+    if lock_descriptor(fd):
         return True
     deadline = time.monotonic() + timeout_s
     pause = 0.0
     for attempt in range(1 << 62):
         time.sleep(pause)
-        if native.lock_descriptor(fd, blocking=False):
+        if lock_descriptor(fd):
             return True
         if time.monotonic() >= deadline:
             return False
@@ -185,7 +168,7 @@ class StoreLock:
             held = False
             try:
                 self._thread = thread
-                if self.fd < 0 or not native.lock_descriptor(self.fd, blocking=False):
+                if self.fd < 0 or not lock_descriptor(self.fd):
                     self._wait()
                 held = True
                 words, mark = self.words, self.mark
@@ -218,7 +201,7 @@ class StoreLock:
     def _unlock(self) -> None:
         try:
             if self.fd >= 0:
-                native.unlock_descriptor(self.fd)
+                unlock_descriptor(self.fd)
         except OSError:
             if self.fd >= 0:
                 raise  # else another thread has closed it, and its lock went with it

@@ -28,7 +28,8 @@ from shmstore._memory.descriptors import CLOSED, Descriptor, open_descriptor
 from shmstore._memory.folder import HOW_TO_ENLARGE, NO_ROOM, create_file, is_unmade, open_seat
 from shmstore._memory.mapping import map_file, reserve
 from shmstore._memory.owners import FILE_FLAGS
-from shmstore._sharing.lock import is_locked, native
+from shmstore._sharing.flock import lock_descriptor
+from shmstore._sharing.lock import is_locked
 from shmstore.errors import CorruptStoreError, StoreFullError, UnsafePathError
 
 SEATS_NAME = "seats"
@@ -91,7 +92,7 @@ class Seat:
             reserve(fd, 0, L.PAGE)
             words = L.SEAT_MAGIC.to_bytes(L.WORD, "little") + serial.to_bytes(L.WORD, "little")
             os.pwrite(fd, words, 0)
-            native.lock_descriptor(fd)
+            lock_descriptor(fd)
             with open_descriptor(str(serial), os.O_RDWR | FILE_FLAGS, dir_fd=seats_fd) as mapped_fd:
                 return cls(mapped_fd, serial, fd)
         except BaseException:
