@@ -381,7 +381,12 @@ class Store(Handle, NamedObjects, Undecoded, Awaiting, Maintained, Explained):
         if isinstance(target, ObjectRef):
             _ref.check_owner(session, target)
             return _ref.is_there(session, target)
-        return isinstance(target, str) and _reading.find_key(session, check_key(target)) is not None
+        if not isinstance(target, str):
+            return False
+        plan = session.plans.get(target)
+        if plan is not None and not plan.clocked and plan.is_there():
+            return True
+        return _reading.find_key(session, check_key(target)) is not None
 
     def __len__(self) -> int:
         session = self._live()
