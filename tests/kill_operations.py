@@ -92,6 +92,17 @@ from kill_steps import (
     reopen,
     try_to_put,
 )
+from kill_waiting import (
+    attach_and_fill_a_bell,
+    attach_and_let_sleep,
+    attach_and_wait,
+    attach_readonly,
+    sleeps,
+    wait_for_very_many,
+    wait_in_vain,
+    waited_for,
+    watches,
+)
 
 # --- operations -----------------------------------------------------------------------------------
 
@@ -209,6 +220,28 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "get, traced": Operation(look, template=traced, keeps=True),
     "exception in a change": Operation(break_a_change),
+    "wait": Operation(wait_in_vain, keeps=True),
+    "wait for many keys": Operation(wait_for_very_many, keeps=True),
+    "wait, read-only": Operation(wait_in_vain, attach_readonly, keeps=True),
+    "wait where others died": Operation(wait_in_vain, template=waited_for, keeps=True),
+    "close after waits": Operation(lambda s: s.store.close(), attach_and_wait, keeps=True),
+    "close, a thread waits": Operation(
+        lambda s: s.store.close(), attach_and_let_sleep, bystander=sits, template=owned, keeps=True
+    ),
+    "put, a bell is full": Operation(putting(NEW, key="n"), attach_and_fill_a_bell),
+    "fork after waits": Operation(fork, attach_and_wait),
+    "put, waited for": Operation(putting(NEW, key="n"), bystander=sleeps),
+    "put, watched": Operation(putting(NEW, key="n"), bystander=watches),
+    "delete, watched": Operation(lambda s: s.store.delete("k"), bystander=watches),
+    "put where waiters died": Operation(putting(NEW, key="n"), template=waited_for),
+    "delete, waited for": Operation(lambda s: s.store.delete(s.refs[0]), bystander=sleeps),
+    "destroy, waited for": Operation(lambda s: s.store.destroy(), bystander=sleeps),
+    "recover, waited for": Operation(
+        lambda s: s.store.recover(), attach_to_die_among, bystander=sleeps, keeps=True
+    ),
+    "recover, waiters died": Operation(
+        lambda s: s.store.recover(), template=waited_for, keeps=True
+    ),
     "check": Operation(lambda s: s.store.check(), attach_to_die_among, keeps=True),
     "recover": Operation(lambda s: s.store.recover(), attach_to_die_among, keeps=True),
     "recover, looked at": Operation(

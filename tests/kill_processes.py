@@ -162,9 +162,12 @@ class Copy:
         self._tops = tops
         self._folders: list[tuple[Path, int]] = []
         self._files: list[tuple[Path, int, int, list[tuple[int, bytes]]]] = []
+        self._fifos: list[Path] = []
         for path in [found for top in tops for found in (top, *sorted(top.rglob("*")))]:
             if path.is_dir():
                 self._folders.append((path, stat.S_IMODE(path.stat().st_mode)))
+            elif path.is_fifo():
+                self._fifos.append(path)
             elif path.exists():
                 self._keep(path)
 
@@ -188,6 +191,8 @@ class Copy:
                 shutil.rmtree(top)
         for path, mode in self._folders:
             path.mkdir(mode)
+        for path in self._fifos:
+            os.mkfifo(path, 0o600)
         for path, mode, nbytes, pieces in self._files:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             os.ftruncate(fd, nbytes)

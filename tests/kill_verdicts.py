@@ -112,6 +112,9 @@ def _count(store: Store, others: int) -> Iterator[str]:
         used += row[L.S_EXTENT_NBYTES] if state not in _WITHOUT_EXTENT else 0
     if stats.used != used:
         yield f"{stats.used} bytes are used, the objects have {used}"
+    living = {client.serial for client in session.clients.rows()}
+    if any(waiter.serial not in living for waiter in session.waiters.rows()):
+        yield f"somebody dead waits: {session.waiters.rows()}, of clients {living}"
     if stats.clients != 1 + others:
         yield f"there are {stats.clients} clients, {1 + others} live"
 
@@ -139,7 +142,8 @@ def _files(scene: Scene, store: Store) -> Iterator[str]:
     if any(not name.startswith("segment-") for name in rest):
         yield f"the folder holds {rest}"
     seats = {str(client.serial) for client in store._session.clients.rows()}
-    if _names(store.path / "seats") != seats:
+    names = {name for name in _names(store.path / "seats") if name.partition("-")[0] not in seats}
+    if not seats <= _names(store.path / "seats") or names:
         yield f"there are seats {_names(store.path / 'seats')}, of clients {seats}"
 
 

@@ -26,6 +26,7 @@ NOT_REACHED = {
     "folder._make_shared_root": "os.rmdir",
     "folder.create_file": "os.unlink",
     "folder.make_folder": "os.rmdir",
+    "fifos.make_fifo": "os.unlink",
     "seats.Seat.create": "os.unlink",
     "spill_files.SpillFiles.write": "os.unlink",
     # A word that is damaged so: see test_damage.py.
