@@ -51,7 +51,7 @@ def put(session: Session, package: Package, *, overwrite: bool) -> ObjectRef:
     try:
         guard = run(_put_small, session, package, places, overwrite)
         if guard is not None:
-            copy(session, package, places[0])
+            copy(session, package, places[0], guard)
             run(publish_all, session, [package], places, overwrite)
         return refer(session, package, places[0])
     except PlanFailed as failed:
@@ -73,7 +73,7 @@ def put_many(session: Session, packages: Sequence[Package], *, overwrite: bool) 
         guard = run(_put_all_small, session, packages, places, overwrite)
         if guard is not None:
             for package, place in zip(packages, places, strict=True):
-                copy(session, package, place)
+                copy(session, package, place, Guard(session, place))
             run(publish_all, session, packages, places, overwrite)
         return [refer(session, *both) for both in zip(packages, places, strict=True)]
     except PlanFailed as failed:
@@ -351,8 +351,8 @@ def insert(
         _take_key(session, slot, old)
 
 
-def copy(session: Session, package: Package, place: Place) -> None:
-    """Copy the frames into the extent, or make them there."""
+def copy(session: Session, package: Package, place: Place, guard: object = None) -> None:
+    """Copy the frames into the extent, or make them there; `guard` pins it for other threads."""
     if place.extent is None:
         return
     _, start, _, cold = place.extent
@@ -371,7 +371,7 @@ def copy(session: Session, package: Package, place: Place) -> None:
             frame.write_into(window.data)
         except BaseException as error:
             raise PlanFailed(error) from error
-    segment.write(ready, cold=cold)
+    segment.write(ready, cold=cold, guard=guard)
     seal(session, package, place)
 
 

@@ -16,6 +16,7 @@ import mmap
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
@@ -27,12 +28,16 @@ from shmstore._memory import layout as L
 from shmstore._memory.descriptors import CLOSED, Descriptor
 from shmstore._memory.layout import PAGE
 from shmstore._memory.mapping import map_file, punch, reserve, write_all
+from shmstore._memory.sharing_out import WORTH_NBYTES, Crew
 from shmstore.errors import CorruptStoreError, NotAStoreError
 
 SEGMENT_NAME: Final = "segment-00000"
 
 _BLOCK_NBYTES: Final = 512  # of st_blocks, whatever the file system
 
+
+# Pages that exist are copied to, others are written: each has its own best number of threads.
+_copiers, _writers = Crew(), Crew()
 
 # Above this size a copy goes through NumPy, which lets other threads run meanwhile.
 _RELEASE_GIL_NBYTES = 1 << 18
@@ -95,7 +100,9 @@ class Segment:
         if prefault:
             reserve(fd, 0, nbytes)
 
-    def write(self, frames: Sequence[tuple[int, memoryview]], *, cold: bool) -> None:
+    def write(
+        self, frames: Sequence[tuple[int, memoryview]], *, cold: bool, guard: object = None
+    ) -> None:
         """Copy frames to their offsets.
 
         Parameters
@@ -105,6 +112,8 @@ class Segment:
         cold
             The pages may not exist yet: write through the file, which reports a full file system
             where a store to memory would be killed.
+        guard
+            Lives until the last thread has written its part, whatever becomes of the caller.
 
         Raises
         ------
@@ -112,13 +121,31 @@ class Segment:
             ENOSPC: the file system is full.
         """
         for offset, frame in frames:
-            if cold:
+            if frame.nbytes >= WORTH_NBYTES:
+                crew = _writers if cold else _copiers
+                crew.share_out(frame.nbytes, partial(self._write_part, offset, frame, cold, guard))
+            elif cold:
                 write_all(self.fd, frame, offset)
             elif frame.nbytes < _RELEASE_GIL_NBYTES:
                 self._bytes[offset : offset + frame.nbytes] = frame
             else:
-                target = np.frombuffer(self.writeable, np.uint8, frame.nbytes, offset)
-                np.copyto(target, np.frombuffer(frame, np.uint8))
+                self._write_part(offset, frame, cold, guard, 0, frame.nbytes)
+
+    def _write_part(
+        self,
+        offset: int,
+        frame: memoryview,
+        cold: bool,  # noqa: FBT001 - bound by a partial
+        guard: object,  # noqa: ARG002 - held, not used
+        begin: int,
+        end: int,
+    ) -> None:
+        part = frame[begin:end]
+        if cold:
+            write_all(self.fd, part, offset + begin)
+        else:
+            target = np.frombuffer(self.writeable, np.uint8, end - begin, offset + begin)
+            np.copyto(target, np.frombuffer(part, np.uint8))
 
     def reserve(self, offset: int, nbytes: int) -> None:
         """Make sure that the pages of an extent exist; OSError (ENOSPC) if they cannot."""
