@@ -9,13 +9,14 @@ SOAK_DEATHS ?= 10
 SOAK_SECONDS ?= 600
 SOAK_OPERATIONS ?= 1000000
 BENCH_ARGS ?=
+BENCH_PEERS ?=
 FUZZ_ARGS ?= --count 100000
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .NOTPARALLEL:
-.PHONY: demo test lint bench fuzz soak clean
+.PHONY: demo test lint bench bench-peers fuzz soak clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.stamp-cli
@@ -29,8 +30,14 @@ lint: $(VENV)/.stamp-lint
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --strict shmstore
 
+# Every workload with what is installed, about 15 minutes; make bench BENCH_ARGS='--quick put get'.
+# docs/benchmarks.md: make bench-peers, then make bench BENCH_ARGS='--render docs'.
 bench: $(VENV)/.stamp-bench
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+# Peers that have an environment each, in .venv-peers; what the index does not have is left out.
+bench-peers: $(VENV)/.stamp-bench
+	-$(BIN)/python -m benchmarks.environments $(BENCH_PEERS)
 
 # Forged headers and damaged bytes, 100,000 of each kind; make fuzz FUZZ_ARGS='--count 100 --seed 7'.
 fuzz: export SHMSTORE_NOTE_PROOFS := $(CURDIR)/build/proofs-fuzz.json

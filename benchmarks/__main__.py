@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import shmstore
-from benchmarks import catalogue, clock, kinds, machine, peers, report, samples
+from benchmarks import catalogue, clock, kinds, machine, peers, render, report, samples
 from benchmarks.arena import Arena
 from benchmarks.results import Result
 from benchmarks.scratch import scratch_folder
@@ -21,6 +21,9 @@ def main() -> int:
         for name, meaning in catalogue.WORKLOADS.items():
             sys.stdout.write(f"{name:<12} {meaning}\n")
         return 0
+    if options.read:
+        context, results = render.read(options.read)
+        return _tell(options, context, results)
     plan = clock.QUICK if options.quick else clock.FULL
     found, notes = peers.find()
     if options.peers:
@@ -47,9 +50,15 @@ def main() -> int:
     context["seconds"] = ", ".join(seconds.values())
     context["notes"] = "; ".join(notes) or "none"
     report.progress("")
+    return _tell(options, context, results)
+
+
+def _tell(options: argparse.Namespace, context: dict[str, str], results: list[Result]) -> int:
     report.show(context, results)
     if options.json:
         report.write_json(options.json, context, results)
+    if options.render:
+        render.render(options.render, context, results)
     return 0
 
 
@@ -57,6 +66,16 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="see --list; all by default")
     parser.add_argument("--list", action="store_true", help="say what there is")
+    parser.add_argument(
+        "--render", type=Path, metavar="FOLDER", help="write a page and its pictures there"
+    )
+    parser.add_argument(
+        "--read",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="measure nothing: tell what --json wrote",
+    )
     parser.add_argument("--quick", action="store_true", help="fewer rounds, nothing above 64 MiB")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument(

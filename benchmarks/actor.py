@@ -72,6 +72,11 @@ def put(stand: Stand, make: Callable[[], object], key: str = "sample") -> bytes:
     return stand.peer.dump(stand.peer.put(make(), key))
 
 
+def get(stand: Stand, dumped: bytes) -> object:
+    """Get an object."""
+    return stand.peer.get(stand.peer.load(dumped))
+
+
 def time_operation(stand: Stand, measure: str, batch: int) -> float:
     """Time what was prepared; return nanoseconds."""
     return time_batch(stand.operations[measure], batch)
@@ -82,11 +87,11 @@ def _serve(pipe: Connection) -> None:
     while (order := pipe.recv_bytes()) and (message := pickle.loads(order)) is not None:
         try:
             if stand is None:
-                stand, answer = Stand(*message), os.getpid()
+                stand = Stand(*message)
+                sent = pickle.dumps((True, os.getpid()))
             else:
                 function, args = message
-                answer = function(stand, *args)
-            sent = pickle.dumps((True, answer))
+                sent = pickle.dumps((True, function(stand, *args)))  # and keep nothing of it
         except BaseException:  # noqa: BLE001 - told to the conductor, whatever it is
             sent = pickle.dumps((False, traceback.format_exc()))
         pipe.send_bytes(sent)

@@ -19,7 +19,7 @@ Key = TypeVar("Key")
 # Runs a batch of so many operations; returns the nanoseconds that they took.
 Timer = Callable[[int], float]
 
-WARM_UPS = 2
+WARM_UPS = 1  # and one more to learn how long it takes
 LONGEST_BATCH = 1 << 16
 # Before a batch is timed, this part of it is run: caches may be another process's by then.
 WARM_UP_SHARE = 8
@@ -48,7 +48,7 @@ class Plan:
     quick: bool = False
 
 
-FULL = Plan(seconds=4.0, fewest_rounds=5, most_rounds=40, batch_ns=2_000_000)
+FULL = Plan(seconds=3.0, fewest_rounds=5, most_rounds=30, batch_ns=2_000_000)
 QUICK = Plan(seconds=0.6, fewest_rounds=3, most_rounds=15, batch_ns=1_000_000, quick=True)
 
 

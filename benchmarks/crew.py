@@ -11,6 +11,7 @@ import pickle
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -180,7 +181,9 @@ class Crew:
         except ActorError as error:
             if label.startswith(LEADERS):
                 raise
-            self.notes.append(f"{label}: {str(error).strip().splitlines()[-1]}")
+            sys.stderr.write(f"\n{label} is left out from here on:\n{error}\n")
+            kind, _, _ = str(error).strip().splitlines()[-1].partition(":")
+            self.notes.append(f"{label}: {function.__name__.strip('_')} raised {kind}")
             for each in self.teams.pop(label).all:
                 each.kill()
             return None

@@ -17,6 +17,7 @@ PACKAGES = ("numpy", "pandas", "pyarrow", "msgpack", "filelock")
 
 def describe(found: Sequence[Found]) -> dict[str, str]:
     """Return everything that one must know to compare figures; `found` are the peers."""
+    release = ".".join(platform.release().split(".")[:2])
     measured = {each.kind.package: each.python for each in found if each.kind.requires}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -25,7 +26,7 @@ def describe(found: Sequence[Found]) -> dict[str, str]:
         "load": f"{os.getloadavg()[0]:.2f}",
         "memory": _first_value("/proc/meminfo", "MemTotal"),
         "shmem_huge_pages": _chosen("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
-        "kernel": platform.platform(),
+        "kernel": f"{platform.system()} {release} {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         **{name: _version(sys.executable, name) for name in PACKAGES},
         **{name: _version(python, name) for name, python in measured.items()},

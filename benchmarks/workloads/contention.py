@@ -28,7 +28,7 @@ from benchmarks.together import Log, Work
 PROCESSES = (1, 2, 4, 8)
 TOGETHER = "put and get, all together"
 TAIL = "p99.9 over median of a {}"
-ROUNDS, SECONDS = 5, 0.5
+ROUNDS, SECONDS = 3, 0.4
 QUICK_ROUNDS, QUICK_SECONDS = 3, 0.2
 PAUSE_S = 0.002
 

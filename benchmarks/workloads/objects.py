@@ -79,8 +79,8 @@ def _timers(team: Team, count: int) -> dict[str, Timer]:
 
 
 def _per_one(timer: Timer, batch: int) -> float:
-    """Return what one takes, of a timer of `PICKED` at once."""
-    return timer(batch) / PICKED
+    """Return what so many take, told from `PICKED` of them."""
+    return timer(1) / PICKED * batch
 
 
 def fill(stand: Stand, count: int) -> tuple[object, list[bytes], float]:

@@ -22,7 +22,7 @@ from benchmarks.samples import MIB
 
 IMPORT, ATTACH = "import", "attach, first in a process"
 SAMPLE = "fresh process"
-ROUNDS, QUICK_ROUNDS = 15, 4
+ROUNDS, QUICK_ROUNDS = 9, 4
 NUMPY, OURS = "numpy", "shmstore"
 
 IMPORTING = """
