@@ -13,7 +13,8 @@ unchanged.
                        |   +--publish---> SPILLED --doom----+  |
                        +--------------- discard ---------------+
 
-    FREE --insert--> READY, where it happens under one hold of the lock
+    FREE --insert--> READY where it happens under one hold of the lock; and a DOOMED slot that nobody
+    looks at is filled anew like a FREE one, together with its extent
 
 Nobody but this module makes a slot word.
 """
