@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rooms
 import stores
 from stores import Child, Flag, MakeStore, StartPython, forked, wait_until
 
@@ -401,66 +402,7 @@ def test_waiter_that_is_killed_is_forgotten(store: Store, start_python: StartPyt
     assert [path.name for path in (store.path / "seats").iterdir()] == ["1"]
 
 
-DIE_IN_A_PUT = """
-import os, signal, shmstore
-from shmstore._catalog.slots import Slots
-store = shmstore.Store.attach(name)
-class Words:
-    def __init__(self, words):
-        self.words = words
-    def __getitem__(self, at):
-        return self.words[at]
-    def __setitem__(self, at, value):
-        if at >= store._session.index.geometry.slots and value & 0xFF == 2 and value >> 8 == 1:
-            if late:
-                self.words[at] = value
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.words[at] = value
-slots = store._session.slots
-slots._words = Words(slots._words)
-store["key"] = "came"
-"""
-
-
-@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
-def test_putter_that_is_killed_around_its_publication_leaves_nobody_asleep(
-    store: Store, start_python: StartPython, late: Flag
-) -> None:
-    """Killed after it, the object is got; killed before it, the waiter waits for the next one."""
-    waiter = start_waiter(start_python, store)
-    putter = start_python(DIE_IN_A_PUT, name=store.name, late=late)
-    assert putter.process.wait() == -signal.SIGKILL
-    if late:
-        assert waiter.hear() == "came"
-    else:
-        wait_until(lambda: waiters(store) == 1)
-        store["key"] = "again"
-        assert waiter.hear() == "again"
-    waiter.end()
-    store.recover()
-
-
-def test_change_that_is_broken_off_wakes_everybody(store: Store) -> None:
-    """Nobody knows what had been changed, so all look again, and sleep on."""
-    session: Any = store._session
-    rung = []
-    session.bells.ring_all = lambda: rung.append(1)
-
-    def break_off() -> None:
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        session.lock.run(break_off)
-    assert rung == [1]
-
-
-def test_forked_child_waits_by_itself_while_its_parent_waits(store: Store) -> None:
-    """The two never share a bell: each is woken by its own key."""
-    with after(0.02, lambda: store.put(1, key="warm")):
-        store.get("warm", timeout=None)  # there is a bell that the child is born with
-    child = forked(lambda: store.put(store.get("a", timeout=stores.WAIT_S) + 1, key="b"))
-    with after(0.1, lambda: store.put(1, key="a")):
-        assert store.get("b", timeout=stores.WAIT_S) == 2
+es.WAIT_S) == 2
     assert stores.exit_code(child) == 0
 
 
