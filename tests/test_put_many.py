@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import MIB, MakeStore
 
-from shmstore import KeyExistsError, ReadOnlyStoreError, Store, StoreFullError
+from shmstore import CorruptStoreError, KeyExistsError, ReadOnlyStoreError, Store, StoreFullError
+from shmstore._memory import layout as L
 
 
 @settings(deadline=None, max_examples=40)
@@ -56,6 +57,20 @@ def test_batch_with_a_key_that_is_taken_changes_nothing(store: Store) -> None:
     with pytest.raises(KeyExistsError):
         store.put_many({"free": 2, "taken": 3}, overwrite=False)
     assert dict(store.items()) == {"taken": 1}
+
+
+def test_list_of_free_slots_with_a_loop_is_refused(store: Store) -> None:
+    """No slot is given to two objects of a batch; afterwards the list has been made anew."""
+    session: Any = store._session
+    store.delete_many(store.put_many(range(4)))
+    first = session.words[L.W_FREE_SLOT] - 1
+    second = session.words[session.slots.state_index(first) + L.S_LINK] - 1
+    session.words[session.slots.state_index(second) + L.S_LINK] = first + 1
+    with pytest.raises(CorruptStoreError, match="loop"):
+        store.put_many(range(10))
+    refs = store.put_many(range(10))
+    assert [ref.get() for ref in refs] == list(range(10))
+    assert store.check() == []
 
 
 def test_empty_batch_is_nothing(store: Store) -> None:

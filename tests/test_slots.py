@@ -20,8 +20,9 @@ from shmstore._memory.index import Index
 from shmstore.errors import CorruptStoreError
 
 FREE, WRITING, READY, DOOMED, SPILLED = range(5)
+BEGINNINGS = {(FREE, WRITING), (FREE, READY), (DOOMED, WRITING), (DOOMED, READY)}
 LEGAL = {
-    *((FREE, WRITING), (WRITING, READY), (WRITING, DOOMED), (READY, DOOMED), (DOOMED, FREE)),
+    *((WRITING, READY), (WRITING, DOOMED), (READY, DOOMED), (DOOMED, FREE)),
     *((WRITING, SPILLED), (READY, SPILLED), (SPILLED, READY), (SPILLED, DOOMED)),
 }
 PID = 4711
@@ -79,13 +80,24 @@ def _state(slots: Slots, slot: int) -> int:
 
 @pytest.mark.parametrize(("before", "after"), list(itertools.product(range(5), repeat=2)))
 def test_move_is_made_if_it_is_in_the_table_and_refused_otherwise(before: int, after: int) -> None:
-    """The table is closed: nine moves and no other."""
+    """The table of a life is closed: eight moves and no other."""
     word = 77 << 8 | before
     if (before, after) in LEGAL:
         assert states.move(word, after) == 77 << 8 | after
     else:
         with pytest.raises(AssertionError, match="illegal move"):
             states.move(word, after)
+
+
+@pytest.mark.parametrize(("before", "after"), list(itertools.product(range(5), repeat=2)))
+def test_life_begins_where_another_has_ended_and_nowhere_else(before: int, after: int) -> None:
+    """Four beginnings and no other, each with the generation of the new life."""
+    word = 77 << 8 | before
+    if (before, after) in BEGINNINGS:
+        assert states.begin(word, 78, after) == 78 << 8 | after
+    else:
+        with pytest.raises(AssertionError, match="begins as"):
+            states.begin(word, 78, after)
 
 
 @settings(deadline=None)

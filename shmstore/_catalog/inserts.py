@@ -89,7 +89,7 @@ class Inserts(Moves):
         """
         words = self._words
         base = self._start + slot * L.SLOT_WORDS
-        generation = self._occupy(slot, base)
+        generation = states.generation_of(self._occupy(slot, base, states.WRITING))
         where = nbytes = node = 0
         if extent is not None:
             node, where, nbytes, _ = extent
@@ -176,14 +176,14 @@ class Inserts(Moves):
         """
         words = self._words
         base = self._start + slot * L.SLOT_WORDS
-        generation = self._occupy(slot, base)
+        word = self._occupy(slot, base, states.READY)
+        generation = states.generation_of(word)
         kind, header, inline, data_nbytes, digest, ttl_ns = content
         where = node = nbytes = 0
         if extent is not None:
             node, where, nbytes, _ = extent
             where |= L.extent_check(where, generation) << L.EXTENT_SHIFT
             node += 1
-        word = states.ready_word(generation)
         expires_ns = self._expiry(ttl_ns) if ttl_ns else 0
         sizes = len(header)
         if kind & L.KIND_DATA_CRC:
@@ -218,7 +218,7 @@ class Inserts(Moves):
             body = (
                 pack(owner, 0, len(header), data_nbytes, *digest, now, pid, ends) + header + inline
             )
-            word = states.ready_word(generation)
+            word = states.begin(words[self._start + slot * L.SLOT_WORDS], generation, states.READY)
             crc = crc32(body, L.first_crc(store, slot, word, kind))
             rows.append(_BEFORE.pack(0, 0, 0, 0, generation, kind | crc << L.CRC_SHIFT) + body)
             ready.append(word)
@@ -241,6 +241,8 @@ class Inserts(Moves):
         while len(slots) < count and words[at]:
             slots.append(self._spare(int(words[at]) - 1, at))
             at = start + slots[-1] * L.SLOT_WORDS + L.S_LINK
+        if len(set(slots)) < len(slots):
+            raise self._astray(L.W_FREE_SLOT, "begins a list that has a loop")
         end = top + count - len(slots)
         if end > self._index.geometry.max_objects:
             return None
@@ -262,18 +264,19 @@ class Inserts(Moves):
         words[L.W_SLOT_TOP] = top + len(slots) - len(listed)
         return generation
 
-    def _occupy(self, slot: int, base: int) -> int:
-        """Give a put a slot from `take`, or one that was doomed; return its generation."""
+    def _occupy(self, slot: int, base: int, state: int) -> int:
+        """Give a put a slot from `take`, or one that was doomed; return its first word."""
         words = self._words
         generation: int = words[L.W_NEXT_GENERATION]
-        had = states.generation_of(words[base + L.S_STATE])
-        self._check_next(generation, had, 1)
+        had = words[base + L.S_STATE]
+        self._check_next(generation, states.generation_of(had), 1)
+        word = states.begin(had, generation, state)
         words[L.W_NEXT_GENERATION] = self.following = generation + 1
         if slot == words[L.W_SLOT_TOP]:
             words[L.W_SLOT_TOP] = slot + 1
         elif words[L.W_FREE_SLOT] == slot + 1:
             words[L.W_FREE_SLOT] = words[base + L.S_LINK]
-        return generation
+        return word
 
     def _check_next(self, generation: int, had: int, count: int) -> None:
         """Raise unless generations may be given to slots that had others, up to `had`."""

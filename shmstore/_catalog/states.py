@@ -13,8 +13,8 @@ unchanged.
                        |   +--publish---> SPILLED --doom----+  |
                        +--------------- discard ---------------+
 
-    FREE --insert--> READY where it happens under one hold of the lock; and a DOOMED slot that nobody
-    looks at is filled anew like a FREE one, together with its extent
+    FREE --insert--> READY where it happens under one hold of the lock; and a DOOMED slot that
+    nobody looks at is filled anew like a FREE one, together with its extent
 
 Nobody but this module makes a slot word.
 """
@@ -43,7 +43,6 @@ NAMES: Final = {
 
 _MOVES: Final = frozenset(
     {
-        (FREE, WRITING),
         (WRITING, READY),
         (WRITING, SPILLED),
         (WRITING, DOOMED),
@@ -54,10 +53,19 @@ _MOVES: Final = frozenset(
         (DOOMED, FREE),
     }
 )
+_BEGINNINGS: Final = frozenset(
+    {(FREE, WRITING), (FREE, READY), (DOOMED, WRITING), (DOOMED, READY)},
+)
 _STATE_MASK: Final = 0xFF
 
 MOST_GENERATIONS: Final = 1 << 55
 NEVER_USED: Final = 0
+
+
+def begin(word: int, generation: int, state: int) -> int:
+    """Return the word with which a slot begins a new life."""
+    assert (word & _STATE_MASK, state) in _BEGINNINGS, f"{word:#x} begins as {NAMES[state]}"
+    return generation << 8 | state
 
 
 def first_word(generation: int) -> int:
@@ -76,7 +84,7 @@ def spilled_word(generation: int) -> int:
 
 
 def move(word: int, state: int) -> int:
-    """Return `word` with the next state; a move that is not in the table is our own mistake."""
+    """Return `word` with the next state of this life; any other is our own mistake."""
     assert (word & _STATE_MASK, state) in _MOVES, f"illegal move of {word:#x} to {NAMES[state]}"
     return word & ~_STATE_MASK | state
 
