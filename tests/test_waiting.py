@@ -402,7 +402,42 @@ def test_waiter_that_is_killed_is_forgotten(store: Store, start_python: StartPyt
     assert [path.name for path in (store.path / "seats").iterdir()] == ["1"]
 
 
-es.WAIT_S) == 2
+KILL_WAKERS = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import kill_wakers
+kill_wakers.main()
+"""
+
+
+def test_putter_that_is_killed_at_any_step_leaves_nobody_asleep(root: Path) -> None:
+    """Where the object is there the waiter gets it, although nobody else comes to the store."""
+    there, not_there = map(int, rooms.run_python(KILL_WAKERS).split())
+    assert there > 0
+    assert not_there > 0
+
+
+def test_change_that_is_broken_off_wakes_everybody(store: Store) -> None:
+    """Nobody knows what had been changed, so all look again, and sleep on."""
+    session: Any = store._session
+    rung = []
+    session.bells.ring_all = lambda: rung.append(1)
+
+    def break_off() -> None:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        session.lock.run(break_off)
+    assert rung == [1]
+
+
+def test_forked_child_waits_by_itself_while_its_parent_waits(store: Store) -> None:
+    """The two never share a bell: each is woken by its own key."""
+    with after(0.02, lambda: store.put(1, key="warm")):
+        store.get("warm", timeout=None)  # there is a bell that the child is born with
+    child = forked(lambda: store.put(store.get("a", timeout=stores.WAIT_S) + 1, key="b"))
+    with after(0.1, lambda: store.put(1, key="a")):
+        assert store.get("b", timeout=stores.WAIT_S) == 2
     assert stores.exit_code(child) == 0
 
 
