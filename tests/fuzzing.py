@@ -84,7 +84,7 @@ class Report(NamedTuple):
 def run(kinds: dict[str, int], seed: int, *, most_failures: int = 20, show: bool = False) -> Report:
     """Try so many cases of each kind in a child, in a new one after each that died or hung."""
     report = Report(dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0), [])
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="shmstore-fuzz-") as folder:
         for kind, count in kinds.items():
             first = 0
             while first < count and len(report.failures) < most_failures:
@@ -261,18 +261,19 @@ def main() -> None:
     counts |= dict.fromkeys(FILE_KINDS, -(-given.count // FILES_PER_CASE))
     kinds = {kind: count for kind, count in counts.items() if given.kind in (None, kind)}
     print(f"seed {seed}: {kinds}", flush=True)
-    report = run(kinds, seed, most_failures=50, show=True)
-    for kind, tried in report.tried.items():
-        print(f"{kind}: {tried:,} tried, {report.refused[kind]:,} refused")
+    failures = 0
+    for kind, count in kinds.items():
+        report = run({kind: count}, seed, show=True)
+        tried, refused, failed = report.tried[kind], report.refused[kind], len(report.failures)
+        print(f"{kind}: {tried:,} tried, {refused:,} refused", flush=True)
         subject = "damaged files" if kind in FILE_KINDS else "forged bytes"
-        failed = sum(failure.kind == kind for failure in report.failures)
-        note(f"{subject}: {kind}", cases=tried, refused=report.refused[kind], failures=failed)
-    for failure in report.failures:
-        print(f"\n{failure.kind} case {failure.case}: {failure.what}\n{failure.where}")
-        print(
-            f"  repeat: python {__file__} --kind {failure.kind} --seed {seed} --case {failure.case}"
-        )
-    sys.exit(bool(report.failures))
+        note(f"{subject}: {kind}", cases=tried, refused=refused, failures=failed)
+        for failure in report.failures:
+            again = f"--kind {kind} --seed {seed} --case {failure.case}"
+            print(f"\n{kind} case {failure.case}: {failure.what}\n{failure.where}")
+            print(f"  repeat: python {__file__} {again}", flush=True)
+        failures += failed
+    sys.exit(bool(failures))
 
 
 def _repeat(kind: str, seed: int, case: int) -> None:
