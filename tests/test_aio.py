@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import stores
 from stores import MakeStore, StartPython, forked, wait_until
+from waits import activity_of, waiters
 
 import shmstore
 from shmstore import ChangesLostError, ObjectNotFoundError, Store, WaitTimeoutError, aio
@@ -48,12 +49,6 @@ def run(request: pytest.FixtureRequest) -> Run:
             return runner.run(main)
 
     return run
-
-
-def rows(store: Store) -> int:
-    """Return how many rows of the table of waiters are in use."""
-    session: Any = store._session
-    return len(session.waiters.rows())
 
 
 def later(seconds: float, do: Any, *args: Any) -> None:
@@ -101,7 +96,7 @@ def test_get_waits_for_what_another_process_puts(store: Store, run: Run) -> None
         ticker.cancel()
 
     run(main())
-    assert rows(store) == 0
+    assert waiters(store) == 0
 
 
 def test_get_without_success_raises_or_returns_the_default(store: Store, run: Run) -> None:
@@ -135,7 +130,7 @@ def test_coroutines_share_a_bell_and_each_gets_its_own(store: Store, run: Run) -
             asyncio.create_task(view.get(f"k{number}", timeout=None)) for number in range(count)
         ]
         await asyncio.sleep(0.02)
-        assert rows(store) == count
+        assert waiters(store) == count
         assert len(list((store.path / "seats").glob("*-*"))) == 1
         later(0, lambda: store.put("first", key="k7"))
         assert await waits[7] == "first"
@@ -145,7 +140,7 @@ def test_coroutines_share_a_bell_and_each_gets_its_own(store: Store, run: Run) -
         assert await asyncio.gather(*waits[:7], *waits[8:]) == [n for n in range(count) if n != 7]
 
     run(main())
-    assert rows(store) == 0
+    assert waiters(store) == 0
 
 
 def test_large_objects_are_put_and_built_in_threads(store: Store, run: Run, monkeypatch) -> None:
@@ -219,7 +214,7 @@ def test_wait_and_as_completed_are_as_those_of_a_store(store: Store, run: Run) -
         assert len(view) == 3
 
     run(main())
-    assert rows(store) == 0
+    assert waiters(store) == 0
 
 
 def test_wait_for_more_keys_than_one_may_enter_is_woken_by_any(store: Store, run: Run) -> None:
@@ -233,7 +228,7 @@ def test_wait_for_more_keys_than_one_may_enter_is_woken_by_any(store: Store, run
         assert done == set(keys)
 
     run(main())
-    assert rows(store) == 0
+    assert waiters(store) == 0
 
 
 def test_end_of_an_object_is_waited_for(store: Store, run: Run) -> None:
@@ -280,7 +275,7 @@ def test_watch_is_an_asynchronous_iterator(store: Store, run: Run) -> None:
             assert (await everything.get())[:2] == ("put", "x")
 
     run(main())
-    assert rows(store) == 0
+    assert waiters(store) == 0
 
 
 # --- ends ----------------------------------------------------------------------------------------
@@ -301,20 +296,20 @@ def test_wait_that_is_cancelled_leaves_nothing_behind(store: Store, run: Run) ->
         ]
         tasks = [asyncio.ensure_future(wait) for wait in waits]
         await asyncio.sleep(0.02)
-        assert rows(store) == 6
+        assert waiters(store) == 6
         for task in tasks[1:]:
             task.cancel()
         await asyncio.wait(tasks[1:])
         changes.close()
-        assert rows(store) == 1
+        assert waiters(store) == 1
         later(0, lambda: store.put(3, key="key"))
         assert await tasks[0] == 3
-        assert rows(store) == 0
+        assert waiters(store) == 0
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(view.get("never", timeout=None), 0.01)
 
     run(main())
-    assert rows(store) == 0
+    assert waiters(store) == 0
     session: Any = store._session
     assert sum(not bell.closed for bell in session.bells._own.values()) == len(session.bells._idle)
 
@@ -413,22 +408,15 @@ def test_idle_loop_is_not_woken(store: Store, start_python: StartPython) -> None
         name=store.name,
     )
     assert child.hear() == "ready"
-    wait_until(lambda: rows(store) == 3)
+    wait_until(lambda: waiters(store) == 3)
     time.sleep(0.05)
-    before = _activity_of(child.pid)
+    before = activity_of(child.pid)
     for number in range(50):
         store[f"other {number}"] = number
         time.sleep(0.002)
-    assert _activity_of(child.pid) == before
+    assert activity_of(child.pid) == before
     store["key"] = 1
     child.end()
-
-
-def _activity_of(pid: int) -> list[str]:
-    """Return how often the threads of a process were scheduled."""
-    tasks = sorted(Path(f"/proc/{pid}/task").iterdir())
-    statuses = [(task / "status").read_text().splitlines() for task in tasks]
-    return [line for lines in statuses for line in lines if "ctxt_switches" in line]
 
 
 def test_rings_of_loops_lose_no_wake_up(store: Store) -> None:
@@ -452,4 +440,4 @@ def test_rings_of_loops_lose_no_wake_up(store: Store) -> None:
     children = [forked(lambda number=number: turn(number)) for number in range(count)]
     assert [stores.exit_code(child) for child in children] == [0] * count
     assert len(store) == count * tokens * laps
-    assert rows(store) == 0
+    assert waiters(store) == 0

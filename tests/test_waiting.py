@@ -2,76 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import os
-import signal
+import re
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import rooms
 import stores
-from stores import Child, Flag, MakeStore, StartPython, forked, wait_until
+from stores import Flag, MakeStore, StartPython, wait_until
+from waits import activity_of, after, start_waiter, state_of, waiters
 
 import shmstore
-from shmstore import Store, StoreClosedError, WaitTimeoutError, _waiting
-from shmstore._memory import layout as L
+from shmstore import Store, WaitTimeoutError
 
 
 @pytest.fixture
 def locked_reads(request: pytest.FixtureRequest) -> bool:
     """Read without the lock, where a test does not choose."""
     return getattr(request, "param", False)
-
-
-WAIT_FOR = """
-import shmstore
-from shmstore import _waiting
-store = shmstore.Store.attach(name, readonly=readonly)
-if not spins:
-    _waiting.SPIN_S = 0.0
-print("ready", flush=True)
-print(store.get(key, timeout=None), flush=True)
-store.close()
-"""
-
-
-def waiters(store: Store) -> int:
-    """Return how many rows of the table of waiters are in use."""
-    session: Any = store._session
-    return len(session.waiters.rows())
-
-
-def start_waiter(
-    start_python: StartPython,
-    store: Store,
-    key: str = "key",
-    *,
-    readonly: bool = False,
-    spins: bool = False,
-) -> Child:
-    """Start a process that waits for a key, and return when it sleeps."""
-    before = waiters(store)
-    child = start_python(WAIT_FOR, name=store.name, key=key, readonly=readonly, spins=spins)
-    assert child.hear() == "ready"
-    wait_until(lambda: waiters(store) > before)
-    return child
-
-
-@contextlib.contextmanager
-def after(seconds: float, do: Any, *args: Any) -> Iterator[None]:
-    """Let something be done by another thread, a little later."""
-    timer = threading.Timer(seconds, do, args)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.join()
 
 
 # --- one key -------------------------------------------------------------------------------------
@@ -198,21 +148,6 @@ def test_waiter_for_another_key_is_not_woken(store: Store, start_python: StartPy
     child.end()
 
 
-def state_of(pid: int) -> str:
-    """Return what a process does: "S" if it sleeps."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-
-def activity_of(pid: int) -> list[str]:
-    """Return how often the threads of a process slept and were interrupted, and what they used."""
-    found = []
-    for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
-        status = (task / "status").read_text().splitlines()
-        found += [line for line in status if "ctxt_switches" in line]
-        found += (task / "stat").read_text().rpartition(")")[2].split()[11:13]
-    return found
-
-
 # --- several keys --------------------------------------------------------------------------------
 
 
@@ -290,6 +225,17 @@ def test_as_completed_that_is_given_up_leaves_no_rows(store: Store) -> None:
     assert waiters(store) == 0
 
 
+def test_code_of_the_page_about_waiting_works(run_python: stores.RunPython) -> None:
+    """What a reader pastes does what the page says."""
+    page = Path(__file__).parent.parent / "docs" / "waiting.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert run_python("\n".join(blocks)).splitlines() == [
+        "the answer",
+        "[('put', 'job/1'), ('delete', 'job/1')]",
+        "put answer 42",
+    ]
+
+
 # --- the end of an object ------------------------------------------------------------------------
 
 
@@ -330,173 +276,3 @@ def test_reference_into_a_store_that_is_destroyed_has_come_to_its_end(
     store.destroy()
     assert child.hear() == "True"
     child.end()
-
-
-# --- ends and deaths -----------------------------------------------------------------------------
-
-
-def test_store_that_is_destroyed_wakes_who_waits(
-    make_store: MakeStore, start_python: StartPython
-) -> None:
-    """Nobody waits for what can never come."""
-    store = make_store()
-    child = start_python(
-        """
-        import shmstore
-        store = shmstore.Store.attach(name)
-        print("ready", flush=True)
-        try:
-            store.get("key", timeout=None)
-        except shmstore.StoreClosedError:
-            print("closed", flush=True)
-        store.close()
-        """,
-        name=store.name,
-    )
-    assert child.hear() == "ready"
-    wait_until(lambda: waiters(store) == 1)
-    store.destroy()
-    assert child.hear() == "closed"
-    child.end()
-
-
-def test_handle_that_is_closed_by_another_thread_ends_a_wait(store: Store) -> None:
-    """The waiting thread learns it, and its bell is closed."""
-    other = Store.attach(store.path, readonly=True)
-    with after(0.05, other.close), pytest.raises(StoreClosedError):
-        other.get("key", timeout=stores.WAIT_S)
-
-
-def test_interrupt_ends_a_wait_at_once(store: Store, start_python: StartPython) -> None:
-    """KeyboardInterrupt comes out of the wait, and nothing of it is left."""
-    child = start_python(
-        """
-        import shmstore
-        store = shmstore.Store.attach(name)
-        print("ready", flush=True)
-        try:
-            store.get("key", timeout=None)
-        except KeyboardInterrupt:
-            print("interrupted", len(store._session.waiters.rows()), flush=True)
-        store.close()
-        """,
-        name=store.name,
-    )
-    assert child.hear() == "ready"
-    wait_until(lambda: waiters(store) == 1)
-    os.kill(child.process.pid, signal.SIGINT)
-    assert child.hear() == "interrupted 0"
-    child.end()
-
-
-def test_waiter_that_is_killed_is_forgotten(store: Store, start_python: StartPython) -> None:
-    """Its row goes after some more puts, its bell and its seat when the dead are buried."""
-    child = start_waiter(start_python, store)
-    os.kill(child.process.pid, signal.SIGKILL)
-    child.process.wait()
-    for number in range(300):
-        store["other"] = number
-    assert waiters(store) == 0
-    store["key"] = 1
-    assert store.recover().clients == 1
-    assert [path.name for path in (store.path / "seats").iterdir()] == ["1"]
-
-
-KILL_WAKERS = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import kill_wakers
-kill_wakers.main()
-"""
-
-
-def test_putter_that_is_killed_at_any_step_leaves_nobody_asleep(root: Path) -> None:
-    """Where the object is there the waiter gets it, although nobody else comes to the store."""
-    there, not_there = map(int, rooms.run_python(KILL_WAKERS).split())
-    assert there > 0
-    assert not_there > 0
-
-
-def test_change_that_is_broken_off_wakes_everybody(store: Store) -> None:
-    """Nobody knows what had been changed, so all look again, and sleep on."""
-    session: Any = store._session
-    rung = []
-    session.bells.ring_all = lambda: rung.append(1)
-
-    def break_off() -> None:
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        session.lock.run(break_off)
-    assert rung == [1]
-
-
-def test_forked_child_waits_by_itself_while_its_parent_waits(store: Store) -> None:
-    """The two never share a bell: each is woken by its own key."""
-    with after(0.02, lambda: store.put(1, key="warm")):
-        store.get("warm", timeout=None)  # there is a bell that the child is born with
-    child = forked(lambda: store.put(store.get("a", timeout=stores.WAIT_S) + 1, key="b"))
-    with after(0.1, lambda: store.put(1, key="a")):
-        assert store.get("b", timeout=stores.WAIT_S) == 2
-    assert stores.exit_code(child) == 0
-
-
-def test_store_without_room_for_waiters_says_so(make_store: MakeStore) -> None:
-    """The table of waiters has an end; who finds no row is told what to do."""
-    store = make_store(max_clients=1)
-    session: Any = store._session
-    with contextlib.ExitStack() as ending:
-        most = session.waiters.most_topics()
-        for first in range(0, L.FEWEST_WAITERS, most):
-            sleeper = ending.enter_context(_waiting.Sleeper(session))
-            session.lock.run(sleeper.settle, lambda: None, range(first + 1, first + 1 + most))
-        with pytest.raises(shmstore.StoreFullError, match="larger max_clients"):
-            store.get("key", timeout=1)
-    assert waiters(store) == 0
-
-
-# --- stress --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("spins", [False, True], ids=["asleep", "spinning"])
-def test_ring_of_processes_loses_no_wake_up(store: Store, spins: Flag) -> None:
-    """Each waits for the key of the one before and puts its own: one lost wake-up stops all."""
-    count, rounds = 4, 300
-
-    def turn(number: int) -> None:
-        if not spins:
-            _waiting.SPIN_S = 0.0
-        for lap in itertools.count():
-            if lap == rounds:
-                return
-            before = f"{lap - (number == 0)}/{(number - 1) % count}"
-            if lap or number:
-                store.get(before, timeout=stores.WAIT_S)
-                store.discard(before)
-            store[f"{lap}/{number}"] = lap
-
-    children = [forked(lambda number=number: turn(number)) for number in range(count)]
-    assert [stores.exit_code(child) for child in children] == [0] * count
-    assert list(store) == [f"{rounds - 1}/{count - 1}"]
-    assert waiters(store) == 0
-
-
-def test_many_waiters_and_putters_all_meet(store: Store) -> None:
-    """Six processes put and wait for each other's keys in all orders, and nobody stays behind."""
-    count, keys = 6, 40
-
-    def meet(number: int) -> None:
-        _waiting.SPIN_S = 0.0
-        mine = [f"{number}.{key}" for key in range(keys)]
-        others = [f"{n}.{key}" for n in range(count) for key in range(keys) if n != number]
-        for start in range(0, keys, 8):
-            store.put_many(dict.fromkeys(mine[start : start + 4], number))
-            for key in mine[start + 4 : start + 8]:
-                store[key] = number
-            store.wait(others[start :: keys // 2], timeout=stores.WAIT_S, return_when="FIRST")
-        done = sorted(store.as_completed(others, timeout=stores.WAIT_S))
-        assert done == sorted(others)
-
-    children = [forked(lambda number=number: meet(number)) for number in range(count)]
-    assert [stores.exit_code(child) for child in children] == [0] * count
-    assert waiters(store) == 0

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import stores
 from stores import MakeStore, StartPython, forked, wait_until
+from waits import waiters
 
 import shmstore
 from shmstore import ChangesLostError, Store, StoreClosedError, WaitTimeoutError, Watch
@@ -35,12 +36,6 @@ def seen(watch: Watch) -> list[tuple[str, str]]:
         found.append((change.kind, change.key))
 
 
-def rows(store: Store) -> int:
-    """Return how many rows of the table of waiters are in use."""
-    session: Any = store._session
-    return len(session.waiters.rows())
-
-
 def test_watch_tells_what_is_put_and_deleted_from_then_on(store: Store) -> None:
     """Each change once, in order; an overwrite is a put; what has no key is not told."""
     store["before"] = 0
@@ -59,7 +54,7 @@ def test_watch_tells_what_is_put_and_deleted_from_then_on(store: Store) -> None:
             ("delete", "a"),
             ("delete", "before"),
         ]
-    assert rows(store) == 0
+    assert waiters(store) == 0
 
 
 def test_watch_of_a_prefix_tells_of_no_other_key(store: Store) -> None:
@@ -137,7 +132,7 @@ def test_watcher_in_another_process_sleeps_until_something_happens(
     del store["job/1"]
     assert child.hear() == "delete job/1"
     child.end()
-    assert rows(store) == 0
+    assert waiters(store) == 0
 
 
 def test_watch_can_be_selected(store: Store) -> None:
@@ -246,7 +241,7 @@ def test_watcher_that_is_killed_costs_nothing_for_long(
     child.process.wait()
     for number in range(300):
         store["key"] = number
-    assert rows(store) == 0
+    assert waiters(store) == 0
     assert store.recover().clients == 1
     assert [path.name for path in (store.path / "seats").iterdir()] == ["1"]
 
