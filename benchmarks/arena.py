@@ -12,7 +12,7 @@ from benchmarks.clock import Plan
 from benchmarks.crew import Crew
 from benchmarks.peers import Found
 from benchmarks.samples import Sample
-from benchmarks.scratch import uninterrupted
+from benchmarks.scratch import TMPFS, uninterrupted, unique_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +63,5 @@ class Arena:
         finally:
             with uninterrupted():
                 shutil.rmtree(folder, ignore_errors=True)
+                for left in TMPFS.glob(f"{unique_name(folder)}-*"):  # by processes that were killed
+                    left.unlink()

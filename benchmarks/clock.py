@@ -19,10 +19,12 @@ Key = TypeVar("Key")
 # Runs a batch of so many operations; returns the nanoseconds that they took.
 Timer = Callable[[int], float]
 
-WARM_UPS = 1  # and one more to learn how long it takes
 LONGEST_BATCH = 1 << 16
-# Before a batch is timed, this part of it is run: caches may be another process's by then.
+# Before a batch is timed, this part of it is run: caches may be another process's by then, and
+# memory may be the system's again.
 WARM_UP_SHARE = 8
+# What takes longer is not run before, and in few rounds.
+LONG_NS, LONG_ROUNDS = 250_000_000, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +102,8 @@ class _Schedule:
 
 def _schedule(timer: Timer, share_ns: float, plan: Plan) -> _Schedule:
     """Find out how long the operation takes; it is warm after that."""
-    for _ in range(WARM_UPS):
-        timer(1)
+    if timer(1) > LONG_NS:
+        return _Schedule(LONG_ROUNDS, 1)
     batch = 1
     while (taken_ns := timer(batch)) < plan.batch_ns / 2 and batch < LONGEST_BATCH:
         batch *= 2
@@ -111,8 +113,9 @@ def _schedule(timer: Timer, share_ns: float, plan: Plan) -> _Schedule:
 
 def time_batch(operation: Operation, batch: int) -> float:
     """Run a batch and return the nanoseconds that it took."""
-    if batch > WARM_UP_SHARE:
-        _batch_ns(operation, batch // WARM_UP_SHARE)
+    before_ns = _batch_ns(operation, max(batch // WARM_UP_SHARE, 1))
+    if batch == 1 and before_ns > LONG_NS:
+        return before_ns
     return _batch_ns(operation, batch)
 
 

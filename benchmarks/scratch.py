@@ -26,14 +26,12 @@ def scratch_folder() -> Iterator[Path]:
     finally:
         with uninterrupted():
             shutil.rmtree(folder)
-            for left in TMPFS.glob(f"{folder.name}-*"):
-                left.unlink()
 
 
 def unique_name(folder: Path) -> str:
     """Return a name for shared memory that belongs to a folder in the scratch folder.
 
-    What is called so, or begins so, goes away with the scratch folder.
+    What is called so, or begins so, goes away with the crew whose folder it is.
     """
     return "-".join(folder.relative_to(TMPFS).parts)
 

@@ -32,14 +32,9 @@ class Plasma(Peer):
     @classmethod
     def create(cls, folder: Path, nbytes: int) -> Self:
         """Start the server with room for several of the objects."""
-        return cls.create_bounded(folder, 4 * nbytes + SPARE)
-
-    @classmethod
-    def create_bounded(cls, folder: Path, nbytes: int) -> Self:
-        """Start the server with so much memory."""
         program = Path(sys.executable).with_name("plasma_store")
         socket = folder / "socket"
-        server = subprocess.Popen([program, "-m", str(nbytes), "-s", socket])
+        server = subprocess.Popen([program, "-m", str(4 * nbytes + SPARE), "-s", socket])
         wait_for(socket)
         return cls(str(socket), server)
 

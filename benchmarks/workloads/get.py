@@ -10,7 +10,7 @@ from benchmarks.clock import Operation, interleave
 from benchmarks.crew import Team
 from benchmarks.report import progress
 from benchmarks.results import Result, collect
-from benchmarks.samples import Sample
+from benchmarks.samples import ARRAY_64M, Sample
 
 
 def run(arena: Arena) -> Iterator[Result]:
@@ -40,10 +40,9 @@ def _put(team: Team, sample: Sample) -> list[str]:
 def prepare(stand: Stand, dumped: bytes, sample: Sample) -> list[str]:
     """Prepare get by itself, and with reading one element and dropping the object."""
     get = stand.peer.getter(stand.peer.load(dumped))
-    stand.operations = {
-        "get": Operation(get, undo=_ignore),
-        "get, touch, drop": Operation(_touching(get, sample.touch)),
-    }
+    stand.operations = {"get, touch, drop": Operation(_touching(get, sample.touch))}
+    if sample.nbytes <= ARRAY_64M.nbytes:
+        stand.operations["get"] = Operation(get, undo=_ignore)
     return list(stand.operations)
 
 

@@ -32,13 +32,12 @@ def run(arena: Arena) -> Iterator[Result]:
 def prepare(stand: Stand, sample: Sample) -> list[str]:
     """Prepare put by itself (deleted while the clock stands still), both together, overwriting."""
     put, delete = stand.peer.putter(sample.make()), stand.peer.delete
-    stand.operations = {
-        "put": Operation(put, undo=delete),
-        "put, delete": Operation(_both(put, delete)),
-    }
+    stand.operations = {"put": Operation(put, undo=delete)}
     delete(put())
-    if stand.kind.keyed and sample.nbytes <= ARRAY_64M.nbytes:
-        stand.operations["put, overwrite"] = Operation(put)
+    if sample.nbytes <= ARRAY_64M.nbytes:  # else all of it is copying
+        stand.operations["put, delete"] = Operation(_both(put, delete))
+        if stand.kind.keyed:
+            stand.operations["put, overwrite"] = Operation(put)
     return list(stand.operations)
 
 

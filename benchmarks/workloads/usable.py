@@ -35,7 +35,7 @@ EVERY = 200
 
 def run(arena: Arena) -> Iterator[Result]:
     """Let each peer that can be given a capacity go through the same operations."""
-    found = [each for each in arena.found if each.kind.label in (BY_REF, "LMDB", "Plasma")]
+    found = [each for each in arena.found if each.kind.label in (BY_REF, "LMDB")]
     capacity = QUICK_CAPACITY if arena.plan.quick else CAPACITY
     operations = QUICK_OPERATIONS if arena.plan.quick else OPERATIONS
     values: dict[tuple[str, str], list[float]] = {}
