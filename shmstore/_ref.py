@@ -85,13 +85,10 @@ class ObjectRef:
             Its store is gone.
         """
         plan = self._plan
-        if (
-            plan is not None
-            and mode == "shared"
-            and deserializers is None
-            and not plan.session.closed
-        ):
-            obj = plan.fetch()
+        if mode == "shared" and deserializers is None:
+            if plan is None or plan.session.closed:
+                plan = first_plan(_session_of(self), self)
+            obj = _GONE if plan is None else plan.fetch()
             if obj is not _GONE:
                 return obj
         check_mode(mode)
@@ -188,6 +185,12 @@ class ObjectRef:
         name = self._path.rpartition("/")[2]
         key = "" if self.key is None else f" key={self.key!r}"
         return f"<ObjectRef {name}/{self._slot}.{self._generation}{key} {self.nbytes:,} bytes>"
+
+
+def first_plan(session: Session, ref: ObjectRef) -> _plans.Plan | None:
+    """Return a plan for a reference that has none, and let it remember that; None: deleted."""
+    plan = ref._plan = _reading.plan_of_slot(session, ref._slot, ref._generation)
+    return plan
 
 
 def secure(session: Session, ref: ObjectRef) -> tuple[_plans.Plan, Any]:

@@ -299,6 +299,9 @@ class Store(Handle, NamedObjects, Undecoded, Awaiting, Maintained, Explained):
             kind = type(target)
             if kind is ObjectRef:
                 plan = target._plan  # type: ignore[union-attr]
+                session = self._session
+                if plan is None and session is not None and target._uuid == session.uuid:  # type: ignore[union-attr]
+                    plan = _ref.first_plan(session, target)  # type: ignore[arg-type]
             else:
                 plan = self._plans.get(target) if kind is str else None  # type: ignore[arg-type]
             if plan is not None and plan.session is self._session:
