@@ -37,31 +37,40 @@ _PAUSE_S: Final = 2e-3
 def check(session: Session, *, deep: bool = False) -> list[Finding]:
     """Return a finding for each violation; none when all is well.
 
-    With `deep` the data is read too, without the lock.
+    Headers are read without the lock, and with `deep` the data too.
     """
     findings = session.lock.run(_check, session)
+    findings += _told(session, HEADERS, session.slots.table)
     if deep:
         findings += [_finding(session, DEEP, found) for found in data_is_whole(session)]
-    return findings
+    return sorted(findings, key=lambda finding: finding.invariant)
 
 
 def _check(session: Session) -> list[Finding]:
+    """Look at what only holds while nothing changes. Requires: the store lock."""
     session.check_alive()
     findings = []
     try:
         session.reclaim_all()
     except CorruptStoreError as error:
         findings.append(_finding(session, error.facts.get("invariant", 10), error))
-    table = session.slots.table().copy()
-    for number, invariant in INVARIANTS.items():
-        try:
-            findings += [_finding(session, number, found) for found in invariant(session, table)]
-        except ShmStoreError as error:
-            findings.append(_finding(session, number, error, "cannot be told: "))
-        except (LookupError, ArithmeticError, ValueError, TypeError) as error:
-            found = f"cannot be told: {error}", 0
-            findings.append(_finding(session, number, found))
+    table = session.slots.table()
+    for number in INVARIANTS:
+        if number != HEADERS:
+            findings += _told(session, number, lambda: table)
     return findings
+
+
+def _told(session: Session, number: int, table: Callable[[], Table]) -> list[Finding]:
+    """Return what violates one invariant, or why that cannot be told."""
+    found: Found
+    try:
+        return [_finding(session, number, found) for found in INVARIANTS[number](session, table())]
+    except ShmStoreError as error:
+        return [_finding(session, number, error, "cannot be told: ")]
+    except (LookupError, ArithmeticError, ValueError, TypeError) as error:
+        found = f"cannot be told: {error}", 0
+        return [_finding(session, number, found)]
 
 
 def _finding(session: Session, number: int, found: Found, lead: str = "") -> Finding:
@@ -93,19 +102,25 @@ def _with_extent(table: Table) -> tuple[list[int], Table]:
 
 def extents_are_disjoint(session: Session, table: Table) -> Iterator[Found]:
     """1: extents lie inside the segment, at multiples of 64, and never overlap."""
-    end = 0
     slots, rows = _with_extent(table)
-    for slot, (offset, nbytes) in zip(slots, rows[:, :2].tolist(), strict=True):
-        place = session.slots.state_index(slot) + L.S_EXTENT
+    offsets, sizes = rows[:, 0], np.minimum(rows[:, 1], np.uint64(L.MAX_CAPACITY))
+    ends = offsets + sizes
+    below = np.concatenate([np.zeros(1, np.uint64), ends])[: len(ends)]
+    outside = ends > np.uint64(session.identity.capacity)
+    outside |= (offsets | rows[:, 1]) % np.uint64(L.ALIGNMENT) != 0
+    for at in np.flatnonzero((offsets < below) | outside).tolist():
+        place = session.slots.state_index(slots[at]) + L.S_EXTENT
+        offset, nbytes, end = int(offsets[at]), int(rows[at, 1]), int(below[at])
         if offset < end:
             yield f"the extent at {offset} begins before {end}, where the one below it ends", place
-        end = offset + nbytes
-        if end > session.identity.capacity or offset % L.ALIGNMENT or nbytes % L.ALIGNMENT:
+        if outside[at]:
             yield f"the extent {offset}+{nbytes} leaves the segment or is not aligned", place
 
 
 def blocks_fill_the_segment(session: Session, _: Table) -> Iterator[Found]:
     """2: free + used = size: the blocks follow each other without gaps up to the top."""
+    if session.allocator.are_in_order():
+        return
     top = session.words[L.W_SEGMENT_TOP]
     used = 0
     for block in session.allocator.blocks():
@@ -122,6 +137,8 @@ def blocks_fill_the_segment(session: Session, _: Table) -> Iterator[Found]:
 
 def free_blocks_are_merged(session: Session, _: Table) -> Iterator[Found]:
     """3: no two free neighbours; every free block hangs in the list of its size class."""
+    if session.allocator.are_in_order():
+        return
     expected = {}
     above_is_free = False
     for block in session.allocator.blocks():
@@ -142,10 +159,13 @@ def free_blocks_are_merged(session: Session, _: Table) -> Iterator[Found]:
 
 def keys_are_found_once(session: Session, table: Table) -> Iterator[Found]:
     """4: the key of each published object is found, exactly once; nothing else is found."""
+    named = table[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0
+    slots = np.flatnonzero(_present(table) & named)
+    if session.keys.holds_exactly(slots):
+        return
     place = session.slots.state_index
     found = Counter(slot for _, slot in session.keys.chains())
-    named = table[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0
-    expected = set(np.flatnonzero(_present(table) & named).tolist())
+    expected = set(slots.tolist())
     for slot in expected - found.keys():
         yield f"the key of slot {slot} is in no bucket", place(slot)
     for slot, times in found.items():
@@ -159,15 +179,40 @@ def keys_are_found_once(session: Session, table: Table) -> Iterator[Found]:
 
 
 def headers_parse(session: Session, table: Table) -> Iterator[Found]:
-    """5: a published slot's checksum agrees, its header parses, its frames fit its extent."""
-    for slot in np.flatnonzero(_present(table)).tolist():
+    """5: a published slot's checksum agrees, its header parses, its frames fit its extent.
+
+    Takes no lock, but for those that are not right, or go or move while they are looked at.
+    """
+    unclear: list[int] = []
+    words = table[:, L.S_STATE].copy()
+    for slot in np.flatnonzero(states.are_present(words)).tolist():
         try:
-            plan = make_plan(session, slot, int(table[slot, L.S_STATE]), deep=False)
-            if plan is None and not 0 < int(table[slot, L.S_EXPIRES_NS]) <= boottime_ns():
-                place = session.slots.state_index(slot)
-                yield f"slot {slot} changes although the lock is held", place
+            plan = make_plan(session, slot, int(words[slot]), deep=False)
+        except ShmStoreError:
+            plan = None
+        if plan is None:
+            unclear.append(slot)
+    if unclear:
+        yield from session.lock.run(_look_again, session, unclear)
+
+
+def _look_again(session: Session, slots: list[int]) -> list[Found]:
+    """Tell what is wrong with some slots. Requires: the store lock."""
+    found: list[Found] = []
+    for slot in slots:
+        word = session.slots.word(slot)
+        if not states.is_present(word):
+            continue
+        try:
+            plan = make_plan(session, slot, word, deep=False)
         except ShmStoreError as error:
-            yield error
+            found.append(error)
+            continue
+        expires_ns = session.words[session.slots.state_index(slot) + L.S_EXPIRES_NS]
+        if plan is None and not 0 < expires_ns <= boottime_ns():
+            place = session.slots.state_index(slot)
+            found.append((f"slot {slot} changes although the lock is held", place))
+    return found
 
 
 def writers_live(session: Session, table: Table) -> Iterator[Found]:
@@ -218,6 +263,14 @@ def used_bytes_add_up(session: Session, table: Table) -> Iterator[Found]:
     total = int(extents[:, 1].sum())
     if total != words[L.W_USED]:
         yield f"the slots have {total} bytes, USED says {words[L.W_USED]}", L.W_USED
+    nodes = session.allocator.block_table()
+    numbers = extents[:, 2].astype(np.intp) - 1
+    used = int((nodes[:, L.N_STATUS] == L.NODE_USED).sum())
+    if used == len(slots) and bool((numbers < len(nodes)).all()):
+        rows = nodes[numbers]
+        same = rows[:, [L.N_OFFSET, L.N_NBYTES]] == extents[:, :2]
+        if bool(same.all()) and bool((rows[:, L.N_STATUS] == L.NODE_USED).all()):
+            return
     blocks = {
         b.node: (b.offset, b.nbytes) for b in session.allocator.blocks() if b.status == L.NODE_USED
     }
@@ -249,6 +302,8 @@ def counts_agree(session: Session, table: Table) -> Iterator[Found]:
     if doomed != waiting:
         text = f"the list of doomed slots has {len(doomed)}, {len(waiting)} are DOOMED"
         yield text, L.W_DOOMED_HEAD
+    if session.slots.free_are_listed():
+        return
     free, are_free = session.slots.count_free(), int((state == states.FREE).sum())
     if free != are_free:
         yield f"the list of free slots has {free}, {are_free} are FREE", L.W_FREE_SLOT
@@ -281,6 +336,7 @@ def data_is_whole(session: Session) -> Iterator[Found]:
             yield error
 
 
+HEADERS: Final = 5
 DEEP: Final = 12
 INVARIANTS: Final[dict[int, Callable[[Session, Table], Iterator[Found]]]] = {
     1: extents_are_disjoint,

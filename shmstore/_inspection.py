@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING
 
 from shmstore._catalog import states
 from shmstore._catalog.clock import boottime_ns
+from shmstore._catalog.keys import digest_of
 from shmstore._catalog.slots import Record
+from shmstore._catalog.table import Named
 from shmstore._memory import layout as L
 from shmstore._plans import Plan
-from shmstore._reading import make_plan, plan_of_digest, plan_of_slot
+from shmstore._reading import is_over, make_plan, plan_of_digest, plan_of_slot
 from shmstore._session import Session
 from shmstore._sharing.clients import Client, is_process, process_name
+from shmstore.errors import ShmStoreError
+from shmstore.serialization import headers
 
 if TYPE_CHECKING:
     from shmstore._info import ClientInfo, ObjectInfo, StoreStats
@@ -40,17 +44,30 @@ def keys(session: Session) -> Iterator[str]:
     Takes the lock for a snapshot, not while it iterates. Keys that are there all the time come
     exactly once, also when their objects are overwritten meanwhile.
     """
-    seen = set()
-    for word, slot, digest in session.lock.run(_named, session):
-        plan = make_plan(session, slot, word)
-        if plan is None:
-            plan = plan_of_digest(session, digest)
-        if plan is not None and plan.header["key"] not in seen:
-            seen.add(plan.header["key"])
+    for word, slot, digest in session.lock.run(_named, session).oldest_first():
+        key = _key_at(session, slot, digest)
+        if key is not None and session.slots.word(slot) == word:
+            yield key
+            continue
+        plan = make_plan(session, slot, word) or plan_of_digest(session, digest)
+        if plan is not None:
             yield plan.header["key"]
 
 
-def _named(session: Session) -> list[tuple[int, int, tuple[int, int]]]:
+def _key_at(session: Session, slot: int, digest: tuple[int, int]) -> str | None:
+    """Return the key in a slot, if it is the one of this digest; None: look more closely."""
+    try:
+        record = session.slots.read(slot)
+        if is_over(record):
+            return None
+        header, _ = headers.unpack(session.slots.inline_header(record), record.extent_nbytes)
+        key = header["key"]
+        return key if isinstance(key, str) and digest_of(key) == digest else None
+    except (ShmStoreError, LookupError):
+        return None
+
+
+def _named(session: Session) -> Named:
     session.check_alive()
     return session.slots.named()
 

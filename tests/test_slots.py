@@ -381,7 +381,7 @@ def test_slot_top_beyond_the_table_is_damage(index: Index, slots: Slots) -> None
         slots.table()
     index.words[L.W_SLOT_TOP] = (1 << 64) - 1
     with pytest.raises(CorruptStoreError):
-        slots.present()
+        list(slots.present())
 
 
 def test_doomed_queue_with_a_loop_is_damage_not_a_hang(index: Index, slots: Slots) -> None:

@@ -145,6 +145,41 @@ class KeyIndex:
         column[:, 0] = heads
         words[L.W_BUCKETS] = wanted
 
+    def holds_exactly(self, slots: npt.NDArray[np.intp]) -> bool:
+        """Return whether these slots, lowest first, are found by their keys, once, and no others.
+
+        They are looked at together. False may also mean that only a walk can tell what is wrong.
+        """
+        index, count = self._index, self._count()
+        table = index.rows(self._slots, int(slots[-1]) + 1 if len(slots) else 0, L.SLOT_WORDS)
+        lows = table[slots, L.S_DIGEST]
+        if not count or len(np.unique(lows)) < len(slots):
+            return not count and not len(slots)
+        heads = index.rows(self._buckets, count, 1)[:, 0]
+        filled = np.flatnonzero(heads)
+        behind = table[slots, L.S_CHAIN]
+        linked = np.flatnonzero(behind)
+        numbers = (slots + 1).astype(np.uint64)
+        reached = np.concatenate([heads[filled], behind[linked]])
+        if not np.array_equal(np.sort(reached), numbers):
+            return False
+        buckets = _buckets_of(lows, count)
+        first, following = (
+            np.searchsorted(numbers, links) for links in (heads[filled], behind[linked])
+        )
+        if bool((buckets[first] != filled).any()):
+            return False
+        if bool((buckets[following] != buckets[linked]).any()):
+            return False
+        chain = np.full(len(slots), -1)
+        chain[linked] = following
+        found = 0  # each slot has one link to it, so those that no bucket leads to are in a circle
+        while len(first):
+            found += len(first)
+            first = chain[first]
+            first = first[first >= 0]
+        return found == len(slots)
+
     def chains(self) -> Iterator[tuple[int, int]]:
         """Walk all (bucket, slot) pairs, as many as there are slots, and one more.
 

@@ -9,16 +9,21 @@ method holds for it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from shmstore._catalog import states
 from shmstore._memory import layout as L
+from shmstore._memory.blocks import all_end
 from shmstore._memory.index import Index
 from shmstore.errors import CorruptStoreError
 
 Table = npt.NDArray[np.uint64]
+
+# Objects are told in portions of so many: as Python's numbers they take several times the memory.
+_AT_ONCE: Final = 1 << 12
 
 
 def holds_extent(table: Table) -> npt.NDArray[np.bool_]:
@@ -41,6 +46,24 @@ def are_placed(table: Table) -> npt.NDArray[np.bool_]:
     checks = (extents_of(table) ^ generations) * np.uint64(L.FIBONACCI) >> shift
     placed: npt.NDArray[np.bool_] = checks == table[:, L.S_EXTENT] >> shift
     return placed
+
+
+class Named(NamedTuple):
+    """The slot words, slots and digests of objects with a key, as they were at one moment."""
+
+    words: npt.NDArray[np.uint64]
+    slots: npt.NDArray[np.intp]
+    digests: npt.NDArray[np.uint64]
+
+    def oldest_first(self) -> Iterator[tuple[int, int, tuple[int, int]]]:
+        """Yield slot word, slot and digest of each."""
+        order = np.argsort(self.words)
+        for at in range(0, len(order), _AT_ONCE):
+            some = order[at : at + _AT_ONCE]
+            digests = map(tuple, self.digests[some].tolist())
+            yield from zip(
+                self.words[some].tolist(), self.slots[some].tolist(), digests, strict=True
+            )
 
 
 class SlotTable:
@@ -87,13 +110,14 @@ class SlotTable:
         column[states.are_impossible(column)] = states.NEVER_USED
         return self.table()
 
-    def present(self) -> list[tuple[int, int]]:
-        """Return (slot word, slot) of all published objects, oldest first. Takes no lock."""
+    def present(self) -> Iterator[tuple[int, int]]:
+        """Yield (slot word, slot) of the objects published by now, oldest first. Takes no lock."""
         words = self.table()[:, L.S_STATE].copy()
         slots = np.flatnonzero(states.are_present(words))
-        words = words[slots]
-        order = np.argsort(words)
-        return list(zip(words[order].tolist(), slots[order].tolist(), strict=True))
+        slots = slots[np.argsort(words[slots])]
+        for at in range(0, len(slots), _AT_ONCE):
+            some = slots[at : at + _AT_ONCE]
+            yield from zip(words[some].tolist(), some.tolist(), strict=True)
 
     def count_named(self) -> int:
         """Return how many published objects have a key. Takes no lock."""
@@ -102,18 +126,15 @@ class SlotTable:
             raise self._astray(L.W_NAMED, f"counts {named} objects with a key")
         return named
 
-    def named(self) -> list[tuple[int, int, tuple[int, int]]]:
-        """Return (slot word, slot, digest) of all objects with a key, oldest first.
+    def named(self) -> Named:
+        """Return all objects with a key.
 
         Requires: the store lock, so that no key is missed because its object moves meanwhile.
         """
         table = self.table()
         present = states.are_present(table[:, L.S_STATE])
         slots = np.flatnonzero(present & (table[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0))
-        slots = slots[np.argsort(table[slots, L.S_STATE])]
-        words = table[slots, L.S_STATE].tolist()
-        digests = map(tuple, table[slots, L.S_DIGEST : L.S_DIGEST + 2].tolist())
-        return list(zip(words, slots.tolist(), digests, strict=True))
+        return Named(table[slots, L.S_STATE], slots, table[slots, L.S_DIGEST : L.S_DIGEST + 2])
 
     def in_files(self) -> list[tuple[int, int]]:
         """Return (slot, generation) of the objects that lie in files. Requires: the store lock."""
@@ -123,8 +144,9 @@ class SlotTable:
 
     def scan(self, digest: tuple[int, int]) -> int:
         """Return the youngest published slot with a digest, or -1, without the key index."""
-        found = [slot for _, slot, other in self.named() if other == digest]
-        return found[-1] if found else -1
+        words, slots, digests = self.named()
+        found = np.flatnonzero((digests == np.array(digest, np.uint64)).all(axis=1))
+        return int(slots[found[words[found].argmax()]]) if len(found) else -1
 
     def is_in_file(self, name: str) -> bool:
         """Return whether a file named "<slot>-<generation>" is that of an object."""
@@ -139,6 +161,21 @@ class SlotTable:
     def doomed(self) -> Iterator[int]:
         """Walk the doomed slots that still have an extent. Requires: the store lock."""
         yield from self._listed(L.W_DOOMED_HEAD)
+
+    def free_are_listed(self) -> bool:
+        """Return whether the list of free slots holds all of them. Requires: the store lock.
+
+        They are looked at together. False may also mean that only a walk can tell what is wrong.
+        """
+        table = self.table()
+        slots = np.flatnonzero(states.states_of(table[:, L.S_STATE]) == states.FREE)
+        numbers = (slots + 1).astype(np.uint64)
+        links = table[slots, L.S_LINK]
+        head = np.array([self._words[L.W_FREE_SLOT]], np.uint64)
+        reached = np.concatenate([head, links])
+        if not np.array_equal(np.sort(reached[reached != 0]), numbers):
+            return False
+        return all_end(np.where(links == 0, -1, np.searchsorted(numbers, links)))
 
     def count_free(self) -> int:
         """Return the length of the list of free slots. Requires: the store lock."""

@@ -16,7 +16,16 @@ import numpy.typing as npt
 
 from shmstore._memory import layout as L
 from shmstore._memory.index import Index
+from shmstore._memory.rebuilding import largest_of_class, size_classes
 from shmstore.errors import CorruptStoreError
+
+
+def all_end(following: npt.NDArray[np.intp]) -> bool:
+    """Return whether all chains have an end (-1): each round looks twice as far ahead."""
+    ahead = np.append(following, -1)
+    for _ in range(len(ahead).bit_length()):
+        ahead = ahead[ahead]
+    return bool((ahead == -1).all())
 
 
 class Block(NamedTuple):
@@ -54,8 +63,12 @@ class Blocks:
             raise self._damaged(f"size class {level} is none", L.W_FIRST_LEVEL)
         if level >= 0:
             second = words[L.W_SECOND_LEVEL + level].bit_length() - 1
-            for node in self._free_list(level * L.SECOND_LEVELS + second):
+            number = level * L.SECOND_LEVELS + second
+            most = largest_of_class(number)
+            for node in self._free_list(number):
                 best = max(best, words[self._base(node) + L.N_NBYTES])
+                if best >= most:  # the others in the list are no larger; there may be many
+                    break
         return best
 
     def is_cold(self, node: int) -> bool:
@@ -125,6 +138,58 @@ class Blocks:
             yield Block(node, *words[base + L.N_OFFSET : base + L.N_UPPER + 1])
             node = words[base + L.N_LOWER] - 1
         raise self._damaged("the chain of neighbours has a loop", self._nodes)
+
+    def are_in_order(self) -> bool:
+        """Return whether all blocks are where they should be, looked at together.
+
+        They follow each other without gaps from 0 to the top, each names its neighbours, no two
+        free ones lie side by side, the free ones hang in the lists of their size classes, and USED
+        is right. False may also mean that only a walk can tell what is wrong.
+        """
+        words, table = self._words, self.block_table()
+        nodes = np.flatnonzero(table[:, L.N_STATUS] != L.NODE_UNUSED)
+        nodes = nodes[np.argsort(table[nodes, L.N_OFFSET], kind="stable")]
+        rows = table[nodes, : L.N_COLD]
+        used = rows[:, L.N_STATUS] == L.NODE_USED
+        free = rows[:, L.N_STATUS] == L.NODE_FREE
+        sizes = rows[:, L.N_NBYTES]
+        if not bool((used | free).all()) or bool((sizes > self._capacity).any()):
+            return False
+        numbers = np.concatenate([[0], nodes + 1, [0]]).astype(np.uint64)
+        edges = np.concatenate([np.zeros(1, np.uint64), np.cumsum(sizes, dtype=np.uint64)])
+        return (
+            numbers[-2] == words[L.W_LAST_NODE]
+            and edges[-1] == words[L.W_SEGMENT_TOP]
+            and int(sizes[used].sum()) == words[L.W_USED]
+            and bool((rows[:, L.N_OFFSET] == edges[:-1]).all())
+            and bool((rows[:, L.N_LOWER] == numbers[:-2]).all())
+            and bool((rows[:, L.N_UPPER] == numbers[2:]).all())
+            and not bool((free[1:] & free[:-1]).any())
+            and self._are_listed(nodes[free], rows[free])
+        )
+
+    def _are_listed(self, nodes: npt.NDArray[np.intp], rows: npt.NDArray[np.uint64]) -> bool:
+        """Return whether exactly these free blocks hang in the lists of their size classes."""
+        classes = size_classes(rows[:, L.N_NBYTES])
+        heads = self._index.rows(L.W_FREE_HEADS, L.FIRST_LEVELS * L.SECOND_LEVELS, 1)[:, 0]
+        numbers = (nodes + 1).astype(np.uint64)
+        place = np.full(self.count() + 1, -1, np.intp)  # of a node among those that are free
+        place[nodes + 1] = np.arange(len(nodes))
+        following, previous = rows[:, L.N_NEXT_FREE], rows[:, L.N_PREV_FREE]
+        filled = np.flatnonzero(heads)
+        links = np.concatenate([following, previous, heads[filled]])
+        if bool((links >= len(place)).any()) or bool((place[links[links != 0]] < 0).any()):
+            return False
+        first, linked = np.flatnonzero(previous == 0), np.flatnonzero(following != 0)
+        behind = place[following[linked]]
+        return (
+            bool((heads[classes[first]] == numbers[first]).all())
+            and len(first) == len(filled)
+            and len(first) + len(linked) == len(nodes)
+            and bool((previous[behind] == numbers[linked]).all())
+            and bool((classes[behind] == classes[linked]).all())
+            and all_end(np.where(following == 0, -1, place[following]))
+        )
 
     def listed(self) -> dict[int, int]:
         """Return for each block that hangs in a free list the number of that list."""

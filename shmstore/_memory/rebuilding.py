@@ -31,6 +31,16 @@ def size_classes(sizes: Words) -> Numbers:
     return numbers
 
 
+def largest_of_class(number: int) -> int:
+    """Return the size of the largest block that can hang in a list."""
+    level, second = divmod(number + 1, L.SECOND_LEVELS)
+    if not level:
+        return number * L.ALIGNMENT
+    return (L.SECOND_LEVELS + second << level + L.LINEAR_LIMIT_LOG2 - 1 - L.SECOND_LEVEL_LOG2) - (
+        L.ALIGNMENT
+    )
+
+
 class Blocks(NamedTuple):
     """The columns of the node table, and where each range in use is in it.
 
