@@ -392,14 +392,12 @@ def test_chain_of_neighbours_with_a_loop_is_damage_not_a_hang() -> None:
 def test_free_list_with_a_loop_is_damage_not_a_hang() -> None:
     """A block that follows itself in its list is found out."""
     with _allocator() as (allocator, index):
-        extents = [_take(allocator, 4096) for _ in range(5)]
+        extents = [_take(allocator, 128) for _ in range(5)]
         allocator.release(extents[1].node)
         base = index.geometry.nodes + extents[1].node * L.NODE_WORDS
         index.words[base + L.N_NEXT_FREE] = extents[1].node + 1
         with pytest.raises(CorruptStoreError, match="loop"):
             allocator.listed()
-        with pytest.raises(CorruptStoreError, match="loop"):
-            allocator.largest_free()
 
 
 def test_tables_that_cannot_grow_are_reported_before_anything_changes() -> None:
