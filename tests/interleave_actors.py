@@ -131,6 +131,13 @@ class Actor:
             raise Counterexample(f"{self.process.name} sees {value}, may see {allowed}")
         return self._done(value)
 
+    def wait(self, key: str, *allowed: int) -> Any:
+        """Wait for the object of a key, look at it and let it go."""
+        value = self.value_of(self.store.get(key, timeout=None))
+        if value not in allowed:
+            raise Counterexample(f"{self.process.name} sees {value}, may see {allowed}")
+        return self._done(value)
+
     def put(self, obj: Any, key: str | None = None) -> Any:
         """Put an object; None: there is no room."""
         try:

@@ -28,6 +28,7 @@ from interleave_memory import (
     LOAD,
     LOCK,
     PASS,
+    SLEEP,
     START,
     UNLOCK,
     Counterexample,
@@ -56,6 +57,9 @@ class Scenario(Protocol):
 
     def judge(self) -> None:
         """Look at the store after all have ended; raise Counterexample."""
+
+    def may_sleep(self) -> bool:
+        """Return whether there is nothing that somebody should have been woken for."""
 
     def name_of(self, address: int) -> str:
         """Return what lies at an address, for people."""
@@ -147,6 +151,8 @@ class Machine:
         if kind == PASS:
             other = self.processes[what]
             return other.dead or other.lets_pass()
+        if kind == SLEEP and not self.memory.peek(what):
+            return False
         return not process.buffer and (kind != LOCK or self.holder is None)
 
     # --- taking a step -------------------------------------------------------------------------
@@ -215,7 +221,8 @@ class Machine:
         number, kind = step
         process = self.processes[number]
         if kind == RUN:
-            return process.label
+            label, what = process.label
+            return LOAD if label == SLEEP else label, what
         if kind == FLUSH:
             return "flush", process.buffer[0].address
         return "die", number
@@ -405,7 +412,10 @@ class Explorer:
     def _end(self) -> None:
         """All have ended, or nobody can go on."""
         machine = self._machine
-        hangs = [p.name for p in machine.processes if not (p.finished or p.dead)]
+        waiting = [p for p in machine.processes if not (p.finished or p.dead)]
+        if self._scenario.may_sleep():
+            waiting = [p for p in waiting if p.label[0] != SLEEP]
+        hangs = [p.name for p in waiting]
         if hangs:
             raise Counterexample(f"{', '.join(hangs)} cannot go on")
         key = machine.key()

@@ -33,6 +33,7 @@ SEGMENT: Final = 1 << 48  # + granule
 FILES: Final = 1 << 52  # + serial of a seat file: 1 if it is there
 ALIVE: Final = 1 << 53  # + process
 DISK: Final = 1 << 54  # a hash of the files that objects were moved to
+BELLS: Final = 1 << 55  # + process: 1 if its bell was rung
 
 
 _NOBODY: Final = (0, 0, 0, 0)
@@ -120,6 +121,7 @@ class Memory:
         self.files: dict[int, int] = {}
         self.alive: dict[int, int] = {}
         self.disk = 0
+        self.bells: dict[int, int] = {}
         self._first: dict[int, Any] = {}
         self.digest = 0
         self.watch: Callable[[int, int, Any, Any], None] = lambda *_: None
@@ -135,6 +137,8 @@ class Memory:
             return bytes(self._segment[start : start + GRANULE])
         if address < ALIVE:
             return self.files.get(address - FILES, 0)
+        if address >= BELLS:
+            return self.bells.get(address - BELLS, 0)
         return self.alive.get(address - ALIVE, 0) if address < DISK else self.disk
 
     def poke(self, address: int, value: Any) -> None:
@@ -150,6 +154,8 @@ class Memory:
             self.files[address - FILES] = value
         elif address < DISK:
             self.alive[address - ALIVE] = value
+        elif address >= BELLS:
+            self.bells[address - BELLS] = value
         else:
             self.disk = value
 
@@ -171,6 +177,7 @@ class Memory:
 # What a process waits to do. A label is (kind, address or process).
 START, LOAD, LOCK, UNLOCK, DRAIN, PASS = "start", "load", "lock", "unlock", "drain", "pass"
 CALL = "call"  # of the system, on a file
+SLEEP = "sleep"  # until a bell has been rung
 Label = tuple[str, int]
 
 

@@ -12,7 +12,7 @@ from interleave_memory import running
 from interleave_world import World
 from interleave_wrappers import Words
 
-from shmstore import _reading, _space
+from shmstore import _reading, _space, _waiting, _writing
 from shmstore._catalog import states
 from shmstore._catalog.slots import Slots
 from shmstore._memory import layout as L
@@ -160,6 +160,29 @@ def writes_unnoticed(world: World) -> None:
     session.words = Blind(session.words, session.index.geometry.slots)
 
 
+def rung_afterwards(world: World) -> None:
+    """The bell is rung when the object is there, not before."""
+    tell, take_key = _writing._tell, _writing._take_key
+    told: list[tuple[Any, ...]] = []
+    world.patch(_writing, "_tell", lambda *about: told.append(about))
+
+    def take_key_and_tell(*key: Any) -> None:
+        take_key(*key)
+        while told:
+            tell(*told.pop())
+
+    world.patch(_writing, "_take_key", take_key_and_tell)
+
+
+def not_settled(world: World) -> None:
+    """A waiter does not look again when it enters its rows."""
+
+    def settle(sleeper: Any, _: Any, topics: Any, prefix: int = -1) -> None:
+        sleeper._enter(topics, prefix)
+
+    world.patch(_waiting.Sleeper, "settle", settle)
+
+
 MUTANTS: Final[dict[str, Mutant]] = {
     "no barrier": Mutant(no_barrier, "memory used again, later get: array"),
     "no second look": Mutant(no_second_look, "memory used again, later get: array"),
@@ -175,5 +198,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
     "a key asked once": Mutant(found_at_once, "overwritten twice: plain", deep=True),
     "a miss believed": Mutant(missed_at_once, "key index: buckets split"),
     "never mended": Mutant(never_mended, "death in put, no such key: array"),
+    "a bell rung afterwards": Mutant(rung_afterwards, "waited for, death of the putter: plain"),
+    "no last look": Mutant(not_settled, "waited for: plain"),
     "never marked as dirty": Mutant(never_marked, "death in put, no such key: array"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from interleave_memory import ALIVE, DISK, FILES, GRANULE, SEATS, SEGMENT
+from interleave_memory import ALIVE, BELLS, DISK, FILES, GRANULE, SEATS, SEGMENT
 
 from shmstore._memory import layout as L
 
@@ -19,11 +19,13 @@ _NAMES: Final = {
 def name_of(address: int, processes: Sequence[str], geometry: L.Geometry) -> str:
     """Return what lies at an address of a store."""
     kinds: list[tuple[int, Callable[[int], str]]] = [
+        (BELLS, lambda at: f"the bell of {processes[at]}"),
         (DISK, lambda _: "the files"),
         (ALIVE, lambda at: f"life of {processes[at]}"),
         (FILES, lambda at: f"file of seat {at}"),
         (SEGMENT, lambda at: f"data at {at * GRANULE}"),
         (SEATS, lambda at: f"word {at % SEATS} of the seat of {processes[at // SEATS]}"),
+        (geometry.waiters, lambda at: f"waiter {at // L.WAITER_WORDS}.{at % L.WAITER_WORDS}"),
         (geometry.slots, _slot_word),
         (geometry.nodes, lambda at: f"node {at // L.NODE_WORDS}.{at % L.NODE_WORDS}"),
         (geometry.buckets, lambda at: f"bucket {at}"),

@@ -30,6 +30,7 @@ from interleave_world import World
 
 from shmstore import _writing
 from shmstore._catalog import keys as keys_module
+from shmstore._catalog.keys import digest_of
 
 Make = Callable[[World], None]
 
@@ -306,6 +307,42 @@ SCENARIOS["death while evicting: array"] = Scenario(
 )
 SCENARIOS["death while spilling: array"] = Scenario(
     dying_spiller, ("victim", "other"), options=_SPILL, mortal=(0,), deep=True
+)
+
+
+# --- somebody waits -------------------------------------------------------------------------------
+
+
+def waited_for(kind: str, *, putters: int = 1) -> Make:
+    """A process sleeps until another has put an object."""
+
+    def make(world: World) -> None:
+        waiter = Actor(world, 0)
+        fill(world, 512)
+        values = (NEW, NEWER)[:putters]
+
+        def putting(number: int) -> Callable[[Process], None]:
+            putter = Actor(world, number)
+            return lambda _: putter.put(KINDS[kind](values[number - 1]), "k")
+
+        world.scripts = [
+            lambda _: waiter.wait("k", *values),
+            *map(putting, range(1, putters + 1)),
+        ]
+        world.waited_for = digest_of("k")
+
+    return make
+
+
+SCENARIOS["waited for: plain"] = Scenario(waited_for("plain"), ("waiter", "putter"))
+SCENARIOS["waited for, death of the putter: plain"] = Scenario(
+    waited_for("plain"), ("waiter", "putter"), mortal=(1,)
+)
+SCENARIOS["waited for, death of the waiter: plain"] = Scenario(
+    waited_for("plain"), ("waiter", "putter"), mortal=(0,)
+)
+SCENARIOS["waited for, death of one of two: plain"] = Scenario(
+    waited_for("plain", putters=2), ("waiter", "putter", "other"), mortal=(1,), deep=True
 )
 
 

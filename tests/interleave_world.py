@@ -22,6 +22,7 @@ from unittest import mock
 
 import interleave_names
 import numpy as np
+from interleave_bells import Bells, sleep
 from interleave_memory import (
     ALIVE,
     FILES,
@@ -40,7 +41,7 @@ from interleave_memory import (
 )
 from interleave_wrappers import NumPy, Packing, instrument, parts_of, put_back, seat_for, view_of
 
-from shmstore import ObjectRef, Store, _reading, _ref, _space
+from shmstore import ObjectRef, Store, _reading, _ref, _space, _waiting
 from shmstore._catalog import inserts as inserts_module
 from shmstore._catalog import states
 from shmstore._catalog import table as table_module
@@ -101,6 +102,7 @@ class World:
         self.deaths = 0
         self.scripts: list[Callable[[Process], None]] = []
         self.judges: list[Callable[[], None]] = []
+        self.waited_for: Any = None
         self.kept: Any = None  # what the judge looks at all the time
         self._by_fd = {session.lock.fd: p for session, p in zip(everyone, processes, strict=True)}
         self._serials = {
@@ -110,6 +112,8 @@ class World:
         self._geometry = self.judge_session.index.geometry
         self._patches = contextlib.ExitStack()
         for session, process in zip(everyone, processes, strict=True):
+            session.bells.close()
+            session.bells = Bells(process, self._serials)
             self._patches.enter_context(put_back(session))
             self.memory.files[session.pins.seat.serial] = 1
             self.memory.alive[process.number] = 1
@@ -188,6 +192,8 @@ class World:
         enter(put(clients_module.Clients, "is_alive", self._is_alive))
         enter(put(clients_module, "os", self._folder_of_seats()))
         enter(put(seats_module, "_FIRST_CELLS", _CELLS))
+        enter(put(_waiting, "SPIN_S", 0.0))
+        enter(put(_waiting.Sleeper, "sleep", sleep))
         enter(put(_reading, "_UNCERTAIN_TRIES", _TRIES))
         enter(put(_ref, "_TRIES", _TRIES))
         enter(put(inserts_module, "memoryview", view_of, create=True))
@@ -382,6 +388,11 @@ class World:
         raise Counterexample(f"{process.name} got what has been freed")
 
     # --- the end -------------------------------------------------------------------------------
+
+    def may_sleep(self) -> bool:
+        """Return whether there is no object with the key that somebody waits for."""
+        session = self.judge_session
+        return self.waited_for is None or session.slots.scan(self.waited_for) < 0
 
     def judge(self) -> None:
         """Check all invariants, bury the dead, and look for what the scenario demands."""

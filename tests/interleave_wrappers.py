@@ -299,7 +299,8 @@ def instrument(session: Any, process: Process) -> None:
     """Let all parts of a session reach memory through a simulated process."""
     index, pins = session.index, session.pins
     words, memory = Words(process, 0), Bytes(process)
-    parts = (session, session.lock, session.slots, session.keys, session.allocator, session.clients)
+    tables = session.slots, session.keys, session.allocator, session.clients, session.waiters
+    parts = (session, session.lock, *tables)
     raw = index.words, index.memory
     for part in (*parts, index):
         for name, value in list(vars(part).items()):
@@ -326,6 +327,8 @@ def parts_of(session: Any) -> tuple[Any, ...]:
         session.keys,
         session.allocator,
         session.clients,
+        session.waiters,
+        session.bells,
         session.index,
         session.segment,
         session.pins,

@@ -43,6 +43,10 @@ class Litmus:
         outcomes = tuple(value for p in self.processes for value in p.outcomes)
         self.seen.add((outcomes, self.memory.peek(X), self.memory.peek(Y)))
 
+    def may_sleep(self) -> bool:
+        """Nobody sleeps here."""
+        return False
+
     def name_of(self, address: int) -> str:
         """Return a name."""
         return "XY"[address]
