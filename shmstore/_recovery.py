@@ -44,7 +44,7 @@ from shmstore import _announcing
 from shmstore._catalog import states
 from shmstore._catalog.slots import Record
 from shmstore._catalog.soundness import unsound
-from shmstore._catalog.table import are_placed, extents_of, holds_extent
+from shmstore._catalog.table import are_placed, extents_of, first_end, holds_extent
 from shmstore._memory import layout as L
 from shmstore._memory.segment import Absent
 from shmstore.errors import CorruptStoreError, UnsafePathError
@@ -139,7 +139,7 @@ def mend(session: Session) -> tuple[int, int]:
     words = session.index.words
     words[L.W_OBJECTS] = int(present.sum())
     words[L.W_NAMED] = int(named.sum())
-    _count_special(session, table, present)
+    _count_special(session, table)
     words[L.W_NEXT_GENERATION] = _next_generation(session, table)
     session.keys.rebuild(np.flatnonzero(named))
     abandoned = _doom_abandoned(session)
@@ -167,16 +167,17 @@ def _sweep_files(session: Session) -> None:
                 session.files.discard(name)
 
 
-def _count_special(session: Session, table: Table, present: npt.NDArray[np.bool_]) -> None:
+def _count_special(session: Session, table: Table) -> None:
     """Count the objects in files, and find out which object expires first."""
     words = session.index.words
     spilled = states.states_of(table[:, L.S_STATE]) == states.SPILLED
     words[L.W_SPILLED] = int(spilled.sum())
     words[L.W_SPILLED_BYTES] = int(table[spilled, L.S_EXTENT_NBYTES].sum())
-    expiries = table[present, L.S_EXPIRES_NS]
-    words[L.W_NEXT_EXPIRY_NS] = int(expiries[expiries != 0].min(initial=_NEVER))
-    if words[L.W_NEXT_EXPIRY_NS] == _NEVER:
-        words[L.W_NEXT_EXPIRY_NS] = 0
+    size = session.index.geometry.expiry_group
+    starts = range(0, size * L.EXPIRY_GROUPS, size)
+    column = session.index.rows(L.W_EXPIRIES, L.EXPIRY_GROUPS, 1)
+    column[:, 0] = [first_end(table[start : start + size]) for start in starts]
+    session.slots.note_first_end()
     words[L.W_EXPIRY_HAND] = 0
 
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from shmstore import _announcing
 from shmstore._catalog import states
 from shmstore._catalog.clock import boottime_ns
-from shmstore._catalog.table import Table, extents_of, holds_extent
+from shmstore._catalog.table import Table, extents_of, first_end, holds_extent
 from shmstore._memory import layout as L
 
 if TYPE_CHECKING:
@@ -50,16 +50,18 @@ def expire(session: Session) -> int:
     now = boottime_ns()
     if not words[L.W_NEXT_EXPIRY_NS] or now < words[L.W_NEXT_EXPIRY_NS]:
         return 0
-    table = session.slots.table()
-    ends = table[:, L.S_EXPIRES_NS]
-    present = states.are_present(table[:, L.S_STATE]) & (ends != 0)
-    over = present & (ends <= np.uint64(now))
-    for slot in np.flatnonzero(over).tolist():
-        end(session, slot)
-    words[L.W_EXPIRATIONS] += int(over.sum())
-    left = ends[present & ~over]
-    words[L.W_NEXT_EXPIRY_NS] = int(left.min()) if len(left) else 0
-    return int(over.sum())
+    slots, count = session.slots, 0
+    for group, rows in slots.due(now):
+        ends = rows[:, L.S_EXPIRES_NS]
+        over = states.are_present(rows[:, L.S_STATE]) & (ends != 0) & (ends <= np.uint64(now))
+        first = group * session.index.geometry.expiry_group
+        for row in np.flatnonzero(over).tolist():
+            end(session, first + row)
+            count += 1
+        words[L.W_EXPIRIES + group] = first_end(rows)
+    slots.note_first_end()
+    words[L.W_EXPIRATIONS] += count
+    return count
 
 
 def expire_some(session: Session, count: int) -> None:

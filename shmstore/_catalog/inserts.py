@@ -122,7 +122,7 @@ class Inserts(Moves):
         if kind & L.KIND_DATA_CRC:
             sizes |= words[base + L.S_HEADER_NBYTES] & ~L.CRC_MASK
         owner, nbytes = words[base + L.S_OWNER], words[base + L.S_EXTENT_NBYTES]
-        expires_ns = self._expiry(ttl_ns) if ttl_ns else 0
+        expires_ns = self._expiry(slot, ttl_ns) if ttl_ns else 0
         origin = time.time_ns(), pid, expires_ns
         body = (
             DESCRIPTION.pack(owner, nbytes, sizes, data_nbytes, *digest, *origin) + header + inline
@@ -184,7 +184,7 @@ class Inserts(Moves):
             node, where, nbytes, _ = extent
             where |= L.extent_check(where, generation) << L.EXTENT_SHIFT
             node += 1
-        expires_ns = self._expiry(ttl_ns) if ttl_ns else 0
+        expires_ns = self._expiry(slot, ttl_ns) if ttl_ns else 0
         sizes = len(header)
         if kind & L.KIND_DATA_CRC:
             sizes |= words[base + L.S_HEADER_NBYTES] & ~L.CRC_MASK
@@ -214,7 +214,7 @@ class Inserts(Moves):
         rows, ready, named = [], [], 0
         for slot, content in zip(slots, contents, strict=True):
             kind, header, inline, data_nbytes, digest, ttl_ns = content
-            ends = self._expiry(ttl_ns) if ttl_ns else 0
+            ends = self._expiry(slot, ttl_ns) if ttl_ns else 0
             body = (
                 pack(owner, 0, len(header), data_nbytes, *digest, now, pid, ends) + header + inline
             )
@@ -284,10 +284,12 @@ class Inserts(Moves):
         if not had < generation <= most or generation < self.following:
             raise self._astray(L.W_NEXT_GENERATION, f"is {generation}, which was given before")
 
-    def _expiry(self, ttl_ns: int) -> int:
+    def _expiry(self, slot: int, ttl_ns: int) -> int:
         """Return when an object expires that is published now; keep the earliest in mind."""
         expires_ns = boottime_ns() + ttl_ns
-        earliest = self._words[L.W_NEXT_EXPIRY_NS]
-        if not earliest or expires_ns < earliest:
-            self._words[L.W_NEXT_EXPIRY_NS] = expires_ns
+        words = self._words
+        for at in (L.W_EXPIRIES + slot // self._index.geometry.expiry_group, L.W_NEXT_EXPIRY_NS):
+            earliest = words[at]
+            if not earliest or expires_ns < earliest:
+                words[at] = expires_ns
         return expires_ns

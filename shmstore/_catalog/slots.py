@@ -205,11 +205,13 @@ class Slots(Inserts):
         now = boottime_ns()
         if not first_end or now < first_end:
             return self.count_named()
-        table = self.table()
-        named = states.are_present(table[:, L.S_STATE])
-        named &= table[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0
-        ends = table[:, L.S_EXPIRES_NS]
-        return int((named & ((ends == 0) | (ends > np.uint64(now)))).sum())
+        over = 0
+        for _, rows in self.due(now):
+            named = states.are_present(rows[:, L.S_STATE])
+            named &= rows[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0
+            ends = rows[:, L.S_EXPIRES_NS]
+            over += int((named & (ends != 0) & (ends <= np.uint64(now))).sum())
+        return max(0, self.count_named() - over)
 
     # --- reading -------------------------------------------------------------------------------
 

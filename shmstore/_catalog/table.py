@@ -48,6 +48,13 @@ def are_placed(table: Table) -> npt.NDArray[np.bool_]:
     return placed
 
 
+def first_end(rows: Table) -> int:
+    """Return when the first published object of some slots expires; 0: none does."""
+    ends = rows[states.are_present(rows[:, L.S_STATE]), L.S_EXPIRES_NS]
+    ends = ends[ends != 0]
+    return int(ends.min()) if len(ends) else 0
+
+
 class Named(NamedTuple):
     """The slot words, slots and digests of objects with a key, as they were at one moment."""
 
@@ -135,6 +142,22 @@ class SlotTable:
         present = states.are_present(table[:, L.S_STATE])
         slots = np.flatnonzero(present & (table[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0))
         return Named(table[slots, L.S_STATE], slots, table[slots, L.S_DIGEST : L.S_DIGEST + 2])
+
+    def due(self, now: int) -> Iterator[tuple[int, Table]]:
+        """Yield those groups of slots, with their rows, in which the time of an object may be over.
+
+        A group is told by its number, see EXPIRIES.
+        """
+        table, size = self.table(), self._index.geometry.expiry_group
+        ends = self._words[L.W_EXPIRIES : L.W_EXPIRIES + L.EXPIRY_GROUPS].tolist()
+        for group, first_end in enumerate(ends):
+            if 0 < first_end <= now:
+                yield group, table[group * size : (group + 1) * size]
+
+    def note_first_end(self) -> None:
+        """Find out anew when the first object of all expires. Requires: the store lock."""
+        ends = self._words[L.W_EXPIRIES : L.W_EXPIRIES + L.EXPIRY_GROUPS].tolist()
+        self._words[L.W_NEXT_EXPIRY_NS] = min((end for end in ends if end), default=0)
 
     def in_files(self) -> list[tuple[int, int]]:
         """Return (slot, generation) of the objects that lie in files. Requires: the store lock."""

@@ -57,6 +57,7 @@ index (fixed geometry, chosen at creation, sparse; grows in place)::
     64          FIRST_LEVEL           lock holder           bitmap of non-empty size classes
     65 to 112   SECOND_LEVEL          lock holder           bitmap per size class
     128 to 895  FREE_HEADS            lock holder           node + 1, first free block of a class
+    896 to 1023 EXPIRIES              lock holder           as word 40, for 1/128 of the slots each
 
     then, page-aligned: client table, key index (buckets), allocator nodes, slot table, waiters
 
@@ -185,6 +186,7 @@ W_ORPHANS: Final = 48
 W_FIRST_LEVEL: Final = 64
 W_SECOND_LEVEL: Final = 65
 W_FREE_HEADS: Final = 128
+W_EXPIRIES: Final = 896
 
 FLAG_PERSIST: Final = 1
 FLAG_LOCKED_READS: Final = 2
@@ -199,6 +201,7 @@ SUPERBLOCK_NBYTES: Final = 2 * PAGE
 ALIGNMENT: Final = 64
 SECOND_LEVEL_LOG2: Final = 4
 SECOND_LEVELS: Final = 1 << SECOND_LEVEL_LOG2
+EXPIRY_GROUPS: Final = 128
 FIRST_LEVELS: Final = 48
 LINEAR_LIMIT: Final = ALIGNMENT * SECOND_LEVELS
 LINEAR_LIMIT_LOG2: Final = LINEAR_LIMIT.bit_length() - 1
@@ -295,7 +298,8 @@ MAX_CLIENTS: Final = 1 << 16
 
 # Proofs of the relations between these numbers.
 assert W_SECOND_LEVEL + FIRST_LEVELS <= W_FREE_HEADS
-assert (W_FREE_HEADS + FIRST_LEVELS * SECOND_LEVELS) * WORD <= SUPERBLOCK_NBYTES
+assert W_FREE_HEADS + FIRST_LEVELS * SECOND_LEVELS <= W_EXPIRIES
+assert (W_EXPIRIES + EXPIRY_GROUPS) * WORD <= SUPERBLOCK_NBYTES
 assert S_EXPIRES_NS < S_INLINE < SLOT_WORDS
 assert MAX_CAPACITY <= EXTENT_MASK
 assert N_COLD < NODE_WORDS
@@ -339,6 +343,7 @@ class Geometry:
     __slots__ = (
         "buckets",
         "clients",
+        "expiry_group",
         "max_buckets",
         "max_clients",
         "max_nodes",
@@ -355,6 +360,7 @@ class Geometry:
         self.max_clients = max_clients
         self.max_buckets = 1 << max(9, (max_objects - 1).bit_length())
         self.max_nodes = 2 * max_objects + 1
+        self.expiry_group = -(-max_objects // EXPIRY_GROUPS)
         self.max_waiters = max(FEWEST_WAITERS, WAITERS_PER_CLIENT * max_clients)
         offset = SUPERBLOCK_NBYTES
         self.clients = offset // WORD
