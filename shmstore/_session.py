@@ -290,7 +290,7 @@ class Session(Space):
             return False
         with self.writeable_clients() as clients:
             self.lock.run(clients.leave, self.row, self.pins.seat.serial)
-        self.bells.remove_files()
+        self.bells.remove_files(self.pins.seat.serial)
         return True
 
     def adopt(self, row: int, seat: Seat, lock_fd: Descriptor) -> None:

@@ -73,6 +73,7 @@ def sleep_until(
     timeout_s: float | None,
     settle: Callable[[], Result | None] | None = None,
     sleeper: Sleeper | None = None,
+    lives: Collection[int] = (),
 ) -> Result | None:
     """Wait until a look finds something; return it, or None when the time is over.
 
@@ -89,6 +90,9 @@ def sleep_until(
         As `look`, but called under the lock: its None is right. By default it is `look`.
     sleeper
         One that has rows already, and keeps them afterwards.
+    lives
+        Lifelines of clients (`Bells.follow`): when one of them dies, it is looked again. `settle`
+        must find that out (`Clients.lives`) and end the wait.
 
     Raises
     ------
@@ -107,7 +111,7 @@ def sleep_until(
             settled: Result | None = session.lock.run(sleeper.settle, settle, topics)
             if settled is not None:
                 return settled
-            if not sleeper.sleep(deadline):
+            if not sleeper.sleep(deadline, lives):
                 break
             sleeper.bell.drain()
             found = _await_change(session, look)
@@ -254,11 +258,13 @@ class Sleeper:
         """Return how many changes a watcher's bell had no room for."""
         return self._session.waiters.lost(self._rows[topic][0])
 
-    def sleep(self, deadline: float | None) -> bool:
-        """Sleep until the bell is rung; False: the time is over."""
+    def sleep(self, deadline: float | None, lives: Collection[int] = ()) -> bool:
+        """Sleep until the bell is rung, or a lifeline hangs up; False: the time is over."""
         bell = self.bell
         poll = select.poll()
         poll.register(bell.fd, select.POLLIN)
+        for life in lives:
+            poll.register(life, 0)
         while True:
             wait_ms = _LONGEST_POLL_MS
             if deadline is not None:

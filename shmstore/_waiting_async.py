@@ -114,17 +114,21 @@ class AsyncSleeper(_waiting.Sleeper):
         if self._woken is not None and not self._woken.done():
             self._woken.set_result(None)
 
-    async def rest(self, deadline: float | None) -> None:
-        """Wait until the bell has been rung for one of the topics, or until the deadline."""
+    async def rest(self, deadline: float | None, lives: Collection[int] = ()) -> None:
+        """Wait until the bell was rung for a topic, a lifeline hangs up, or the time is over."""
         loop = asyncio.get_running_loop()
         self._woken = loop.create_future()
         timer = None
         if deadline is not None:
             timer = loop.call_later(max(0.0, deadline - monotonic()), self.wake)
+        for life in lives:
+            loop.add_reader(life, self.wake)
         try:
             await self._woken
         finally:
             self._woken = None
+            for life in lives:
+                loop.remove_reader(life)
             if timer is not None:
                 timer.cancel()
 
@@ -136,6 +140,7 @@ async def sleep_until(
     timeout_s: float | None,
     settle: Callable[[], Result | None] | None = None,
     sleeper: AsyncSleeper | None = None,
+    lives: Collection[int] = (),
 ) -> Result | None:
     """Wait until a look finds something: as `_waiting.sleep_until`, for coroutines.
 
@@ -152,7 +157,7 @@ async def sleep_until(
             settled: Result | None = session.lock.run(own.settle, settle, topics)
             if settled is not None:
                 return settled
-            await own.rest(deadline)
+            await own.rest(deadline, lives)
             found = look()
             if found is not None:
                 return found

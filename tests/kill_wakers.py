@@ -46,13 +46,14 @@ def _put(store: Store, target: tuple[str, int]) -> None:
 
 
 def _steps() -> list[tuple[str, int]]:
-    """Return all points that a put to a sleeping waiter comes to, in their order."""
+    """Return the points that a put to a sleeping waiter comes to, first and last time of each."""
     with Store.create(capacity="1MiB") as store:
         waiter = _start_waiter(store)
         _put(store, (kill_points.END, 1))
         machine.disarm()
         os.waitpid(waiter, 0)
-        return list(machine.order)
+        last = dict(machine.order)
+        return [(point, hit) for point, hit in machine.order if hit in (1, last[point])]
 
 
 def _start_waiter(store: Store) -> int:

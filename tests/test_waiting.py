@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from pathlib import Path
@@ -223,17 +222,6 @@ def test_as_completed_that_is_given_up_leaves_no_rows(store: Store) -> None:
         assert key == "a"
         break
     assert waiters(store) == 0
-
-
-def test_code_of_the_page_about_waiting_works(run_python: stores.RunPython) -> None:
-    """What a reader pastes does what the page says."""
-    page = Path(__file__).parent.parent / "docs" / "waiting.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    assert run_python("\n".join(blocks)).splitlines() == [
-        "the answer",
-        "[('put', 'job/1'), ('delete', 'job/1')]",
-        "put answer 42",
-    ]
 
 
 # --- the end of an object ------------------------------------------------------------------------
