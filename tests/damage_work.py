@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import pickle
 import random
@@ -353,7 +354,8 @@ def same(a: Any, b: Any) -> bool:
 
 
 def warm_up() -> None:
-    """Keep what forked processes share out of their collections: they would copy it."""
+    """Import what forked processes need; keep it out of their collections: they would copy it."""
+    importlib.import_module("numpy.ma")
     pickle.loads(pickle.dumps(CorruptStoreError("x", path="y")))
     gc.collect()
     gc.freeze()
