@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import repeat
 from statistics import median
-from time import perf_counter_ns
+from time import monotonic, perf_counter_ns
 from typing import Any, TypeVar
 
 Key = TypeVar("Key")
@@ -25,6 +25,7 @@ LONGEST_BATCH = 1 << 16
 WARM_UP_SHARE = 8
 # What takes longer is not run before, and in few rounds.
 LONG_NS, LONG_ROUNDS = 250_000_000, 3
+LEAST_ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Plan:
         Bounds on the number of rounds, whatever they take.
     batch_ns : int
         An operation is repeated until a batch of it takes about this long.
+    most_seconds : float
+        When a set of operations has taken this long, there are only the rounds that must be.
     quick : bool
         Whether this is for a first look: small objects only, few of them.
     """
@@ -47,11 +50,19 @@ class Plan:
     fewest_rounds: int
     most_rounds: int
     batch_ns: int
+    most_seconds: float = 60.0
     quick: bool = False
 
 
 FULL = Plan(seconds=3.0, fewest_rounds=5, most_rounds=30, batch_ns=2_000_000)
-QUICK = Plan(seconds=0.6, fewest_rounds=3, most_rounds=15, batch_ns=1_000_000, quick=True)
+QUICK = Plan(
+    seconds=0.6,
+    fewest_rounds=3,
+    most_rounds=15,
+    batch_ns=1_000_000,
+    most_seconds=15.0,
+    quick=True,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +91,11 @@ def interleave(timers: Mapping[Key, Timer], plan: Plan) -> dict[Key, list[float]
     schedules = {key: _schedule(each, share_ns, plan) for key, each in timers.items()}
     times: dict[Key, list[float]] = {key: [] for key in timers}
     shuffled = random.Random(0)
+    stop = monotonic() + plan.most_seconds
     for turn in range(plan.most_rounds):
         due = [key for key, each in schedules.items() if each.is_due(turn, plan.most_rounds)]
+        if monotonic() > stop:
+            due = [key for key in due if len(times[key]) < LEAST_ROUNDS]
         for key in shuffled.sample(due, len(due)):
             batch = schedules[key].batch
             times[key].append(timers[key](batch) / batch)

@@ -157,6 +157,7 @@ def _draw(axis: Any, panel: Panel, lines: dict[str, Any], colours: dict[str, Any
     if not panel.linear:
         axis.set_xscale("log", base=2 if panel.across == "processes" else 10)
         axis.set_yscale("log")
+        axis.minorticks_off()
     axis.set_title(panel.title)
     axis.set_xlabel(panel.across)
     axis.set_ylabel(panel.upward)

@@ -37,6 +37,7 @@ PICTURES = {
     "readers": "readers",
 }
 MICROSECONDS = "microseconds"
+_place = attrgetter("workload", "sample")
 UNITS = {NS: MICROSECONDS, "x": "times", "/s": "per second"}
 
 
@@ -57,18 +58,17 @@ def render(folder: Path, context: dict[str, str], results: list[Result]) -> None
 
 
 def read(paths: Sequence[Path]) -> tuple[dict[str, str], list[Result]]:
-    """Return what was written by runs before; of a workload that comes twice, the later one."""
+    """Return what was written by runs before; what was measured twice is told by the later one."""
     context: dict[str, str] = {}
-    by_workload: dict[str, list[Result]] = {}
+    told: dict[tuple[str, str], list[Result]] = {}
     for path in paths:
-        told = json.loads(path.read_text())
-        context |= told["context"]
-        found = [_result(each) for each in told["results"]]
-        by_workload |= {
-            name: [each for each in found if each.workload == name]
-            for name in {each.workload for each in found}
-        }
-    return context, [each for results in by_workload.values() for each in results]
+        document = json.loads(path.read_text())
+        context |= document["context"]
+        here: dict[tuple[str, str], list[Result]] = {}
+        for each in map(_result, document["results"]):
+            here.setdefault(_place(each), []).append(each)
+        told |= here
+    return context, [each for results in told.values() for each in results]
 
 
 def _result(told: dict) -> Result:

@@ -5,8 +5,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import groupby
+from math import isfinite
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from benchmarks import beside
 from benchmarks.peers import FLOOR
@@ -58,8 +60,21 @@ def write_json(path: Path, context: dict[str, str], results: list[Result]) -> No
     ratios = over_floor(results)
     records = [{**asdict(each), "over_floor": ratios.get(each)} for each in results]
     verdicts = [{**asdict(each), "met": each.met} for each in judge(results)]
-    text = json.dumps({"context": context, "results": records, "targets": verdicts}, indent=1)
-    path.write_text(f"{text}\n")
+    lists = {"results": records, "targets": verdicts}
+    parts = [f'"context": {json.dumps(context, indent=1)}']
+    for name, members in lists.items():
+        lines = ",\n".join(json.dumps(_rounded(each)) for each in members)
+        parts.append(f'"{name}": [\n{lines}\n]')
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def _rounded(value: Any) -> Any:
+    """Return a record with numbers of five digits: no figure is better than that."""
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.5g}") if isfinite(value) else None
 
 
 def over_floor(results: list[Result]) -> dict[Result, float]:

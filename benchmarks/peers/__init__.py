@@ -83,6 +83,8 @@ class Peer:
         By which two processes tell each other something, where the peer has nothing for that.
     folder : Path
         Where it lies, if that can be said.
+    crowds : bool
+        Whether it is worth while to start eight processes of it.
     numbered : bool
         Whether it is meant for a million objects.
     """
@@ -95,6 +97,7 @@ class Peer:
     puts: ClassVar[bool] = True
     batches: ClassVar[bool] = False
     shared: ClassVar[bool] = True
+    crowds: ClassVar[bool] = True
     hands: ClassVar[bool] = True
     own_consumer: ClassVar[bool] = False
     numbered: ClassVar[bool] = False

@@ -68,6 +68,7 @@ class JoblibMemmap(Files):
 
     label = "joblib, mmap"
     package = "joblib"
+    crowds = False
     requires = ("joblib",)
 
     def put(self, value: object, key: str) -> Path:

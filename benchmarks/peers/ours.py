@@ -161,7 +161,7 @@ class ByNewRef(ByRef):
     """A ref that has just come from another process: nothing about its object is known yet."""
 
     label = "shmstore, new ref"
-    hands = numbered = False
+    hands = numbered = crowds = False
     puts = False
     batches = False
 

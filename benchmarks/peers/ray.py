@@ -18,7 +18,7 @@ class Ray(Peer):
     label = "Ray"
     package = "ray"
     requires = ("ray",)
-    fresh = False
+    fresh = crowds = False
     copies = 3.0
     _room: ClassVar[int] = 0
     _started: ClassVar[tuple[str, str]] = ("", "")

@@ -19,7 +19,7 @@ class UltraDict(Peer):
     requires = ("UltraDict", "atomics")
     keyed = True
     largest = 1 << 20
-    fresh = False
+    fresh = crowds = False
 
     def __init__(self, address: str, *, create: bool) -> None:
         from UltraDict import UltraDict as Dict

@@ -19,7 +19,7 @@ class Vineyard(Peer):
     label = "Vineyard"
     package = "vineyard"
     requires = ("vineyard",)
-    fresh = False
+    fresh = crowds = False
     copies = 3.0
 
     def __init__(self, address: str, server: subprocess.Popen | None = None) -> None:

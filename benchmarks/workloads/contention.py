@@ -65,7 +65,9 @@ def _tails(logs: Logs, processes: int, sample: str) -> Iterator[Result]:
 def measure(arena: Arena, work: Work, what: str, counts: tuple[int, ...] = PROCESSES) -> Logs:
     """Return by peer and number of processes what each process did, round by round."""
     found = arena.choose(
-        lambda kind: kind.label == FLOOR or (kind.shared and kind.puts and kind.gets)
+        lambda kind: (
+            kind.label == FLOOR or (kind.shared and kind.crowds and kind.puts and kind.gets)
+        )
     )
     rounds = QUICK_ROUNDS if arena.plan.quick else ROUNDS
     with arena.crew(found, readers=max(counts) - 1) as crew, crew.set_up(4 * MIB) as teams:

@@ -24,7 +24,7 @@ from benchmarks.machine import pin
 from benchmarks.peers import FLOOR
 from benchmarks.report import progress
 from benchmarks.results import Result, collect
-from benchmarks.samples import SMALL, Sample
+from benchmarks.samples import ARRAY_1M, SMALL, Sample
 
 THERE_AND_BACK = "there and back"
 # How long B has waited when A puts, in nanoseconds.
@@ -52,16 +52,17 @@ def run(arena: Arena) -> Iterator[Result]:
 
 def _timers(crew: Crew, teams: dict[str, Team], sample: Sample) -> dict[tuple[str, str], Timer]:
     timers: dict[tuple[str, str], Timer] = {}
+    extra = int(sample.nbytes <= ARRAY_1M.nbytes)
     for label, team in teams.items():
         if crew.attempt(label, _prepare, team, sample) is None:
             continue
-        timers[THERE_AND_BACK, label] = partial(_trips, team, label, THERE_AND_BACK)
+        timers[THERE_AND_BACK, label] = partial(_trips, team, label, THERE_AND_BACK, extra)
         for measure in ONE_WAY if sample is SMALL else ():
-            timers[measure, label] = partial(_trips, team, label, measure)
+            timers[measure, label] = partial(_trips, team, label, measure, 1)
             if label == FLOOR:
-                timers[measure, BYTE] = partial(_trips, team, BYTE, measure)
+                timers[measure, BYTE] = partial(_trips, team, BYTE, measure, 1)
         if label == FLOOR:
-            timers[THERE_AND_BACK, BYTE] = partial(_trips, team, BYTE, THERE_AND_BACK)
+            timers[THERE_AND_BACK, BYTE] = partial(_trips, team, BYTE, THERE_AND_BACK, 1)
     return timers
 
 
@@ -71,11 +72,11 @@ def _prepare(team: Team, sample: Sample) -> bool:
     return True
 
 
-def _trips(team: Team, label: str, measure: str, batch: int) -> float:
-    """Make one trip that does not count, and those that do; return their nanoseconds."""
+def _trips(team: Team, label: str, measure: str, extra: int, batch: int) -> float:
+    """Make a trip that does not count, if that is not long, and those that do; time them."""
     if not team.found.kind.own_consumer:
-        team.reader.start(answer, label, batch + 1)
-    taken = team.owner.call(hand_over, label, measure, batch)
+        team.reader.start(answer, label, batch + extra)
+    taken = team.owner.call(hand_over, label, measure, extra, batch)
     if not team.found.kind.own_consumer:
         team.reader.result()
     return taken
@@ -90,12 +91,12 @@ def prepare(stand: Stand, sample: Sample, owner: bool) -> None:  # noqa: FBT001 
     stand.peer.line = stand.kept["line"] = Line(stand.folder, owner=owner)
 
 
-def hand_over(stand: Stand, label: str, measure: str, batch: int) -> float:
+def hand_over(stand: Stand, label: str, measure: str, extra: int, batch: int) -> float:
     """Be A; return the nanoseconds of all trips, as if each had taken as long as the median."""
     ends = _Byte(stand.kept["line"]) if label == BYTE else stand.peer
     value, pause_ns = stand.kept["value"], ONE_WAY.get(measure, 0)
     taken = []
-    for trip in range(batch + 1):
+    for trip in range(batch + extra):
         _wait(pause_ns)
         start = perf_counter_ns()
         handle = ends.hand_over(value, f"trip-{trip}")
@@ -103,7 +104,7 @@ def hand_over(stand: Stand, label: str, measure: str, batch: int) -> float:
         stop = read_at if pause_ns else perf_counter_ns()
         taken.append(stop - start)
         ends.delete(handle)
-    return float(median(taken[1:])) * batch
+    return float(median(taken[extra:])) * batch
 
 
 def answer(stand: Stand, label: str, trips: int) -> None:
