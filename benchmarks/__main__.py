@@ -22,8 +22,8 @@ def main() -> int:
             sys.stdout.write(f"{name:<12} {meaning}\n")
         return 0
     if options.read:
-        context, results = render.read(options.read)
-        return _tell(options, context, results)
+        _tell(options, *render.read(options.read))
+        return 0
     plan = clock.QUICK if options.quick else clock.FULL
     found, notes = peers.find()
     if options.peers:
@@ -34,32 +34,37 @@ def main() -> int:
             each for each in samples.SAMPLES if any(s in each.label for s in options.samples)
         )
     notes += kinds.find()[1]
-    results: list[Result] = []
-    seconds: dict[str, str] = {}
+    context = {"shmstore": shmstore.__version__, **machine.describe(found), "plan": str(plan)}
     with scratch_folder() as folder:
         arena = Arena(folder, plan, found, list(chosen), vars(options), notes)
-        context = {"shmstore": shmstore.__version__, **machine.describe(found), "plan": str(plan)}
-        try:
-            for name in options.names or catalogue.WORKLOADS:
-                start = time.monotonic()
-                results += catalogue.load(name)(arena)
-                seconds[name] = f"{name} {time.monotonic() - start:.0f}"
-        except KeyboardInterrupt:
-            sys.stderr.write("\ninterrupted\n")
-            return INTERRUPTED
-    context["seconds"] = ", ".join(seconds.values())
+        results, seconds = _measure(arena, options.names or list(catalogue.WORKLOADS))
+    context["seconds"] = ", ".join(seconds)
     context["notes"] = "; ".join(notes) or "none"
     report.progress("")
-    return _tell(options, context, results)
+    _tell(options, context, results)
+    return INTERRUPTED if "interrupted" in notes else 0
 
 
-def _tell(options: argparse.Namespace, context: dict[str, str], results: list[Result]) -> int:
+def _measure(arena: Arena, names: list[str]) -> tuple[list[Result], list[str]]:
+    """Return what was measured, if need be up to an interrupt, and how long it took."""
+    results: list[Result] = []
+    seconds: list[str] = []
+    try:
+        for name in names:
+            start = time.monotonic()
+            results += catalogue.load(name)(arena)
+            seconds.append(f"{name} {time.monotonic() - start:.0f}")
+    except KeyboardInterrupt:
+        arena.notes.append("interrupted")
+    return results, seconds
+
+
+def _tell(options: argparse.Namespace, context: dict[str, str], results: list[Result]) -> None:
     report.show(context, results)
     if options.json:
         report.write_json(options.json, context, results)
     if options.render:
         render.render(options.render, context, results)
-    return 0
 
 
 def _options() -> argparse.Namespace:
