@@ -64,6 +64,7 @@ if TYPE_CHECKING:
         Recovered,
         StoreStats,
     )
+    from shmstore._lists import SharedList
     from shmstore._pruning import prune
 
 __version__ = "0.1.0"
@@ -81,6 +82,7 @@ _LATER = {
     "ObjectsUse": "_info",
     "PinInfo": "_info",
     "Recovered": "_info",
+    "SharedList": "_lists",
     "StoreStats": "_info",
     "prune": "_pruning",
 }
@@ -123,6 +125,7 @@ __all__ = [
     "ReadOnlyStoreError",
     "Recovered",
     "SerializationError",
+    "SharedList",
     "ShmStoreError",
     "Store",
     "StoreClosedError",

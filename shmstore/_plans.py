@@ -12,6 +12,7 @@ Concurrency: takes no lock where the store is read with barriers (see `Session.r
 from __future__ import annotations
 
 from collections.abc import Container
+from importlib import import_module
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref as weak_ref
@@ -29,6 +30,9 @@ from shmstore.serialization.pickling import loads
 
 if TYPE_CHECKING:
     import mmap
+
+LIST_TYPE: Final = "shmstore.serialization.handlers.records.Records"
+"""The type in the header of a list of records, which knows where it lies."""
 
 GONE: Final = object()
 """What `fetch` and `secure` return when the slot holds another object by now."""
@@ -126,7 +130,10 @@ class Plan:
         self, held: Any, mode: str = "shared", deserializers: Container[str] | None = None
     ) -> Any:
         """Make the object from what `secure` returned; afterwards only its views hold pins."""
-        return self._decode(self.frames(held, mode), mode, deserializers)
+        obj = self._decode(self.frames(held, mode), mode, deserializers)
+        if self.header["type"] == LIST_TYPE:
+            return import_module("shmstore._lists").of_plan(self, obj, mode, deserializers)
+        return obj
 
     def frames(self, held: Any, mode: str) -> list[Any]:
         """Return the frames as the mode wants them."""

@@ -41,6 +41,7 @@ from shmstore._building import Allocation
 from shmstore._catalog.keys import Digest, digest_of
 from shmstore._explaining import Explained
 from shmstore._handle import Handle
+from shmstore._lists import Listing
 from shmstore._maintenance import Maintained
 from shmstore._mapping import NamedObjects
 from shmstore._ref import ObjectRef
@@ -55,7 +56,7 @@ _RAISE: Any = object()
 _GONE = _plans.GONE
 
 
-class Store(Handle, NamedObjects, Undecoded, Awaiting, Maintained, Explained):
+class Store(Handle, NamedObjects, Listing, Undecoded, Awaiting, Maintained, Explained):
     """A handle on a store of objects in shared memory.
 
     Handles are made by `create`, `attach` and `open`. A handle is a context manager, a mutable

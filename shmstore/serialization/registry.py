@@ -48,6 +48,7 @@ _HANDLERS: Final = {
     "polars": "polars",
     "pyarrow": "pyarrow",
     "scipy": "scipy",
+    "shmstore.serialization.handlers.records": "records",
     "sparse": "sparse",
     "torch": "torch",
 }
