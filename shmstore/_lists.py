@@ -150,7 +150,9 @@ def of_plan(
     accepted = deserializers
     if accepted is not None and not isinstance(accepted, (tuple, list, frozenset, set)):
         accepted = tuple([name for name in families if name in deserializers])  # type: ignore[operator]
-    return SharedList._of(records, _ref.refer(plan), (mode, accepted), range(records.nrecords))
+    return SharedList._of(  # noqa: SLF001 - whoever holds lists cannot make them
+        records, _ref.refer(plan), (mode, accepted), range(records.nrecords)
+    )
 
 
 def _arrive(
@@ -163,13 +165,7 @@ def _arrive(
 ) -> SharedList[Any]:
     """Return a list where its reference has arrived. Its name lies in pickles."""
     whole: SharedList[Any] = ref.get(mode=mode, deserializers=deserializers)
-    if stop is None:
-        return whole
-    where = range(start, stop, step)
-    if where and not (0 <= where[0] < len(whole) and 0 <= where[-1] < len(whole)):
-        message = f"{where} leaves a list of {len(whole):,} records"
-        raise IndexError(message)
-    return _view(whole._records, whole._ref, whole._options, where)
+    return whole if stop is None else whole._narrowed(range(start, stop, step))  # noqa: SLF001 - as above
 
 
 class Listing(ABC):
