@@ -140,9 +140,16 @@ def _open_text(header: dict[str, Any], count: int, frames: list[memoryview]) -> 
         start, stop = ends[at], ends[at + 1]
         if not start <= stop <= size:
             corrupt("ends", f"{start} to {stop}", f"a place in {size} bytes")
-        return str(data[start:stop], "utf-8", "surrogatepass")
+        return _text(data[start:stop])
 
     return read
+
+
+def _text(record: memoryview) -> str:
+    try:
+        return str(record, "utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        corrupt("data", f"text with {error.reason}", "UTF-8")
 
 
 def _open_bytes(header: dict[str, Any], count: int, frames: list[memoryview]) -> Read:
@@ -216,15 +223,12 @@ def _open_mixed(header: dict[str, Any], count: int, frames: list[memoryview]) ->
     ends, size = _words(header, frames[0], count + 1), data.nbytes
     if kinds.nbytes != count:
         corrupt("kinds", f"{kinds.nbytes} bytes", count)
-    mixed = _Mixed(header, frames)
-    text, readers = str, mixed.readers
+    readers = _Mixed(header, frames).readers
 
     def read(at: int) -> Any:
         start, stop, kind = ends[at], ends[at + 1], kinds[at]
         if not start <= stop <= size or kind > FIELDS:
             corrupt("ends", f"{start} to {stop}, kind {kind}", f"a place in {size} bytes")
-        if kind == TEXT:
-            return text(data[start:stop], "utf-8", "surrogatepass")
         return readers[kind](data[start:stop])
 
     return read
@@ -244,7 +248,7 @@ class _Mixed:
         self._rules = trust.policy.get()
         self._accepts = self._rules == _DEFAULT
         self.readers: tuple[Callable[[memoryview], Any], ...] = (
-            lambda view: str(view, "utf-8", "surrogatepass"),
+            _text,
             bytes,
             self._stream,
             self._pickle,
@@ -259,7 +263,9 @@ class _Mixed:
     def _schema(self, kind: str, keys: Sequence[str], codes: Sequence[int]) -> _Schema:
         """Return how records of one schema are made; fields have no fields of their own."""
         fields = [type(code) is int and 0 <= code < FIELDS for code in codes]
-        if kind not in _MAKERS or not all(fields) or (kind == "dict" and len(keys) != len(codes)):
+        named = len(keys) == (len(codes) if kind == "dict" else 0)
+        named = named and all(type(key) is str for key in keys)
+        if kind not in _MAKERS or not all(fields) or not named:
             corrupt("schemas", shown([kind, keys, codes]), "container, keys and kinds")
         readers = [self.readers[code] for code in codes]
         return _Schema(_MAKERS[kind], list(keys), readers, fields_head(len(codes)))
