@@ -28,7 +28,9 @@ def sum_up(part: SharedList[Any]) -> tuple[int, int]:
     return len(part), sum(int(record["tokens"][0]) for record in part)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize(
+    "method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.slow)]
+)
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_workers_get_slices_by_reference(store: Store, method: str) -> None:
     """Each worker is sent a few bytes and reads its own part of the records."""
