@@ -326,7 +326,7 @@ def files_are_there(session: Session, _: Table) -> Iterator[Found]:
 
 
 def data_is_whole(session: Session) -> Iterator[Found]:
-    """12: the checksums of files agree, and of data that readers cannot write, where kept."""
+    """13: the checksums of files agree, and of data that readers cannot write, where kept."""
     for word, slot in session.slots.present():
         try:
             plan = make_plan(session, slot, word)
@@ -337,7 +337,23 @@ def data_is_whole(session: Session) -> Iterator[Found]:
 
 
 HEADERS: Final = 5
-DEEP: Final = 12
+DEEP: Final = 13
+
+
+def waiters_are_clients(session: Session, _: Table) -> Iterator[Found]:
+    """12: each waiter belongs to a client, and none lies beyond WAITERS."""
+    serials = {client.serial for client in session.clients.rows()}
+    waiters, top = session.waiters, session.words[L.W_WAITERS]
+    for waiter in waiters.rows(everywhere=True):
+        place = session.index.geometry.waiters + waiter.row * L.WAITER_WORDS
+        if waiter.serial not in serials:
+            yield f"waiter {waiter.row} belongs to seat {waiter.serial}, which nobody has", place
+        if waiter.row >= top:
+            yield f"waiter {waiter.row} lies beyond WAITERS, {top}", place
+    if top > waiters.room():
+        yield f"WAITERS is {top}, there are pages for {waiters.room()}", L.W_WAITERS
+
+
 INVARIANTS: Final[dict[int, Callable[[Session, Table], Iterator[Found]]]] = {
     1: extents_are_disjoint,
     2: blocks_fill_the_segment,
@@ -350,4 +366,5 @@ INVARIANTS: Final[dict[int, Callable[[Session, Table], Iterator[Found]]]] = {
     9: used_bytes_add_up,
     10: counts_agree,
     11: files_are_there,
+    12: waiters_are_clients,
 }

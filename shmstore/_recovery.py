@@ -40,7 +40,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from shmstore import _announcing
 from shmstore._catalog import states
 from shmstore._catalog.slots import Record
 from shmstore._catalog.soundness import unsound
@@ -122,12 +121,13 @@ def mend(session: Session) -> tuple[int, int]:
         How many clients were found dead, and how many of their puts were half done.
     """
     session.lock.mending = True
-    _announcing.wake_all(session)
+    session.bells.ring_all()
     pins = getattr(session, "pins", None)  # None: this process is just attaching
     session.clients.recount(session.row, None if pins is None else pins.seat)
     dead = session.clients.bury(session.row)
     session.clients.remove_strays()
     table = session.slots.recount()
+    session.waiters.clear()
     _return_withdrawn(session, table)
     _end_copies(session, table)
     _end_older_twins(session, table)

@@ -54,6 +54,7 @@ from shmstore._session import Session
 from shmstore._sharing import clients as clients_module
 from shmstore._sharing import lock as lock_module
 from shmstore._sharing import seats as seats_module
+from shmstore._sharing import waiters as waiters_module
 
 NOW_NS = 1_700_000_000_000_000_000
 
@@ -197,7 +198,7 @@ class World:
         enter(put(_reading, "_UNCERTAIN_TRIES", _TRIES))
         enter(put(_ref, "_TRIES", _TRIES))
         enter(put(inserts_module, "memoryview", view_of, create=True))
-        for module in (table_module, blocks_module, index_module):
+        for module in (table_module, blocks_module, index_module, waiters_module):
             enter(put(module, "np", NumPy()))
         enter(put(_reading, "_find", self.forgetful(_reading._find)))
         enter(put(_reading, "make_plan", self._made_anew(_reading.make_plan)))

@@ -200,6 +200,24 @@ def test_forked_child_waits_by_itself_while_its_parent_waits(store: Store) -> No
     assert stores.exit_code(child) == 0
 
 
+@pytest.mark.parametrize("row", [0, 1, 20])
+def test_row_of_nobody_is_found_and_taken_away(store: Store, row: int) -> None:
+    """Damage in the table of waiters is told with its place, and gone after recover."""
+    session: Any = store._session
+    with store.watch() as watch:
+        at = session.index.geometry.waiters + row * L.WAITER_WORDS + L.WAIT_SERIAL
+        session.words[at] = 77
+        found = store.check()
+        assert {finding.invariant for finding in found} == {12}
+        assert found[0].offset == (at - L.WAIT_SERIAL) * L.WORD
+        store["key"] = 1
+        store.recover()
+        assert store.check() == []
+        with pytest.raises(shmstore.ChangesLostError):
+            for _ in watch:
+                pass
+
+
 def test_store_without_room_for_waiters_says_so(make_store: MakeStore) -> None:
     """The table of waiters has an end; who finds no row is told what to do."""
     store = make_store(max_clients=1)

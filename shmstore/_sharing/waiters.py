@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from shmstore._memory import layout as L
 from shmstore._memory.index import Index
@@ -126,11 +127,9 @@ class Waiters:
 
     def clear(self) -> None:
         """Take all rows away. Requires: everybody has been woken since."""
-        words, start = self._words, self._start
-        for row in range(self.count()):
-            words[start + row * L.WAITER_WORDS + L.WAIT_TOPIC] = 0
-            words[start + row * L.WAITER_WORDS + L.WAIT_SERIAL] = 0
-        words[L.W_WAITERS] = 0
+        rows = self._table(self.room())
+        rows[:] = 0
+        self._words[L.W_WAITERS] = 0
 
     def waiting_for(self, topic: int) -> list[Waiter]:
         """Return who waits for a topic, without the watchers."""
@@ -140,9 +139,9 @@ class Waiters:
         """Return who watches."""
         return self._where(L.WAIT_PREFIX)
 
-    def rows(self) -> list[Waiter]:
-        """Return all rows in use."""
-        return self._where(L.WAIT_SERIAL)
+    def rows(self, *, everywhere: bool = False) -> list[Waiter]:
+        """Return all rows in use; with `everywhere` also where none should be."""
+        return self._where(L.WAIT_SERIAL, count=self.room() if everywhere else None)
 
     def note_lost(self, row: int) -> None:
         """Say that a watcher has missed something."""
@@ -154,18 +153,28 @@ class Waiters:
 
     def count(self) -> int:
         """Return how many rows there are up to the last one in use."""
-        words = self._words
-        room = words[L.W_WAITERS_RESERVED] // L.WAITER_NBYTES
-        return int(min(words[L.W_WAITERS], room, self._most))
+        return int(min(self._words[L.W_WAITERS], self.room()))
 
-    def _where(self, column: int, value: int | None = None) -> list[Waiter]:
+    def room(self) -> int:
+        """Return how many rows there are pages for."""
+        return int(min(self._words[L.W_WAITERS_RESERVED] // L.WAITER_NBYTES, self._most))
+
+    def _table(self, count: int) -> npt.NDArray[np.uint64]:
+        """Return the first rows, a row per waiter."""
+        start = self._start * L.WORD
+        flat = np.frombuffer(self._index.memory, np.uint64, count * L.WAITER_WORDS, start)
+        return flat.reshape(-1, L.WAITER_WORDS)
+
+    def _where(
+        self, column: int, value: int | None = None, count: int | None = None
+    ) -> list[Waiter]:
         """Return the rows in use of which a column has a value, or any but 0."""
-        count, words = self.count(), self._words
+        words = self._words
+        if count is None:
+            count = self.count()
         rows: Iterable[int] = range(count)
         if count > _FEW:
-            memory = self._index.memory
-            flat = np.frombuffer(memory, np.uint64, count * L.WAITER_WORDS, self._start * L.WORD)
-            words_there = flat[column :: L.WAITER_WORDS]
+            words_there = self._table(count)[:, column]
             chosen = words_there if value is None else words_there == np.uint64(value)
             rows = np.flatnonzero(chosen).tolist()
         found = []
