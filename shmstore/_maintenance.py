@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shmstore import _recovery, _trimming
+from shmstore._memory import shortage
 
 if TYPE_CHECKING:
     from shmstore._info import Finding, Recovered
@@ -30,7 +32,8 @@ class Maintained(ABC):
             Read the data too, and hold it against its checksums (``checksum=True`` at creation).
             Frames that readers may write have none.
         """
-        from shmstore import _check  # noqa: PLC0415 - takes time that most processes can save
+        with shortage.told(Path(__file__).parent):
+            from shmstore import _check  # noqa: PLC0415 - takes time that most processes can save
 
         return _check.check(self._live(), deep=deep)
 
