@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import stores
 from stores import MakeStore, StartPython, forked, wait_until
-from waits import activity_of, waiters
+from waits import activity_at_rest, activity_of, waiters
 
 import shmstore
 from shmstore import ChangesLostError, ObjectNotFoundError, Store, WaitTimeoutError, aio
@@ -409,8 +409,7 @@ def test_idle_loop_is_not_woken(store: Store, start_python: StartPython) -> None
     )
     assert child.hear() == "ready"
     wait_until(lambda: waiters(store) == 3)
-    time.sleep(0.05)
-    before = activity_of(child.pid)
+    before = activity_at_rest(child.pid)
     for number in range(50):
         store[f"other {number}"] = number
         time.sleep(0.002)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import stores
 from stores import Flag, MakeStore, StartPython, wait_until
-from waits import activity_of, after, start_waiter, state_of, waiters
+from waits import activity_at_rest, activity_of, after, start_waiter, state_of, waiters
 
 import shmstore
 from shmstore import Store, WaitTimeoutError
@@ -137,7 +137,7 @@ def test_waiter_for_another_key_is_not_woken(store: Store, start_python: StartPy
     """Who waits uses no processor and is not scheduled, whatever others put meanwhile."""
     child = start_waiter(start_python, store)
     wait_until(lambda: state_of(child.process.pid) == "S")
-    before = activity_of(child.process.pid)
+    before = activity_at_rest(child.process.pid)
     for number in range(100):
         store[f"other {number}"] = number
         time.sleep(0.002)

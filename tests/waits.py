@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,19 @@ def activity_of(pid: int) -> list[str]:
         found += [line for line in status if "ctxt_switches" in line]
         found += (task / "stat").read_text().rpartition(")")[2].split()[11:13]
     return found
+
+
+def activity_at_rest(pid: int) -> list[str]:
+    """Return the same when it does not change any more: each thread has begun, and sleeps."""
+    seen = [activity_of(pid)]
+
+    def is_at_rest() -> bool:
+        time.sleep(0.05)
+        seen.append(activity_of(pid))
+        return seen[-1] == seen[-2]
+
+    wait_until(is_at_rest)
+    return seen[-1]
 
 
 def state_of(pid: int) -> str:
