@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     )
     from shmstore._lists import SharedList
     from shmstore._pruning import prune
+    from shmstore._queue import Queue
 
 __version__ = "0.1.0"
 
@@ -81,6 +82,7 @@ _LATER = {
     "ObjectInfo": "_info",
     "ObjectsUse": "_info",
     "PinInfo": "_info",
+    "Queue": "_queue",
     "Recovered": "_info",
     "SharedList": "_lists",
     "StoreStats": "_info",
@@ -122,6 +124,7 @@ __all__ = [
     "Options",
     "PinInfo",
     "ProcessLimitError",
+    "Queue",
     "ReadOnlyStoreError",
     "Recovered",
     "SerializationError",

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from shmstore._catalog import states
 from shmstore._catalog.clock import boottime_ns
+from shmstore._catalog.queues import are_of
 from shmstore._catalog.table import extents_of, holds_extent
 from shmstore._info import Finding
 from shmstore._memory import layout as L
@@ -325,8 +326,29 @@ def files_are_there(session: Session, _: Table) -> Iterator[Found]:
         yield f"the file {name} belongs to nobody", str(session.files.path / name)
 
 
+def queues_are_chained(session: Session, table: Table) -> Iterator[Found]:
+    """13: a queue leads to what is of it, objects in the order of their numbers, and counts it."""
+    queues, words = session.queues, session.words
+    left = set(np.flatnonzero(are_of(table, L.KINDS_OF_QUEUES)).tolist())
+    for queue in queues.all():
+        base = queues.base(queue)
+        waiting, tallies = list(queues.waiting(queue)), list(queues.tallies(queue))
+        left -= {queue, *waiting, *tallies}
+        numbers = table[waiting, L.S_DIGEST + 1].tolist()
+        if sorted(set(numbers)) != numbers or words[base + L.S_NUMBER] <= max(numbers, default=-1):
+            yield f"the objects of queue {queue} are numbered {numbers!r:.100}", base + L.S_HEAD
+        tail = waiting[-1] + 1 if waiting else 0
+        taken = sum(words[queues.base(slot) + L.S_TAKEN] for slot in (queue, *tallies))
+        found = len(waiting), tail, taken
+        counted = tuple(words[base + at] for at in (L.S_WAITING, L.S_TAIL, L.S_OPEN))
+        if found != counted:
+            yield f"(waiting, tail, open) of queue {queue} are {found}, not {counted}", base
+    for slot in sorted(left):
+        yield f"slot {slot} belongs to no queue", session.slots.state_index(slot)
+
+
 def data_is_whole(session: Session) -> Iterator[Found]:
-    """13: the checksums of files agree, and of data that readers cannot write, where kept."""
+    """14: the checksums of files agree, and of data that readers cannot write, where kept."""
     for word, slot in session.slots.present():
         try:
             plan = make_plan(session, slot, word)
@@ -334,10 +356,6 @@ def data_is_whole(session: Session) -> Iterator[Found]:
                 plan.verify_again()
         except ShmStoreError as error:
             yield error
-
-
-HEADERS: Final = 5
-DEEP: Final = 13
 
 
 def waiters_are_clients(session: Session, _: Table) -> Iterator[Found]:
@@ -354,6 +372,8 @@ def waiters_are_clients(session: Session, _: Table) -> Iterator[Found]:
         yield f"WAITERS is {top}, there are pages for {waiters.room()}", L.W_WAITERS
 
 
+HEADERS: Final = 5
+DEEP: Final = 14
 INVARIANTS: Final[dict[int, Callable[[Session, Table], Iterator[Found]]]] = {
     1: extents_are_disjoint,
     2: blocks_fill_the_segment,
@@ -367,4 +387,5 @@ INVARIANTS: Final[dict[int, Callable[[Session, Table], Iterator[Found]]]] = {
     10: counts_agree,
     11: files_are_there,
     12: waiters_are_clients,
+    13: queues_are_chained,
 }

@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from shmstore import _room
+from shmstore._memory import layout as L
 from shmstore._session import Session
+from shmstore.errors import ShmStoreError
 
 Target = TypeVar("Target")
 
@@ -43,6 +45,8 @@ def _delete(
     deleted = 0
     for target in targets:
         slot = find(session, target)
+        if slot >= 0 and session.slots.read(slot).kind & L.KINDS_OF_QUEUES:
+            raise ShmStoreError("it is part of a queue: `get` or `destroy` of that takes it away")
         if slot >= 0 and not _room.end_if_over(session, slot):
             _room.end(session, slot)
             deleted += 1

@@ -44,6 +44,8 @@ class ObjectInfo:
         Its place in the slot table, and the number of its put.
     ref
         A reference to it, for instance to delete an object that has no key.
+    queue
+        The name of the queue in which it waits, or that it belongs to; None: it has none.
     """
 
     key: str | None
@@ -60,6 +62,7 @@ class ObjectInfo:
     slot: int
     generation: int
     ref: ObjectRef
+    queue: str | None = None
 
     @property
     def age(self) -> float:

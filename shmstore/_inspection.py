@@ -100,7 +100,19 @@ def describe(plan: Plan, ref: ObjectRef, pinned_by: dict[int, set[int]]) -> Obje
         slot=record.slot,
         generation=states.generation_of(record.word),
         ref=ref,
+        queue=_queue_of(plan) if record.kind & L.KINDS_OF_QUEUES else None,
     )
+
+
+def _queue_of(plan: Plan) -> str | None:
+    """Return the name of the queue that an object waits in, or is part of; None: it is gone."""
+    session, record = plan.session, plan.record
+    generation = states.generation_of(record.word)
+    if not record.kind & L.KIND_QUEUE:
+        generation = record.digest[0]
+    slot = session.lock.run(session.queues.find_generation, generation)
+    found = None if slot < 0 else plan_of_slot(session, slot, generation)
+    return None if found is None else str(found.fetch()[0])
 
 
 def pins_by_slot(session: Session) -> dict[int, set[int]]:

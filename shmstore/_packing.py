@@ -204,6 +204,11 @@ def _place(frame: Frame, offset: int, size: int) -> list[Placed]:
     return placed
 
 
+def pack_plain(type_name: str, value: Any, key: str | None = None) -> Package:
+    """Lay out a plain value that is to be seen as an object of another type."""
+    return _pack_plain(type_name, dumps_plain(value), key)
+
+
 def _pack_plain(type_name: str, stream: Frame, key: str | None) -> Package:
     """Lay out a pickle without buffers: in the slot itself if it fits."""
     packed = _header_of_type(type_name) if key is None else _plain_header(type_name, key)

@@ -14,6 +14,7 @@ an overwritten key        `mend`: of two published ones with one key the younger
 an object on its way      `mend`: between memory and file it is READY while it has an extent
 a file without an object  `bury`, `mend`: it is removed
 pages about to go         nobody needs to: their extents are marked as cold before
+what was taken of queues  `mend`, `bury`: the tally of a client that is gone counts no more
 who waits for it          `mend`: all are woken, and look again; `bury`: the rows of the dead go
 a bell                    `bury`, `mend`: the file is removed, if its client is gone
 a store half made         `removal.remove_leftovers`, by whoever next creates or prunes: `.new-*`
@@ -40,6 +41,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from shmstore import _tallies
 from shmstore._catalog import states
 from shmstore._catalog.slots import Record
 from shmstore._catalog.soundness import unsound
@@ -80,6 +82,7 @@ def bury(session: Session) -> Buried:
         session.clients.remove_strays()
     finally:  # rows may have gone before a seat file could not be looked at, or removed
         if words[L.W_ORPHANS]:
+            _tallies.forget_dead(session)
             puts = _doom_abandoned(session)
     if dead:
         _sweep_files(session)
@@ -142,6 +145,8 @@ def mend(session: Session) -> tuple[int, int]:
     _count_special(session, table)
     words[L.W_NEXT_GENERATION] = _next_generation(session, table)
     session.keys.rebuild(np.flatnonzero(named))
+    for slot in session.queues.rebuild(table, {c.serial for c in session.clients.rows()}):
+        session.doom(slot)
     abandoned = _doom_abandoned(session)
     _sweep_files(session)
     session.lock.mending = False

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from shmstore import _announcing
 from shmstore._catalog import states
 from shmstore._catalog.clock import boottime_ns
+from shmstore._catalog.queues import are_of
 from shmstore._catalog.table import Table, extents_of, first_end, holds_extent
 from shmstore._memory import layout as L
 
@@ -127,7 +128,7 @@ def choose(session: Session, nbytes: int) -> list[int]:
         Without these objects there is an extent of so many bytes; 0: one object will do.
     """
     table = session.slots.table()
-    pinned = session.clients.pinned()
+    pinned = session.clients.pinned() | _must_stay(session, table)
     # An extent is looked for where extents are: there may be a million objects without one.
     count = session.allocator.count() if nbytes else len(table)
     rows = _sample(count)
@@ -143,6 +144,13 @@ def choose(session: Session, nbytes: int) -> list[int]:
     if best is not None:
         return best.slots
     return _first_gap(table, pinned, nbytes, session.identity.capacity) if centres else []
+
+
+def _must_stay(session: Session, table: Table) -> set[int]:
+    """Return what is never given up: what was put into a queue is somebody's to take."""
+    if session.spills or not session.words[L.W_QUEUES]:
+        return set()
+    return set(np.flatnonzero(are_of(table, L.KINDS_OF_QUEUES)).tolist())
 
 
 def _sample(count: int) -> Rows:

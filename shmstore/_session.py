@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from shmstore import _recovery, _room
 from shmstore._catalog.keys import KeyIndex
+from shmstore._catalog.queues import Queues
 from shmstore._catalog.slots import Slots
 from shmstore._memory import folder
 from shmstore._memory import layout as L
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 LOCK_NAME = "lock"
 
 # What `close_files` takes away.
-_TABLES = ("words", "memory", "index", "slots", "keys", "allocator", "clients", "waiters")
+_TABLES = ("words", "memory", "index", "slots", "keys", "queues", "allocator", "clients", "waiters")
 _PARTS = (*_TABLES, "segment", "files")
 
 # The dead are looked for when there may be this many of them.
@@ -161,6 +162,7 @@ class Session(Space):
         self.waiters = self.clients.waiters
         self.slots = Slots(self.index)
         self.keys = KeyIndex(self.index)
+        self.queues = Queues(self.index)
         self.allocator = Allocator(self.index)
         self.unpinned = set()
 

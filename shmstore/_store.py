@@ -39,6 +39,7 @@ from shmstore._arguments import check_key, check_mode
 from shmstore._awaiting import Awaiting
 from shmstore._building import Allocation
 from shmstore._catalog.keys import Digest, digest_of
+from shmstore._cooperating import Cooperating
 from shmstore._explaining import Explained
 from shmstore._handle import Handle
 from shmstore._lists import Listing
@@ -56,7 +57,7 @@ _RAISE: Any = object()
 _GONE = _plans.GONE
 
 
-class Store(Handle, NamedObjects, Listing, Undecoded, Awaiting, Maintained, Explained):
+class Store(Handle, NamedObjects, Listing, Undecoded, Awaiting, Cooperating, Maintained, Explained):
     """A handle on a store of objects in shared memory.
 
     Handles are made by `create`, `attach` and `open`. A handle is a context manager, a mutable

@@ -49,7 +49,7 @@ def put(session: Session, package: Package, *, overwrite: bool) -> ObjectRef:
     places: list[Place] = []
     run = session.lock.run
     try:
-        guard = run(_put_small, session, package, places, overwrite)
+        guard = run(put_small, session, package, places, overwrite)
         if guard is not None:
             copy(session, package, places[0], guard)
             run(publish_all, session, [package], places, overwrite)
@@ -96,7 +96,7 @@ class Guard:
         session.pins.pin(self, place.slot)
 
 
-def _put_small(
+def put_small(
     session: Session,
     package: Package,
     places: list[Place],

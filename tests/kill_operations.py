@@ -16,6 +16,27 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from kill_queues import (
+    attach_with_room,
+    break_the_counts,
+    destroy_queue,
+    evicting_queued,
+    filed_queued,
+    join_after_a_death,
+    make_queue,
+    mend,
+    put_large,
+    put_many,
+    put_one,
+    queued,
+    take_all,
+    take_and_do,
+    take_one,
+    take_without_a_slot,
+    taken_by_the_dead,
+    wait_for_one,
+    without_slots,
+)
 from kill_scenes import (
     IN_PIECES,
     LARGE,
@@ -323,4 +344,24 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "destroy, with files": Operation(lambda s: s.store.destroy(), template=spilling, spills=True),
     "prune, with files": Operation(lambda s: s.prune(), idle, spilling_owned, spills=True),
+    "queue, make": Operation(make_queue),
+    "queue, make the first": Operation(make_queue, template=empty),
+    "queue, put": Operation(put_one, template=queued),
+    "queue, put large": Operation(put_large, template=queued),
+    "queue, put many": Operation(put_many, template=queued),
+    "queue, take": Operation(take_one, template=queued),
+    "queue, take all": Operation(take_all, template=queued),
+    "queue, take and do": Operation(take_and_do, template=queued),
+    "queue, take where others died": Operation(take_one, template=taken_by_the_dead),
+    "queue, take without a slot": Operation(take_without_a_slot, template=without_slots),
+    "queue, wait": Operation(wait_for_one, template=queued),
+    "queue, join after a death": Operation(join_after_a_death, template=taken_by_the_dead),
+    "queue, destroy": Operation(destroy_queue, template=queued),
+    "queue, put where others are evicted": Operation(put_one, template=evicting_queued),
+    "queue, take from a file": Operation(take_one, template=filed_queued, spills=True),
+    "queue, take from a file to memory": Operation(
+        take_one, attach_with_room, filed_queued, spills=True
+    ),
+    "queue, mend": Operation(mend, break_the_counts, queued, keeps=True, damaged=True),
+    "queue, attach where others died": Operation(Scene.attach, idle, taken_by_the_dead, keeps=True),
 }

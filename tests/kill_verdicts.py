@@ -23,6 +23,8 @@ from shmstore import ObjectRef, Store, StoreNotFoundError
 from shmstore._catalog import states
 from shmstore._memory import layout as L
 
+QUEUE: Final = "shmstore.Queue"
+
 # States that a slot may be in when nobody does anything.
 _AT_REST: Final = {states.FREE, states.READY, states.SPILLED}
 _WITHOUT_EXTENT: Final = {states.FREE, states.SPILLED}
@@ -178,6 +180,7 @@ def use(scene: Scene) -> Iterator[str]:
     if again.clients or again.puts or again.objects:
         yield f"recovering again finds {again}"
     yield from (f"check: {finding}" for finding in store.check())
+    yield from _use_queues(store)
     store.delete_many([ref for _, ref in _refs(store)])
     for value in (NEW, [1], NEW[:2000], {"a": NEW}):
         store["used"] = value
@@ -194,6 +197,21 @@ def use(scene: Scene) -> Iterator[str]:
         yield f"the emptied store is not empty: {stats}"
     store.destroy()
     yield from _left(scene)
+
+
+def _use_queues(store: Store) -> Iterator[str]:
+    """Use the queues, and take them away."""
+    for name in [store.get(info.ref)[0] for info in store.objects() if info.type == QUEUE]:
+        line = store.queue(name)
+        if not line.full():
+            line.put("used")
+        for _ in range(line.qsize()):
+            line.get(timeout=10)
+        # With no slot left it is not known who took something: that does not end with the taker.
+        line.task_done(store._session.words[line._line.base + L.S_OPEN])
+        if not line.join(timeout=10):
+            yield f"the queue {name!r} waits for what is done"
+        line.destroy()
 
 
 def amiss(before: Holding | None, after: Holding | None, held: Holding | None) -> Iterator[str]:

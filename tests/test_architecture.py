@@ -33,7 +33,7 @@ ROOMS_OF_PACKAGES = {
     "pickle": ("serialization", "cli"),
     "mmap": ("_memory",),
     "ctypes": ("_memory.folder", "_memory.mapping", "_sharing.barrier"),
-    "hashlib": ("_catalog.keys", "serialization.markers"),
+    "hashlib": ("_catalog.keys", "serialization.fingerprints", "serialization.markers"),
     # Slots write words that belong together in one step, and prove at import that they do.
     "struct": ("_memory.layout", "_catalog.inserts", "serialization"),
 }

@@ -308,9 +308,9 @@ def _fenced_blocks(page: str) -> list[str]:
 
 
 def test_page_has_the_tables_of_the_layout() -> None:
-    """Index, client row, node, slot and seat stand there as in the module that owns them."""
+    """Index, client row, node, slot, queue and seat stand there as in the module that owns them."""
     blocks = _literal_blocks(layout.__doc__ or "")
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     assert _fenced_blocks(FORMAT_PAGE.read_text(encoding="utf-8")) == blocks
 
 

@@ -54,6 +54,7 @@ index (fixed geometry, chosen at creation, sparse; grows in place)::
     46          WAITERS               lock holder           waiter rows up to the last in use
     47          WAITERS_RESERVED      lock holder           bytes of the waiter rows with pages
     48          ORPHANS               lock holder           1: the dead may have left WRITING slots
+    49          QUEUES                lock holder           slot + 1 of the first queue
     64          FIRST_LEVEL           lock holder           bitmap of non-empty size classes
     65 to 112   SECOND_LEVEL          lock holder           bitmap per size class
     128 to 895  FREE_HEADS            lock holder           node + 1, first free block of a class
@@ -96,12 +97,23 @@ slot (40 words, 320 bytes)::
     16 .. INLINE        192 bytes: the header, then the one small frame, as far as they fit
 
 kinds: 1 header in the extent, at its end   2 frame in the slot   4 plain pickle   8 has a key
-16 DATA_CRC counts: the crc32 of all frames that readers cannot write
+16 DATA_CRC counts: the crc32 of all frames that readers cannot write   32 is a queue
+64 waits in a queue   128 tells how many objects of a queue a client has taken and not done
 
 CRC is the crc32 of words 7 to 15, the packed header and the frame in the slot, begun with
 (generation << 8 | kinds) ^ slot * 0x9E3779B1 ^ UUID. The check of an EXTENT are bits 48 to 63 of
 (offset ^ generation) * 0x9E3779B97F4A7C15 (D. Knuth, "The art of computer programming" 3, 6.4:
 Fibonacci hashing).
+
+the last words of the slot of a queue; of those only 0 in a slot that tells what was taken::
+
+    0 (32)  TAKEN     objects that were taken and are not done; in a queue: by whom is not known
+    1 (33)  HEAD      slot + 1 of its first object; CHAIN leads to the next
+    2 (34)  TAIL      slot + 1 of its last object
+    3 (35)  WAITING   objects that wait in it
+    4 (36)  NUMBER    number of the next object
+    5 (37)  OPEN      sum of all TAKEN
+    6 (38)  TALLIES   slot + 1 of the first slot that tells what was taken; CHAIN leads to the next
 
 waiter row (8 words)::
 
@@ -183,6 +195,7 @@ W_EXPIRATIONS: Final = 45
 W_WAITERS: Final = 46
 W_WAITERS_RESERVED: Final = 47
 W_ORPHANS: Final = 48
+W_QUEUES: Final = 49
 W_FIRST_LEVEL: Final = 64
 W_SECOND_LEVEL: Final = 65
 W_FREE_HEADS: Final = 128
@@ -256,7 +269,19 @@ KIND_INLINE: Final = 2
 KIND_PLAIN: Final = 4
 KIND_NAMED: Final = 8
 KIND_DATA_CRC: Final = 16
+KIND_QUEUE: Final = 32
+KIND_QUEUED: Final = 64
+KIND_TALLY: Final = 128
+KINDS_OF_QUEUES: Final = KIND_QUEUE | KIND_QUEUED | KIND_TALLY
 KINDS: Final = 0xFF
+S_TAKEN: Final = 32
+S_HEAD: Final = 33
+S_TAIL: Final = 34
+S_WAITING: Final = 35
+S_NUMBER: Final = 36
+S_OPEN: Final = 37
+S_TALLIES: Final = 38
+QUEUE_INLINE_NBYTES: Final = (S_TAKEN - S_INLINE) * WORD
 CRC_SHIFT: Final = 32
 CRC_MASK: Final = (1 << 32) - 1
 
@@ -300,7 +325,7 @@ MAX_CLIENTS: Final = 1 << 16
 assert W_SECOND_LEVEL + FIRST_LEVELS <= W_FREE_HEADS
 assert W_FREE_HEADS + FIRST_LEVELS * SECOND_LEVELS <= W_EXPIRIES
 assert (W_EXPIRIES + EXPIRY_GROUPS) * WORD <= SUPERBLOCK_NBYTES
-assert S_EXPIRES_NS < S_INLINE < SLOT_WORDS
+assert S_EXPIRES_NS < S_INLINE < S_TAKEN < S_TALLIES < SLOT_WORDS
 assert MAX_CAPACITY <= EXTENT_MASK
 assert N_COLD < NODE_WORDS
 assert C_READONLY < CLIENT_WORDS
