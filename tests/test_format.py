@@ -336,11 +336,11 @@ def _pairs(block: str) -> dict[str, int]:
 
 def test_constants_of_the_layout_are_those_of_its_tables() -> None:
     """No field is missing in the tables, and each stands at its word."""
-    index, client, node, slot, waiter, seat, segment = _literal_blocks(layout.__doc__ or "")
+    index, client, node, slot, queue, waiter, seat, segment = _literal_blocks(layout.__doc__ or "")
     assert _constants("W_") == _rows(index)
     assert _constants("C_") == _pairs(client)
     assert _constants("N_") == _pairs(node)
-    assert _constants("S_") == _rows(slot)
+    assert _constants("S_") == _rows(slot) | _rows(queue)
     assert _constants("WAIT_") == _pairs(waiter)
     cells = {"FIRST_CELL": 8, "MAGIC": layout.SEAT_MAGIC}
     assert _constants("SEAT_") == _pairs(seat) | cells

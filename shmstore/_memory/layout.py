@@ -107,13 +107,13 @@ Fibonacci hashing).
 
 the last words of the slot of a queue; of those only 0 in a slot that tells what was taken::
 
-    0 (32)  TAKEN     objects that were taken and are not done; in a queue: by whom is not known
-    1 (33)  HEAD      slot + 1 of its first object; CHAIN leads to the next
-    2 (34)  TAIL      slot + 1 of its last object
-    3 (35)  WAITING   objects that wait in it
-    4 (36)  NUMBER    number of the next object
-    5 (37)  OPEN      sum of all TAKEN
-    6 (38)  TALLIES   slot + 1 of the first slot that tells what was taken; CHAIN leads to the next
+    32  TAKEN     objects that were taken and are not done; in a queue: by whom is not known
+    33  HEAD      slot + 1 of its first object; CHAIN leads to the next
+    34  TAIL      slot + 1 of its last object
+    35  WAITING   objects that wait in it
+    36  NUMBER    number of the next object
+    37  OPEN      sum of all TAKEN
+    38  TALLIES   slot + 1 of the first slot that tells what was taken; CHAIN leads to the next
 
 waiter row (8 words)::
 
