@@ -400,6 +400,22 @@ def test_free_list_with_a_loop_is_damage_not_a_hang() -> None:
             allocator.listed()
 
 
+@pytest.mark.parametrize("side", ["lower", "upper"])
+def test_free_neighbour_that_leads_astray_is_not_merged(side: str) -> None:
+    """Its own neighbour would be written to: it may be a word of another table by now."""
+    with _allocator() as (allocator, index):
+        extents = [_take(allocator, 128) for _ in range(4)]
+        freed, kept = (1, 2) if side == "lower" else (2, 1)
+        allocator.release(extents[freed].node)
+        base = index.geometry.nodes + extents[freed].node * L.NODE_WORDS
+        index.words[base + (L.N_LOWER if side == "lower" else L.N_UPPER)] = 700
+        astray = index.geometry.nodes + 699 * L.NODE_WORDS
+        before = index.words[astray : astray + L.NODE_WORDS].tolist()
+        with pytest.raises(CorruptStoreError, match="neighbours differ"):
+            allocator.release(extents[kept].node)
+        assert index.words[astray : astray + L.NODE_WORDS].tolist() == before
+
+
 def test_tables_that_cannot_grow_are_reported_before_anything_changes() -> None:
     """On a full file system an allocation fails whole, and works again when there is room."""
     with rooms.small_file_system(256 << 10) as folder:

@@ -100,9 +100,11 @@ class Allocator(Blocks):
         words[L.W_USED] -= words[base + L.N_NBYTES]
         upper, lower = words[base + L.N_UPPER] - 1, words[base + L.N_LOWER] - 1
         if upper >= 0 and words[self._base(upper) + L.N_STATUS] == L.NODE_FREE:
+            self._check_block(upper, L.NODE_FREE)
             self._unlink(upper)
             self._absorb(node, upper)
         if lower >= 0 and words[self._base(lower) + L.N_STATUS] == L.NODE_FREE:
+            self._check_block(lower, L.NODE_FREE)
             self._unlink(lower)
             self._absorb(lower, node)
             node = lower
