@@ -65,8 +65,10 @@ if TYPE_CHECKING:
         StoreStats,
     )
     from shmstore._lists import SharedList
+    from shmstore._pooling import ProcessPoolExecutor
     from shmstore._pruning import prune
     from shmstore._queue import Queue
+    from shmstore._traveling import dumps_by_reference
 
 __version__ = "0.1.0"
 
@@ -83,9 +85,11 @@ _LATER = {
     "ObjectsUse": "_info",
     "PinInfo": "_info",
     "Queue": "_queue",
+    "ProcessPoolExecutor": "_pooling",
     "Recovered": "_info",
     "SharedList": "_lists",
     "StoreStats": "_info",
+    "dumps_by_reference": "_traveling",
     "prune": "_pruning",
 }
 
@@ -124,6 +128,7 @@ __all__ = [
     "Options",
     "PinInfo",
     "ProcessLimitError",
+    "ProcessPoolExecutor",
     "Queue",
     "ReadOnlyStoreError",
     "Recovered",
@@ -141,5 +146,6 @@ __all__ = [
     "Waited",
     "Watch",
     "__version__",
+    "dumps_by_reference",
     "prune",
 ]

@@ -51,11 +51,11 @@ class Lease:
             return self._copy(row, writeable=writeable)
         if not writeable:
             mode = "readonly"
-        return self._anchor(mode)[row.offset : row.offset + row.nbytes]
+        return self.anchor(mode)[row.offset : row.offset + row.nbytes]
 
     def _decompress(self, row: headers.FrameRow, *, writeable: bool) -> memoryview:
         name, raw_nbytes = row.codec or (None, None)
-        stored = self._anchor("readonly")[row.offset : row.offset + row.nbytes]
+        stored = self.anchor("readonly")[row.offset : row.offset + row.nbytes]
         raw: memoryview = ensure_memoryview(decompress_frame(name, stored, raw_nbytes))
         return raw if writeable else raw.toreadonly()
 
@@ -65,11 +65,11 @@ class Lease:
     def _copy(self, row: headers.FrameRow, *, writeable: bool) -> memoryview:
         copy = allocate(row.nbytes)
         if row.nbytes:
-            source = self._anchor("readonly")[row.offset : row.offset + row.nbytes]
+            source = self.anchor("readonly")[row.offset : row.offset + row.nbytes]
             np.copyto(np.frombuffer(copy, np.uint8), np.frombuffer(source, np.uint8))
         return copy if writeable else copy.toreadonly()
 
-    def _anchor(self, mode: str) -> memoryview:
+    def anchor(self, mode: str) -> memoryview:
         """Return the whole extent through the mapping of a mode, under a pin of its own."""
         view = self._anchors.get(mode)
         if view is None:

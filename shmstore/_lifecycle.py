@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from shmstore import _announcing
@@ -46,6 +46,10 @@ sessions: dict[tuple[bytes, bool], Session] = {}
 registry = threading.RLock()
 _departing: list[Session] = []
 housekeeping = Housekeeping(sessions.values, registry)
+first_steps: list[Callable[[], None]] = []
+"""What is done when this process enters its first store."""
+last_steps: list[Callable[[Session], None]] = []
+"""What is done before this process leaves a store."""
 
 
 # --- create, attach, open ----------------------------------------------------------------------
@@ -242,6 +246,8 @@ def leave(held: list[Session], *, owner: bool = False) -> None:
         if ends and not session.closed:
             destroy(session)
         if not session.closed and session.handles <= 1:
+            for step in last_steps:
+                step(session)
             session.pins.watch(lambda: _departing.append(session))
             if not session.pins.in_use():
                 depart(session)
@@ -378,6 +384,8 @@ def _shared(identity: bytes, *, readonly: bool) -> Session | None:
 
 def _enter(session: Session, held: list[Session]) -> None:
     """Count one handle more, and hand the session over. Requires: the registry."""
+    while first_steps:
+        first_steps.pop()()
     session.pins.watch(None)
     session.notice = housekeeping.start
     # One step: no signal handler runs before the list has it.

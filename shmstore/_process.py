@@ -133,6 +133,8 @@ def _leave_all() -> None:
     _lifecycle.housekeeping.stop()
     for session in list(_lifecycle.sessions.values()):
         session.handles = 0
+        for step in _lifecycle.last_steps:
+            step(session)
         session.lock.timeout_s = _EXIT_TIMEOUT_S
         with contextlib.suppress(ShmStoreError, OSError):
             _leave_at_exit(session)
@@ -148,8 +150,16 @@ def _leave_at_exit(session: Session) -> None:
         _ending.remove_folder(session, if_dead=True)
 
 
+def _let_views_travel() -> None:
+    """Let views travel by reference: from the first store on, before which there is none."""
+    from shmstore import _traveling  # noqa: PLC0415 - only where there is a store
+
+    _traveling.install()
+
+
 def install() -> None:
     """Register the hooks of this module, once per process."""
+    _lifecycle.first_steps.append(_let_views_travel)
     atexit.register(_leave_all)
     os.register_at_fork(
         before=_before_fork,

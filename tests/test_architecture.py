@@ -42,6 +42,7 @@ ANYWHERE = {"numpy"}
 EXTRAS = {
     "cramjam": ("serialization.codecs",),
     "h5py": ("serialization.handlers.h5py",),
+    "joblib": ("integrations",),
     "lz4": ("serialization.codecs",),
     "netCDF4": ("serialization.handlers.netcdf4",),
     "polars": ("serialization.handlers.polars",),

@@ -267,6 +267,15 @@ class Clients:
             pins.update(seat.pinned())
         return {pin - 1 for pin in pins}
 
+    def has_pin(self, slot: int, row: int, serial: int, cell: int, since: float) -> bool:
+        """Return whether a client has a certain pin still. Requires: the store lock."""
+        if not 0 <= row < min(self._words[L.W_CLIENT_TOP], self._index.geometry.max_clients):
+            return False
+        client = self._client(row)
+        if not serial or client.serial != serial:
+            return False
+        return self.seat(client).has_pin(cell, slot, since)
+
     def describe(self, row: int) -> str:
         """Return "pid 123 (python)" for a row, as far as it can be told. Takes no lock."""
         if row >= self._index.geometry.max_clients:

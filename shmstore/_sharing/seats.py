@@ -142,6 +142,12 @@ class Seat:
         since = np.asarray(self.times[cells])[used]
         return Views((pins & _SLOT_BITS) - 1, since, pins >> L.PIN_SITE_SHIFT)
 
+    def has_pin(self, cell: int, slot: int, since: float) -> bool:
+        """Return whether a cell pins a slot since a certain moment."""
+        if not L.FIRST_CELL <= cell < L.FIRST_CELL + self._count():
+            return False
+        return self.pins[cell] & _SLOT_BITS == slot + 1 and self.times[cell] == since
+
     def write_site(self, number: int, text: bytes) -> None:
         """Give a site its text. OSError (ENOSPC): there is no page for it."""
         start = L.SITES_OFFSET + number * L.SITE_NBYTES
@@ -228,6 +234,14 @@ class Pins:
         """Let a pin live as long as another anchor. What others see of it does not change."""
         if self.holders[cell] is not _FOR_EVER:
             self.holders[cell] = weakref.ref(anchor, self.droppers[cell])
+
+    def pin_of(self, anchor: object) -> tuple[int, int, float] | None:
+        """Return the pin that lives as long as an anchor: its slot, cell and SINCE."""
+        for holder in weakref.getweakrefs(anchor):
+            cell = _cell_of(holder.__callback__)
+            if cell is not None and self.holders[cell] is holder:
+                return (self.seat.pins[cell] & _SLOT_BITS) - 1, cell, self.seat.times[cell]
+        return None
 
     def watch(self, when_empty: Callable[[], None] | None) -> None:
         """Call `when_empty` when the last pin has gone; None: do not."""
@@ -367,6 +381,14 @@ def _dropper(pins: Pins, cell: int) -> Callable[[Any], None]:
                 pins.look_whether_empty(pins.when_empty)
 
     return drop
+
+
+def _cell_of(dropper: Any) -> int | None:
+    """Return the cell that a function of `_dropper` gives back; None: it is another function."""
+    names = getattr(getattr(dropper, "__code__", None), "co_freevars", ())
+    if getattr(dropper, "__module__", None) != __name__ or "cell" not in names:
+        return None
+    return int(dropper.__closure__[names.index("cell")].cell_contents)
 
 
 def is_taken(seats_fd: int, seat: str, path: Path) -> bool:
