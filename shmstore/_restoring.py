@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from zlib import crc32
 
 from shmstore._catalog import states
 from shmstore._catalog.slots import Record
@@ -215,9 +216,22 @@ class FilePlan(Plan):
         verified = self.session.verified
         if (self.word, file.crc) not in verified:
             file.verify()
+            self._verify_data(file)
             if len(verified) >= _MOST_VERIFIED:
                 verified.clear()
             verified.add((self.word, file.crc))
+
+    def _verify_data(self, file: SpillFile) -> None:
+        """Hold what is sealed against its own checksum: it may have been damaged in memory."""
+        if not self.record.kind & L.KIND_DATA_CRC:
+            return
+        memory, crc = memoryview(file.map(writeable=False)), 0
+        for row in self.table:
+            if not row.writeable:
+                start = L.PAGE + row.offset
+                crc = crc32(memory[start : start + row.nbytes], crc)
+        if crc != self.record.data_crc:
+            raise self.session.slots.damaged(self.slot, "the checksum of its data does not agree")
 
 
 class _FileLease(Lease):

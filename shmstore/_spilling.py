@@ -116,7 +116,11 @@ def _choose(session: Session, nbytes: int, guards: list[Guard]) -> list[Record]:
     for slot in slots:
         guards.append(Guard())
         session.pins.pin(guards[-1], slot)
-    return [session.slots.read(slot) for slot in slots]
+    records = [session.slots.read(slot) for slot in slots]
+    for record in records:
+        if not session.slots.is_placed(record):
+            raise session.slots.damaged(record.slot, "its extent is not the one that it was given")
+    return records
 
 
 def _write(session: Session, record: Record, name: str) -> None:

@@ -231,7 +231,7 @@ def _concerned(template: Template, files: Files) -> tuple[frozenset[str], frozen
         in_file = f"{IN_FILES}{kept.slot}-{kept.generation}"
         if in_file in template.files and not _is_same(template.files[in_file], files.get(in_file)):
             lost.add(name)
-            if in_file in files and files[in_file].data[CHANGED:][:1] != b"\0":
+            if in_file in files and any(files[in_file].data[CHANGED:][:WORD]):
                 fragile.add(name)
         if words[base + L.S_NODE] and _data_differs(template, files, offset, nbytes):
             lost.add(name)

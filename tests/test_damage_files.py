@@ -120,6 +120,16 @@ def _move_node(template: Template) -> Words:
     return {one: _word_of(template, two)}
 
 
+def _above_a_free_block(template: Template) -> Words:
+    """Let what lies above each free block be a word of a slot."""
+    nodes, words = template.geometry.nodes, memoryview(template.index).cast("Q")
+    free = range(nodes, nodes + words[L.W_NODE_TOP] * L.NODE_WORDS, L.NODE_WORDS)
+    far = (template.geometry.slots + 2 * L.SLOT_WORDS - nodes) // L.NODE_WORDS + 1
+    return {
+        (base + L.N_UPPER) * WORD: far for base in free if words[base + L.N_STATUS] == L.NODE_FREE
+    }
+
+
 def _free_heads(template: Template) -> Words:
     """Let each list of free blocks begin with the block of an object: trimming reads them."""
     node = row_of(template, template.objects["array"].slot)[0] + L.S_NODE * WORD
@@ -140,6 +150,7 @@ FOUND: dict[str, Callable[[Template], Words]] = {
     "no buckets": _superblock(BUCKETS=0),
     "a top below the extents": _superblock(SEGMENT_TOP=64),
     "free lists with a block in use": _free_heads,
+    "a block above that is none": _above_a_free_block,
     "size classes that are none": _superblock(FIRST_LEVEL=1 << 60),
     "more keys than slots": _superblock(NAMED=(1 << 64) - 32),
     "no objects": _superblock(OBJECTS=0, NAMED=0),

@@ -317,3 +317,40 @@ def test_full_file_system_of_files_is_named(make_store: MakeStore, locked_reads:
         assert store.put(block(1)).get()[0] == 1
         store.close()
         assert files(path) == []
+
+
+@lock_free_only
+@pytest.mark.parametrize("room", [False, True], ids=["mapped", "brought back"])
+def test_data_damaged_in_memory_is_not_made_sound_by_a_file(
+    spilling: MakeSpilling,
+    room: Flag,
+    locked_reads: Flag,
+) -> None:
+    """The file has a checksum of what was written to it, the object one of what was put."""
+    store = spilling(checksum=True)
+    ref = store.put(block(1), readonly=True)
+    session: Any = store._session
+    with (store.path / "segment-00000").open("r+b") as segment:
+        segment.seek(session.slots.read(ref._slot).extent + 100)
+        segment.write(b"x")
+    others = push_out(store)
+    assert in_file(store, ref)
+    if room:
+        store.delete_many(others)
+    with pytest.raises(CorruptStoreError, match="checksum of its data"):
+        ref.get()
+
+
+@lock_free_only
+def test_object_whose_place_was_damaged_does_not_leave(
+    spilling: MakeSpilling, locked_reads: Flag
+) -> None:
+    """What lies elsewhere is not written to its file."""
+    store = spilling()
+    ref = store.put(block(1))
+    session: Any = store._session
+    session.words[session.slots.state_index(ref._slot) + L.S_EXTENT] = 64
+    with pytest.raises(CorruptStoreError, match="extent"):
+        push_out(store)
+    assert not in_file(store, ref)
+    store.recover()

@@ -83,9 +83,10 @@ class Slots(Inserts):
             if not record.kind & L.KIND_HEADER_IN_EXTENT:
                 first += record.header_nbytes
             crc = crc32(self._bytes[first:end], crc)
-        return crc == record.crc and self._is_placed(record)
+        return crc == record.crc and self.is_placed(record)
 
-    def _is_placed(self, record: Record) -> bool:
+    def is_placed(self, record: Record) -> bool:
+        """Return whether the extent of a published object is the one that it was given."""
         if not record.extent_nbytes or states.state_of(record.word) == states.SPILLED:
             return True
         generation = states.generation_of(record.word)

@@ -283,10 +283,12 @@ class Allocator(Blocks):
         """Merge a block into the one below it. Neither hangs in a list."""
         words = self._words
         low, high = self._base(lower), self._base(upper)
+        above = words[high + L.N_UPPER]
+        if above and words[self._base(self._checked(above - 1)) + L.N_LOWER] != upper + 1:
+            raise self._damaged(f"block {upper} and the one above it differ", high)
         words[low + L.N_NBYTES] += words[high + L.N_NBYTES]
         if words[low + L.N_COLD] != words[high + L.N_COLD]:
             words[low + L.N_COLD] = L.PARTLY_COLD
-        above = words[high + L.N_UPPER]
         words[low + L.N_UPPER] = above
         if above:
             words[self._base(above - 1) + L.N_LOWER] = lower + 1
