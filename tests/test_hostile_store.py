@@ -19,8 +19,8 @@ from forgeries import SAFE, custom, put_packed
 from stores import exit_code, forked, used, wait_until
 
 from shmstore import Store, _writing
-from shmstore._catalog.keys import NO_KEY
 from shmstore._catalog.inserts import Content
+from shmstore._catalog.keys import NO_KEY
 from shmstore._memory import layout as L
 from shmstore._packing import Package
 from shmstore.errors import (
