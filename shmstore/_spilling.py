@@ -118,7 +118,8 @@ def _choose(session: Session, nbytes: int, guards: list[Guard]) -> list[Record]:
         session.pins.pin(guards[-1], slot)
     records = [session.slots.read(slot) for slot in slots]
     for record in records:
-        if not session.slots.is_placed(record):
+        place = record.extent, L.align(record.extent_nbytes)
+        if not session.slots.is_placed(record) or session.allocator.place(record.node) != place:
             raise session.slots.damaged(record.slot, "its extent is not the one that it was given")
     return records
 

@@ -15,6 +15,7 @@ from stores import MIB, Flag, MakeStore, StartPython, lock_free_only
 
 from shmstore import CorruptStoreError, ObjectNotFoundError, ObjectRef, Store, StoreFullError
 from shmstore._catalog import clock, states
+from shmstore._memory import layout as L
 
 __all__ = ["spill_dir", "spilling"]  # fixtures
 
@@ -342,14 +343,15 @@ def test_data_damaged_in_memory_is_not_made_sound_by_a_file(
 
 
 @lock_free_only
+@pytest.mark.parametrize("field", [L.S_EXTENT, L.S_EXTENT_NBYTES], ids=["place", "size"])
 def test_object_whose_place_was_damaged_does_not_leave(
-    spilling: MakeSpilling, locked_reads: Flag
+    spilling: MakeSpilling, field: int, locked_reads: Flag
 ) -> None:
     """What lies elsewhere is not written to its file."""
     store = spilling()
     ref = store.put(block(1))
     session: Any = store._session
-    session.words[session.slots.state_index(ref._slot) + L.S_EXTENT] = 64
+    session.words[session.slots.state_index(ref._slot) + field] = 1 << 62
     with pytest.raises(CorruptStoreError, match="extent"):
         push_out(store)
     assert not in_file(store, ref)
