@@ -13,8 +13,8 @@ import rooms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shmstore._catalog.keys import NO_KEY, KeyIndex, digest_of
 from shmstore._catalog.inserts import Content
+from shmstore._catalog.keys import NO_KEY, KeyIndex, digest_of
 from shmstore._catalog.slots import Slots
 from shmstore._memory import layout as L
 from shmstore._memory.index import Index
