@@ -59,8 +59,8 @@ def _before_fork() -> None:
             _log("no seat for a forked child in %s: %s", session.path, error)
             session.pins.freeze()
             continue
+        _births.append(birth)  # first: what is held without a word of it is never let go
         session.lock.hold_threads()
-        _births.append(birth)
 
 
 def _log(message: str, *facts: object) -> None:
@@ -82,13 +82,21 @@ def _prepare(session: Session) -> _Birth:
 
 
 def _after_fork_in_parent() -> None:
-    for birth in _births:
-        birth.session.pins.stay()
-        birth.lock_fd.close()
-        birth.seat.close()
-        birth.session.lock.let_threads()
-    _births.clear()
-    _lifecycle.registry.release()
+    try:
+        for birth in _births:
+            birth.session.pins.stay()
+            birth.lock_fd.close()
+            birth.seat.close()
+        _let_threads()
+    finally:  # a signal handler may raise: whoever uses a store afterwards must not wait for ever
+        _let_threads()
+        _lifecycle.registry.release()
+
+
+def _let_threads() -> None:
+    while _births:
+        _births[-1].session.lock.let_threads()
+        _births.pop()
 
 
 def _after_fork_in_child() -> None:

@@ -288,7 +288,8 @@ class StoreLock:
 
     def let_threads(self) -> None:
         """Let the threads of this process in again."""
-        self._threads.release()
+        if self._threads.locked():  # or a signal handler has raised before it was held
+            self._threads.release()
 
     def replace_descriptor(self, fd: Descriptor) -> None:
         """Go on with a lock file that this (forked) process has opened for itself."""
