@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= --numprocesses=auto --maxprocesses=4
 DEMO_ARGS ?=
-SOAK_DEATHS ?= 10
+SOAK_DEATHS ?= 1
 SOAK_SECONDS ?= 600
 SOAK_OPERATIONS ?= 1000000
 BENCH_ARGS ?=
