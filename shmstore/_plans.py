@@ -182,6 +182,8 @@ class InlinePlan(Plan):
             return GONE
         try:
             return loads(stream)
+        except (MemoryError, OSError):
+            raise  # says nothing about the object
         except Exception:  # noqa: BLE001 - raised again by what knows how to say it
             return deserialize(self.header, [stream])
 
@@ -306,6 +308,8 @@ class PicklePlan(Plan):
         ]
         try:
             return loads(stream, buffers=buffers)
+        except (MemoryError, OSError):
+            raise  # says nothing about the object
         except Exception:  # noqa: BLE001 - raised again by what knows how to say it
             return deserialize(self.header, [stream, *buffers])
 
