@@ -191,7 +191,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "pins loaded before the doom": Mutant(pins_before_doom, "memory used again, later get: array"),
     "state word before the fields": Mutant(state_before_fields, "death in put, no such key: array"),
-    "pins that move": Mutant(pins_that_move, "memory used again, first get: dict of arrays"),
+    "pins that move": Mutant(pins_that_move, "memory used again, mode readonly: dict of arrays"),
     "no barrier before an eviction": Mutant(no_barrier, "evicted: array"),
     "no barrier before a file counts": Mutant(no_barrier, "spilled while written: array"),
     "writes unnoticed by who spills": Mutant(writes_unnoticed, "spilled while written: array"),

@@ -145,7 +145,8 @@ def test_half_made_put_leaves_nothing(
     def fail(*_: Any) -> None:
         raise OSError("no")
 
-    monkeypatch.setattr(session.slots, "publish", fail)
+    for name in ("publish", "insert", "insert_many"):
+        monkeypatch.setattr(session.slots, name, fail)
     with pytest.raises(OSError, match="no"):
         wiping.put(value)
     with pytest.raises(OSError, match="no"):
