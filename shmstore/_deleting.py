@@ -42,12 +42,15 @@ def _delete(
 ) -> int:
     """Requires: the store lock."""
     session.check_alive()
+    words, slots = session.words, session.slots
     deleted = 0
     for target in targets:
         slot = find(session, target)
-        if slot >= 0 and session.slots.read(slot).kind & L.KINDS_OF_QUEUES:
+        if slot < 0:
+            continue
+        if words[slots.state_index(slot) + L.S_KIND] & L.KINDS_OF_QUEUES:
             raise ShmStoreError("it is part of a queue: `get` or `destroy` of that takes it away")
-        if slot >= 0 and not _room.end_if_over(session, slot):
+        if not _room.end_if_over(session, slot):
             _room.end(session, slot)
             deleted += 1
     return deleted
