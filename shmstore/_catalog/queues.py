@@ -39,13 +39,13 @@ def are_of(table: Table, kinds: int) -> npt.NDArray[np.bool_]:
     return found & states.are_present(table[:, L.S_STATE])
 
 
-class Queues:
-    """The queues of one store.
+class Chains:
+    """The chains in which the slots of queues hang.
 
     Parameters
     ----------
     index
-        The index that holds their slots.
+        The index that holds the slots.
     """
 
     def __init__(self, index: Index) -> None:
@@ -54,11 +54,69 @@ class Queues:
         self._slots = index.geometry.slots
         self._most = index.geometry.max_objects
 
-    # --- finding -------------------------------------------------------------------------------
-
     def base(self, slot: int) -> int:
         """Return where the words of a slot begin."""
         return self._slots + slot * L.SLOT_WORDS
+
+    def generation(self, slot: int) -> int:
+        """Return the generation of a slot, by which a queue is known."""
+        return states.generation_of(self._words[self.base(slot)])
+
+    def _linked(self, at: int, kind: int, owner: int = -1) -> Iterator[int]:
+        """Walk a chain of slots from the word that leads to the first."""
+        words = self._words
+        for _ in range(self._most + 1):
+            if not words[at]:
+                return
+            slot = self._checked(at, kind, owner)
+            at = self.base(slot) + L.S_CHAIN
+            yield slot
+        raise self._damaged(at, "lies in a chain that has a loop")
+
+    def _unlink(self, at: int, slot: int, kind: int, owner: int = -1) -> None:
+        """Take a slot out of its chain."""
+        words = self._words
+        for found in self._linked(at, kind, owner):
+            if found == slot:
+                words[at] = words[self.base(slot) + L.S_CHAIN]
+                return
+            at = self.base(found) + L.S_CHAIN
+        raise self._damaged(at, f"ends a chain in which slot {slot} is missing")
+
+    def _checked(self, at: int, kind: int, owner: int = -1) -> int:
+        """Return the slot that a word leads to, if it may."""
+        words, slot = self._words, int(self._words[at]) - 1
+        if 0 <= slot < self._most:
+            base = self.base(slot)
+            if (
+                words[base + L.S_KIND] & kind
+                and states.is_present(words[base])
+                and (owner < 0 or words[base + L.S_DIGEST] == owner)
+            ):
+                return slot
+        raise self._damaged(at, f"leads to slot {slot}, which is not of this queue")
+
+    def _damaged(self, word: int, what: str) -> CorruptStoreError:
+        path, offset = self._index.path, word * L.WORD
+        return CorruptStoreError(
+            f"{path}: a queue is damaged: the word at offset {offset} {what} (invariant 13). "
+            "Call recover() to make it anew from the slots.",
+            path=path,
+            offset=offset,
+            invariant=13,
+        )
+
+
+class Queues(Chains):
+    """The queues of one store.
+
+    Parameters
+    ----------
+    index
+        The index that holds their slots.
+    """
+
+    # --- finding -------------------------------------------------------------------------------
 
     def find(self, digest: Digest) -> int:
         """Return the slot of the queue with the digest of a name, or -1. Requires: the lock."""
@@ -100,10 +158,6 @@ class Queues:
     def tallies(self, queue: int) -> Iterator[int]:
         """Walk the tallies of a queue. Requires: the store lock."""
         return self._linked(self.base(queue) + L.S_TALLIES, L.KIND_TALLY, self.generation(queue))
-
-    def generation(self, slot: int) -> int:
-        """Return the generation of a slot, by which a queue is known."""
-        return states.generation_of(self._words[self.base(slot)])
 
     def owner(self, slot: int) -> int:
         """Return the serial of the client of a tally."""
@@ -224,52 +278,6 @@ class Queues:
         taken = int(table[tallies, L.S_TAKEN].sum()) + int(words[at + L.S_TAKEN])
         words[at + L.S_OPEN] = taken % _MOST
         return {*waiting.tolist(), *tallies.tolist()}
-
-    # --- walking -------------------------------------------------------------------------------
-
-    def _linked(self, at: int, kind: int, owner: int = -1) -> Iterator[int]:
-        """Walk a chain of slots from the word that leads to the first."""
-        words = self._words
-        for _ in range(self._most + 1):
-            if not words[at]:
-                return
-            slot = self._checked(at, kind, owner)
-            at = self.base(slot) + L.S_CHAIN
-            yield slot
-        raise self._damaged(at, "lies in a chain that has a loop")
-
-    def _unlink(self, at: int, slot: int, kind: int, owner: int = -1) -> None:
-        """Take a slot out of its chain."""
-        words = self._words
-        for found in self._linked(at, kind, owner):
-            if found == slot:
-                words[at] = words[self.base(slot) + L.S_CHAIN]
-                return
-            at = self.base(found) + L.S_CHAIN
-        raise self._damaged(at, f"ends a chain in which slot {slot} is missing")
-
-    def _checked(self, at: int, kind: int, owner: int = -1) -> int:
-        """Return the slot that a word leads to, if it may."""
-        words, slot = self._words, int(self._words[at]) - 1
-        if 0 <= slot < self._most:
-            base = self.base(slot)
-            if (
-                words[base + L.S_KIND] & kind
-                and states.is_present(words[base])
-                and (owner < 0 or words[base + L.S_DIGEST] == owner)
-            ):
-                return slot
-        raise self._damaged(at, f"leads to slot {slot}, which is not of this queue")
-
-    def _damaged(self, word: int, what: str) -> CorruptStoreError:
-        path, offset = self._index.path, word * L.WORD
-        return CorruptStoreError(
-            f"{path}: a queue is damaged: the word at offset {offset} {what} (invariant 13). "
-            "Call recover() to make it anew from the slots.",
-            path=path,
-            offset=offset,
-            invariant=13,
-        )
 
 
 def _chain(table: Table, slots: Rows) -> None:
