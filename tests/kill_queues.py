@@ -48,7 +48,7 @@ def filed_queued(scene: Scene) -> None:
 def without_slots(scene: Scene) -> None:
     """A store in which nothing more can be put, with a queue."""
     store = scene.create(persist=True, max_objects=64)
-    store.queue("q").put_many([1, 2])
+    store.queue("q", maxsize=2).put_many([1, 2])
     with contextlib.suppress(StoreFullError):
         while True:
             scene.refs.append(store.put(1))
@@ -119,8 +119,8 @@ def wait_for_one(scene: Scene) -> None:
         scene.store.queue("q").get_many(4)
         scene.store.queue("q").get(timeout=0.01)
     with contextlib.suppress(queue.Full):
-        scene.store.queue("q").put_many(range(5))
-        scene.store.queue("q").put(6, timeout=0.01)
+        scene.store.queue("q").put_many(range(10, 15))
+        scene.store.queue("q").put(15, timeout=0.01)
 
 
 def join_after_a_death(scene: Scene) -> None:
