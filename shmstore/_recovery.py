@@ -146,6 +146,8 @@ def mend(session: Session) -> tuple[int, int]:
     words[L.W_NEXT_GENERATION] = _next_generation(session, table)
     session.keys.rebuild(np.flatnonzero(named))
     for slot in session.queues.rebuild(table, {c.serial for c in session.clients.rows()}):
+        if table[slot, L.S_KIND] & np.uint64(L.KIND_NAMED):  # damage has made it a part of a queue
+            session.keys.remove(slot)
         session.doom(slot)
     abandoned = _doom_abandoned(session)
     _sweep_files(session)

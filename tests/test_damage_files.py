@@ -130,6 +130,12 @@ def _above_a_free_block(template: Template) -> Words:
     }
 
 
+def _part_of_a_queue(template: Template) -> Words:
+    """Let an object with a key be a part of a queue that there is not."""
+    kind = row_of(template, template.objects["number"].slot)[0] + L.S_KIND * WORD
+    return {kind: _word_of(template, kind) ^ (L.KIND_QUEUED | L.KIND_TALLY)}
+
+
 def _free_heads(template: Template) -> Words:
     """Let each list of free blocks begin with the block of an object: trimming reads them."""
     node = row_of(template, template.objects["array"].slot)[0] + L.S_NODE * WORD
@@ -141,6 +147,7 @@ FOUND: dict[str, Callable[[Template], Words]] = {
     "buckets beyond the table": _superblock(BUCKETS=1 << 40),
     "buckets that lead out of the slots": _buckets,
     "a chain with a loop": _loop,
+    "an object that is part of no queue": _part_of_a_queue,
     "nodes without end": _superblock(NODE_TOP=1 << 40, FREE_NODE=0),
     "fewer nodes than there are": _superblock(NODE_TOP=1, FREE_NODE=0),
     "a node in use that is said to be spare": _spare_node,
