@@ -189,6 +189,8 @@ armed = False
 signal.signal(signal.SIGALRM, ring)
 counts = dict(done=0, interrupted=0)
 store = shmstore.Store.create(capacity="4MiB", lock_timeout=5, locked_reads=locked or None)
+for call in (put_dict, get_dict, put_plain, delete):  # what they import is Python's to interrupt
+    call(store)
 end = time.monotonic() + seconds
 while time.monotonic() < end:
     call = random_.choice([put, put, put_dict, put_plain, delete, get, get, get_dict])
