@@ -65,8 +65,9 @@ def _before_fork() -> None:
 
 def _log(message: str, *facts: object) -> None:
     """Tell whoever listens to the logger of the package, nobody else."""
-    import logging  # noqa: PLC0415 - takes time that most processes can save
-
+    logging = sys.modules.get("logging")
+    if logging is None:  # nobody listens; and to import it takes descriptors, which may be missing
+        return
     logger = logging.getLogger("shmstore")
     logger.addHandler(logging.NullHandler())
     logger.warning(message, *facts)
