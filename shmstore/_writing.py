@@ -371,7 +371,10 @@ def copy(session: Session, package: Package, place: Place, guard: object = None)
             frame.write_into(window.data)
         except BaseException as error:
             raise PlanFailed(error) from error
-    segment.write(ready, cold=cold, guard=guard)
+    try:
+        segment.write(ready, cold=cold, guard=guard)
+    finally:
+        del guard  # an error keeps this frame, and would keep the memory with it
     seal(session, package, place)
 
 

@@ -120,32 +120,40 @@ class Segment:
         OSError
             ENOSPC: the file system is full.
         """
-        for offset, frame in frames:
-            if frame.nbytes >= WORTH_NBYTES:
-                crew = _writers if cold else _copiers
-                crew.share_out(frame.nbytes, partial(self._write_part, offset, frame, cold, guard))
-            elif cold:
-                write_all(self.fd, frame, offset)
-            elif frame.nbytes < _RELEASE_GIL_NBYTES:
-                self._bytes[offset : offset + frame.nbytes] = frame
-            else:
-                self._write_part(offset, frame, cold, guard, 0, frame.nbytes)
+        try:
+            for offset, frame in frames:
+                if frame.nbytes >= WORTH_NBYTES:
+                    crew = _writers if cold else _copiers
+                    crew.share_out(
+                        frame.nbytes, partial(self._write_part, offset, frame, cold, guard)
+                    )
+                elif cold:
+                    write_all(self.fd, frame, offset)
+                elif frame.nbytes < _RELEASE_GIL_NBYTES:
+                    self._bytes[offset : offset + frame.nbytes] = frame
+                else:
+                    self._write_part(offset, frame, cold, guard, 0, frame.nbytes)
+        finally:
+            del guard  # an error keeps this frame, and would keep the memory with it
 
     def _write_part(
         self,
         offset: int,
         frame: memoryview,
         cold: bool,  # noqa: FBT001 - bound by a partial
-        guard: object,  # noqa: ARG002 - held, not used
+        guard: object,
         begin: int,
         end: int,
     ) -> None:
-        part = frame[begin:end]
-        if cold:
-            write_all(self.fd, part, offset + begin)
-        else:
-            target = np.frombuffer(self.writeable, np.uint8, end - begin, offset + begin)
-            np.copyto(target, np.frombuffer(part, np.uint8))
+        try:
+            part = frame[begin:end]
+            if cold:
+                write_all(self.fd, part, offset + begin)
+            else:
+                target = np.frombuffer(self.writeable, np.uint8, end - begin, offset + begin)
+                np.copyto(target, np.frombuffer(part, np.uint8))
+        finally:
+            del guard  # as in `write`
 
     def reserve(self, offset: int, nbytes: int) -> None:
         """Make sure that the pages of an extent exist; OSError (ENOSPC) if they cannot."""

@@ -56,14 +56,17 @@ class Crew:
             Called with ranges that do not overlap, in several threads at once.
         """
         done = 0
-        while done < nbytes:
-            threads = self._to_learn()
-            end = min(done + _SLICE_NBYTES, nbytes) if threads else nbytes
-            begin = perf_counter()
-            _split(work, done, end, threads or self.threads())
-            if threads and end - done == _SLICE_NBYTES:
-                self._rates[threads].append(_SLICE_NBYTES / (perf_counter() - begin))
-            done = end
+        try:
+            while done < nbytes:
+                threads = self._to_learn()
+                end = min(done + _SLICE_NBYTES, nbytes) if threads else nbytes
+                begin = perf_counter()
+                _split(work, done, end, threads or self.threads())
+                if threads and end - done == _SLICE_NBYTES:
+                    self._rates[threads].append(_SLICE_NBYTES / (perf_counter() - begin))
+                done = end
+        finally:
+            del work  # an error keeps this frame, but only who still writes may keep the work
 
     def threads(self) -> int:
         """Return the smallest number of threads that comes near the best, as far as is known."""
@@ -109,8 +112,11 @@ def _split(work: Work, begin: int, end: int, threads: int) -> None:
         for part in parts:
             work(*part)
     finally:
-        for helper in helpers:
-            helper.join()
+        try:
+            for helper in helpers:
+                helper.join()
+        finally:
+            del work
     if errors:
         raise errors[0]
 
@@ -120,3 +126,5 @@ def _help(work: Work, part: tuple[int, int], errors: list[BaseException]) -> Non
         work(*part)
     except BaseException as error:  # noqa: BLE001 - raised again by who waits
         errors.append(error)
+    finally:
+        del work
