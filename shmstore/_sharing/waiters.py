@@ -63,7 +63,8 @@ class Waiters:
     ) -> list[int] | None:
         """Let a bell be rung for some topics; return a row for each, None: there are not so many.
 
-        The topic is written last, so that a row that is half made leads to nobody.
+        The topic is written last, so that a row that is half made leads to nobody, and the serial
+        after WAITERS: who only reads leaves no mark when he dies, and his rows are to be found.
 
         Parameters
         ----------
@@ -92,9 +93,9 @@ class Waiters:
             words[base + L.WAIT_TICKET] = ticket
             words[base + L.WAIT_PREFIX] = prefix + 1
             words[base + L.WAIT_LOST] = 0
-            words[base + L.WAIT_SERIAL] = serial
             if words[L.W_WAITERS] <= row:
                 words[L.W_WAITERS] = row + 1
+            words[base + L.WAIT_SERIAL] = serial
             words[base + L.WAIT_TOPIC] = topic
         return rows
 
