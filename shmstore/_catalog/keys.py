@@ -130,7 +130,7 @@ class KeyIndex:
         words, index = self._words, self._index
         words[L.W_BUCKETS] = 0
         wanted = min(max(_FIRST_BUCKETS, len(slots)), self._room())
-        heads = np.zeros(wanted, np.uint64)
+        firsts = np.zeros(wanted, np.uint64)
         if len(slots):
             table = index.rows(self._slots, int(slots[-1]) + 1, L.SLOT_WORDS)
             buckets = _buckets_of(table[slots, L.S_DIGEST], wanted)
@@ -140,9 +140,9 @@ class KeyIndex:
             behind = np.concatenate([np.zeros(1, np.uint64), numbers[:-1]])
             behind[1:][buckets[1:] != buckets[:-1]] = 0
             table[slots, L.S_CHAIN] = behind
-            heads[buckets] = numbers  # of those in one bucket the last counts
+            firsts[buckets] = numbers  # of those in one bucket the last counts
         column = index.rows(self._buckets, wanted, 1)
-        column[:, 0] = heads
+        column[:, 0] = firsts
         words[L.W_BUCKETS] = wanted
 
     def holds_exactly(self, slots: npt.NDArray[np.intp]) -> bool:

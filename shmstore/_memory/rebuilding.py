@@ -97,15 +97,15 @@ def lay_out(offsets: Words, sizes: Words, slots: Numbers, backed: int) -> Blocks
 
 def _link(free: Numbers, classes: Numbers, previous: Words, following: Words) -> Words:
     """Hang free blocks into lists, each in front of those below it; return the heads."""
-    heads = np.zeros(L.FIRST_LEVELS * L.SECOND_LEVELS, np.uint64)
+    firsts = np.zeros(L.FIRST_LEVELS * L.SECOND_LEVELS, np.uint64)
     order = np.argsort(classes, kind="stable")
     blocks, classes = free[order], classes[order]
     numbers = (blocks + 1).astype(np.uint64)
     same = np.flatnonzero(classes[1:] == classes[:-1])
     following[blocks[same + 1]] = numbers[same]
     previous[blocks[same]] = numbers[same + 1]
-    heads[classes] = numbers  # of those in one list the last counts
-    return heads
+    firsts[classes] = numbers  # of those in one list the last counts
+    return firsts
 
 
 def bitmaps(heads: Words) -> tuple[int, list[int]]:
