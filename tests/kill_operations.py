@@ -78,6 +78,7 @@ from kill_scenes import (
 )
 from kill_steps import (
     attach_and_delete,
+    attach_and_delete_few,
     attach_and_make_room,
     attach_to_die_among_spilling,
     attach_twice,
@@ -189,6 +190,10 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "put if absent": Operation(put_if_absent),
     "put many": Operation(lambda s: s.store.put_many([NEW, [1], OLD])),
     "put many, named": Operation(lambda s: s.store.put_many({"k": NEW, "n": LARGE, "p": [2]})),
+    "put many, in slots": Operation(lambda s: s.store.put_many([(7,), (8,), (9,)])),
+    "put many, in slots, named": Operation(
+        lambda s: s.store.put_many({"n": (7,), "k": (8,), "p": (9,)}), attach_and_delete_few
+    ),
     "put after deletes, pinned": Operation(putting(NEW, key="n"), bystander=looks_at_deleted),
     "overwrite": Operation(putting(NEW, key="k")),
     "overwrite, large": Operation(putting(LARGE, key="k")),
@@ -239,6 +244,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "trim, reserved at creation": Operation(
         lambda s: s.store.trim(), attach_and_delete, backed, keeps=True
     ),
+    "trim where times are over": Operation(lambda s: s.store.trim(), template=timed, keeps=True),
     "get, traced": Operation(look, template=traced, keeps=True),
     "exception in a change": Operation(break_a_change),
     "wait": Operation(wait_in_vain, keeps=True),

@@ -46,6 +46,12 @@ def attach_and_delete(scene: Scene) -> None:
     store.delete_many([store.put(LARGE), "k", scene.refs[1]])
 
 
+def attach_and_delete_few(scene: Scene) -> None:
+    """Be where fewer slots are free than are needed, in a list."""
+    store = scene.attach()
+    store.delete_many([store.put((number,)) for number in range(2)])
+
+
 def build_half(scene: Scene) -> None:
     """Begin to build an array, and give up."""
     with contextlib.suppress(ZeroDivisionError), scene.store.allocate(500_000, "u1", key="k"):

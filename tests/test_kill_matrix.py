@@ -39,7 +39,9 @@ NOT_REACHED = {
     "owners.entrust": "os.fchown",
     # Again and again, while others hold it: see test_lock.py.
     "lock.hold": "lock_descriptor",
-    # Where the system has no posix_fallocate, or no renameat2.
+    # Where the system has no flock, no posix_fallocate, or no renameat2.
+    "flock.lock_descriptor": "filelock.lock_descriptor",
+    "flock.unlock_descriptor": "filelock.unlock_descriptor",
     "folder.rename": "os.rename",
     "mapping.reserve": "os.pwrite",
 }
