@@ -19,7 +19,9 @@ import atexit
 import contextlib
 import os
 import sys
-from typing import NamedTuple
+import threading
+from functools import partial
+from typing import Any, NamedTuple
 
 from shmstore import _ending, _lifecycle
 from shmstore._memory import folder
@@ -27,6 +29,7 @@ from shmstore._memory import layout as L
 from shmstore._memory.descriptors import Descriptor
 from shmstore._session import LOCK_NAME, Session
 from shmstore._sharing import barrier
+from shmstore._sharing.lock import hold_noted, let_noted
 from shmstore._sharing.seats import Seat
 from shmstore.errors import ShmStoreError
 
@@ -42,14 +45,34 @@ class _Birth(NamedTuple):
     lock_fd: Descriptor
 
 
-_births: list[_Birth] = []
+class _Fork(threading.local):
+    """What this thread has prepared for a fork, and the locks that it holds meanwhile."""
+
+    def __init__(self) -> None:
+        self.births: list[_Birth] = []
+        self.held: list[Any] = []
+        self.settled = True
+
+
+_fork = _Fork()
 # What keeps views valid that this process was born with and has no seat for.
 _seats_of_parents: list[Seat] = []
 
 
 def _before_fork() -> None:
+    try:
+        _prepare_all()
+    except BaseException:  # of a signal handler: the fork goes on
+        for session in list(_lifecycle.sessions.values()):
+            if all(birth.session is not session for birth in _fork.births):
+                session.pins.stay()  # lets go of a seat that nobody has been told of
+                session.pins.freeze()
+        raise
+
+
+def _prepare_all() -> None:
     _lifecycle.housekeeping.stop()
-    _lifecycle.registry.acquire()
+    hold_noted(_lifecycle.registry, _fork.held)
     for session in _lifecycle.sessions.values():
         if session.words[L.W_DESTROYED]:
             continue
@@ -59,8 +82,8 @@ def _before_fork() -> None:
             _log("no seat for a forked child in %s: %s", session.path, error)
             session.pins.freeze()
             continue
-        _births.append(birth)  # first: what is held without a word of it is never let go
-        session.lock.hold_threads()
+        _fork.births.append(birth)
+        session.lock.hold_threads(_fork.held)
 
 
 def _log(message: str, *facts: object) -> None:
@@ -83,27 +106,20 @@ def _prepare(session: Session) -> _Birth:
 
 
 def _after_fork_in_parent() -> None:
-    try:
-        for birth in _births:
-            birth.session.pins.stay()
-            birth.lock_fd.close()
-            birth.seat.close()
-        _let_threads()
-    finally:  # a signal handler may raise: whoever uses a store afterwards must not wait for ever
-        _let_threads()
-        _lifecycle.registry.release()
-
-
-def _let_threads() -> None:
-    while _births:
-        _births[-1].session.lock.let_threads()
-        _births.pop()
+    for birth in _fork.births:
+        birth.session.pins.stay()
+        birth.lock_fd.close()
+        birth.seat.close()
+    _fork.births.clear()
+    let_noted(_fork.held)
 
 
 def _after_fork_in_child() -> None:
+    if _fork.settled:
+        return
     _lifecycle.housekeeping.begin_anew()
-    born = {id(birth.session) for birth in _births}
-    for birth in _births:
+    born = {id(birth.session) for birth in _fork.births}
+    for birth in _fork.births:
         birth.session.adopt(birth.row, birth.seat, birth.lock_fd)
         birth.session.owner_pid = 0  # a descendant may get the pid of an owner that has died
     for session in list(_lifecycle.sessions.values()):
@@ -112,10 +128,10 @@ def _after_fork_in_child() -> None:
             _lifecycle.forget(session, keep_seat=keep)
             if keep:
                 _seats_of_parents.append(session.pins.seat)
-    _births.clear()
-    _lifecycle.registry.release()
+    let_noted(_fork.held)
     barrier.register()
     _finalize_with_multiprocessing()
+    _fork.births, _fork.settled = [], True  # one step, for a session without a birth is closed
 
 
 def _finalize_with_multiprocessing() -> None:
@@ -170,8 +186,9 @@ def install() -> None:
     """Register the hooks of this module, once per process."""
     _lifecycle.first_steps.append(_let_views_travel)
     atexit.register(_leave_all)
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_after_fork_in_parent,
-        after_in_child=_after_fork_in_child,
-    )
+    unsettle = partial(setattr, _fork, "settled", False)  # noqa: FBT003 - no handler runs in it
+    os.register_at_fork(before=_before_fork, after_in_child=unsettle)
+    for _ in range(2):  # a signal handler may cut one short, even before its first line
+        os.register_at_fork(
+            after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+        )

@@ -15,7 +15,10 @@ import contextlib
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import repeat
+from operator import methodcaller
 from pathlib import Path
 from threading import get_ident
 from typing import Any, Final, TypeVar
@@ -41,6 +44,10 @@ _YIELDS: Final = 2
 _PART: Final = 4
 _SHORTEST_PAUSE_S: Final = 1e-6
 _LONGEST_PAUSE_S: Final = 2e-3
+
+# Written in C: with these a whole loop is one call, in which no signal handler of Python can run.
+_ACQUIRE: Final = methodcaller("acquire")
+_RELEASE: Final = methodcaller("release")
 
 _give_way: Final[Callable[[], object]] = getattr(os, "sched_yield", lambda: time.sleep(0))
 
@@ -71,6 +78,16 @@ def hold(fd: int, timeout_s: float) -> bool:
         if lock_descriptor(fd):
             return True
     return False
+
+
+def hold_noted(lock: Any, held: list[Any]) -> None:
+    """Take a thread lock and append it to `held`: no handler of Python runs between the two."""
+    held.extend(filter(_ACQUIRE, [lock]))
+
+
+def let_noted(held: list[Any]) -> None:
+    """Give all locks of a list back, the last one first, and empty it: one step, as above."""
+    deque(map(_RELEASE, map(list.pop, repeat(held, len(held)))), maxlen=0)
 
 
 def _is_clean(error: BaseException) -> bool:
@@ -282,9 +299,9 @@ class StoreLock:
 
     # --- fork and end --------------------------------------------------------------------------
 
-    def hold_threads(self) -> None:
-        """Keep all threads of this process out, across a fork."""
-        self._threads.acquire()
+    def hold_threads(self, held: list[Any] | None = None) -> None:
+        """Keep all threads of this process out, across a fork; see `hold_noted` for `held`."""
+        hold_noted(self._threads, [] if held is None else held)
 
     def let_threads(self) -> None:
         """Let the threads of this process in again."""
@@ -293,7 +310,8 @@ class StoreLock:
 
     def replace_descriptor(self, fd: Descriptor) -> None:
         """Go on with a lock file that this (forked) process has opened for itself."""
-        self.fd.close()
+        if self.fd is not fd:  # or a signal handler had cut this short
+            self.fd.close()
         self.fd = fd
         self._threads = threading.Lock()
         self._thread = 0

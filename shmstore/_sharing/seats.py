@@ -335,7 +335,8 @@ class Pins:
 
         Pins that other threads of the parent were about to make have no anchor here.
         """
-        self.seat.close()
+        if self.seat is not seat:  # or a signal handler had cut this short
+            self.seat.close()
         self.seat = seat
         self.stay()
         for cell in range(L.FIRST_CELL, self._end):
