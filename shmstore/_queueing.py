@@ -244,7 +244,8 @@ class Putting:
                 return False
             if self._guard is not None:
                 if not self._copied:
-                    _writing.copy(self._session, self._packages[self.count], self._places[0])
+                    package, place = self._packages[self.count], self._places[0]
+                    _writing.copy(self._session, package, place, self._guard)
                     self._copied = True
                 if not run(self._publish):
                     return False
