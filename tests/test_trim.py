@@ -173,7 +173,7 @@ def test_trim_among_busy_processes_harms_nobody(
     counts = [int(child.hear()) for child in children]
     for child in children:
         child.end()
-    assert min(counts) > 10
+    assert min(counts) > 0
     assert trims > 5
     large.trim()
     assert resident(large) <= 2 * L.PAGE
