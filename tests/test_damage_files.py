@@ -136,6 +136,12 @@ def _part_of_a_queue(template: Template) -> Words:
     return {kind: _word_of(template, kind) ^ (L.KIND_QUEUED | L.KIND_TALLY)}
 
 
+def _queue_and_part_of_one(template: Template) -> Words:
+    """Let an object with a key be both."""
+    [(at, word)] = _part_of_a_queue(template).items()
+    return {at: word ^ L.KIND_QUEUE}
+
+
 def _free_heads(template: Template) -> Words:
     """Let each list of free blocks begin with the block of an object: trimming reads them."""
     node = row_of(template, template.objects["array"].slot)[0] + L.S_NODE * WORD
@@ -148,6 +154,7 @@ FOUND: dict[str, Callable[[Template], Words]] = {
     "buckets that lead out of the slots": _buckets,
     "a chain with a loop": _loop,
     "an object that is part of no queue": _part_of_a_queue,
+    "an object that is a queue and part of one": _queue_and_part_of_one,
     "nodes without end": _superblock(NODE_TOP=1 << 40, FREE_NODE=0),
     "fewer nodes than there are": _superblock(NODE_TOP=1, FREE_NODE=0),
     "a node in use that is said to be spare": _spare_node,

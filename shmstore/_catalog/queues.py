@@ -244,8 +244,10 @@ class Queues(Chains):
             Slots that belong to no queue (any more), or count for a client that is gone; the
             caller ends their lives.
         """
-        queues = np.flatnonzero(are_of(table, L.KIND_QUEUE))
-        parts = np.flatnonzero(are_of(table, L.KIND_QUEUED | L.KIND_TALLY))
+        are_parts = are_of(table, L.KIND_QUEUED | L.KIND_TALLY)
+        # What damage has made both is no queue: as a part of none its life ends.
+        queues = np.flatnonzero(are_of(table, L.KIND_QUEUE) & ~are_parts)
+        parts = np.flatnonzero(are_parts)
         owners, numbers = table[parts, L.S_DIGEST], table[parts, L.S_DIGEST + 1]
         order = np.lexsort((numbers, owners))
         parts, owners = parts[order], owners[order]
