@@ -33,7 +33,7 @@ def test_demo_on_a_file_prints_both_tables_and_nothing_on_stderr(tmp_path, name,
 def test_demo_interrupted_ends_with_130_and_no_traceback(tmp_path):
     """Ctrl-C reaches the parent and its workers, and only the parent says so."""
     path = tmp_path / "numbers.npy"
-    np.save(path, np.zeros(4_000_000))
+    np.save(path, np.zeros(20_000_000))
     command = [sys.executable, "-m", "shmstore", "demo", str(path)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -15,17 +15,6 @@ from shmstore._memory.sharing_out import Crew
 SLICE = sharing_out._SLICE_NBYTES
 
 
-def _crew(rate_of: dict[int, float]) -> Crew:
-    """Give a crew that has learned, on a machine where so many threads copy at such a rate."""
-    crew = Crew(8)
-
-    def work(begin: int, end: int) -> None:
-        time.sleep(SLICE / rate_of[round(SLICE / (end - begin))])
-
-    crew.share_out(SLICE * sharing_out._LOOKS * len(crew._rates), work)
-    return crew
-
-
 @pytest.mark.parametrize(
     ("rates", "chosen"),
     [
@@ -37,9 +26,19 @@ def _crew(rate_of: dict[int, float]) -> Crew:
     ],
     ids=["one is enough", "little gain", "two", "all", "not two but four"],
 )
-def test_number_of_threads_is_learned_from_the_copies(rates: dict[int, float], chosen: int) -> None:
+def test_number_of_threads_is_learned_from_the_copies(
+    monkeypatch: pytest.MonkeyPatch, rates: dict[int, float], chosen: int
+) -> None:
     """The fewest that come near the best; more threads than help are left to others."""
-    crew = _crew({threads: rate * SLICE * 50 for threads, rate in rates.items()})
+    now = [0.0]
+
+    def split(_: object, begin: int, end: int, threads: int) -> None:
+        now[0] += (end - begin) / rates[threads]
+
+    monkeypatch.setattr(sharing_out, "_split", split)
+    monkeypatch.setattr(sharing_out, "perf_counter", lambda: now[0])
+    crew = Crew(8)
+    crew.share_out(SLICE * sharing_out._LOOKS * len(rates), print)
     assert crew._to_learn() == 0
     assert crew.threads() == chosen
 
