@@ -301,8 +301,8 @@ class Worker:
                 if got is not _GONE:
                     self._verify(key, got)
             else:
-                with self.store.put(obj) as ref:
-                    self._verify(key, ref.get())
+                with self.store.put(obj) as ref, contextlib.suppress(ObjectNotFoundError):
+                    self._verify(key, ref.get())  # or it has given way already
         except StoreFullError:
             self._refused([])
 
