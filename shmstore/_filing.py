@@ -33,6 +33,7 @@ from shmstore._memory.mapping import map_file, write_all
 from shmstore._memory.shortage import NoPagesError
 from shmstore._packing import Package, Placed
 from shmstore._ref import ObjectRef
+from shmstore._sharing.seats import Anchor
 
 if TYPE_CHECKING:
     import mmap
@@ -97,7 +98,7 @@ def reserve(
     packages: Sequence[Package],
     places: list[_writing.Place],
     overwrite: bool,  # noqa: FBT001 - called under the lock
-) -> _writing.Guard:
+) -> Anchor:
     """Take a slot for each package, and an extent while there are some. Requires: the lock."""
     session.check_alive()
     _writing.check_allowed(session, packages, overwrite=overwrite)
@@ -108,7 +109,7 @@ def reserve(
         _writing.reserve(session, package if fits else package._replace(extent_nbytes=0), places)
         if not fits:
             session.slots.expect_file(places[-1].slot, nbytes)
-    return _writing.Guard(session, places[0])
+    return session.pins.hold(places[0].slot)
 
 
 def _write(session: Session, package: Package, place: _writing.Place, name: str) -> None:
@@ -186,7 +187,7 @@ class Draft:
         self._session = session
         self._package = package
         self._place = place
-        self._guard: _spilling.Guard | None = _spilling.Guard()
+        self._guard: Anchor | None = Anchor()
         self._cell = session.pins.pin(self._guard, place.slot)
         self._name = session.files.new_name(session.pins.seat.serial)
         self._memory: mmap.mmap | None = None

@@ -34,7 +34,8 @@ from shmstore._memory.allocator import Extent
 from shmstore._packing import COPY_LOCKED_NBYTES, Package
 from shmstore._plans import GONE, ArrayPlan, Plan
 from shmstore._session import Session
-from shmstore._writing import Guard, Place
+from shmstore._sharing.seats import Anchor
+from shmstore._writing import Place
 from shmstore.errors import StoreClosedError, StoreFullError
 from shmstore.serialization import deserialize
 from shmstore.serialization.pickling import loads
@@ -228,7 +229,7 @@ class Putting:
         self._packages = packages
         self.count = 0
         self._places: list[Place] = []
-        self._guard: Guard | None = None
+        self._guard: Anchor | None = None
         self._copied = False
 
     @property
@@ -263,7 +264,7 @@ class Putting:
             slot, extent = _writing.find_place(session, package)
             if extent is not None and (extent.cold or extent.nbytes > COPY_LOCKED_NBYTES):
                 _writing.take_place(session, slot, extent, self._places)
-                self._guard = Guard(session, self._places[0])
+                self._guard = session.pins.hold(self._places[0].slot)
                 return True
             self._insert(package, slot, extent)
             self.count += 1

@@ -37,12 +37,6 @@ _NONSENSE: Final = (
 _UNCERTAIN_TRIES: Final = 20
 
 
-class _Pinned:
-    """The anchor of a pin that is needed for a moment."""
-
-    __slots__ = ("__weakref__",)
-
-
 # --- from a slot or a key to a plan ------------------------------------------------------------
 
 
@@ -87,8 +81,7 @@ def seconds_left(session: Session, slot: int) -> float | None:
 def _has_sound_data(plan: Plan) -> bool:
     """Raise unless the checksum of the data agrees; False when the object is gone meanwhile."""
     session, record = plan.session, plan.record
-    pinned = _Pinned()
-    session.pins.pin(pinned, record.slot)
+    _pinned = session.pins.hold(record.slot)
     if not session.slots.is_same(record):
         return False
     ranges = [(record.extent + row.offset, row.nbytes) for row in plan.table if not row.writeable]
@@ -154,8 +147,7 @@ def read_header(session: Session, record: Record) -> bytes | None:
         return packed if session.slots.word(record.slot) == record.word else None
     if states.state_of(record.word) == states.SPILLED:
         return _restoring.read_header(session, record)
-    pinned = _Pinned()
-    session.pins.pin(pinned, record.slot)
+    _pinned = session.pins.hold(record.slot)
     start = record.extent + record.header_offset
     packed = session.segment.readonly[start : start + record.header_nbytes]
     return packed if session.slots.is_same(record) else None

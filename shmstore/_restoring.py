@@ -27,6 +27,7 @@ from shmstore._memory.allocator import Extent
 from shmstore._memory.folder import NO_ROOM
 from shmstore._memory.segment import Absent
 from shmstore._plans import GONE, Plan
+from shmstore._sharing.seats import Anchor
 from shmstore.serialization import headers
 
 if TYPE_CHECKING:
@@ -51,12 +52,6 @@ class _Return(NamedTuple):
     extent: Extent
 
 
-class _Guard:
-    """The anchor of the pin on the slot of our own."""
-
-    __slots__ = ("__weakref__",)
-
-
 def bring_back(session: Session, slot: int, word: int) -> int:
     """Read an object back into memory if there is room; return its slot word afterwards.
 
@@ -66,7 +61,7 @@ def bring_back(session: Session, slot: int, word: int) -> int:
         Its file is damaged.
     """
     under_way: list[_Return] = []
-    guards: list[_Guard] = []
+    guards: list[Anchor] = []
     whole = False
     try:
         session.lock.run(_begin, session, slot, word, under_way, guards)
@@ -84,7 +79,7 @@ def bring_back(session: Session, slot: int, word: int) -> int:
 
 
 def _begin(
-    session: Session, slot: int, word: int, under_way: list[_Return], guards: list[_Guard]
+    session: Session, slot: int, word: int, under_way: list[_Return], guards: list[Anchor]
 ) -> None:
     """Find room, unless there is none or no need; `under_way` always tells. Requires: the lock."""
     session.check_alive()
@@ -112,8 +107,7 @@ def _begin(
     slots.reserve(helper, session.pins.seat.serial, extent)
     # Nobody else writes this number there: views that come and go meanwhile do not go unseen.
     session.words[slots.state_index(slot) + L.S_LAST_USED] = coming.generation
-    guards.append(_Guard())
-    session.pins.pin(guards[0], helper)
+    guards.append(session.pins.hold(helper))
 
 
 def _read(session: Session, coming: _Return) -> bool:

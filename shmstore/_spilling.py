@@ -27,6 +27,7 @@ from shmstore._catalog.slots import Record
 from shmstore._memory import layout as L
 from shmstore._memory.folder import NO_ROOM, free_bytes
 from shmstore._memory.mapping import write_all
+from shmstore._sharing.seats import Anchor
 from shmstore.errors import StoreClosedError, StoreFullError
 
 if TYPE_CHECKING:
@@ -38,12 +39,6 @@ _CHUNK_NBYTES: Final = 16 << 20
 
 # How often others may take the room that was made.
 _TRIES: Final = 100
-
-
-class Guard:
-    """The anchor of a pin of our own."""
-
-    __slots__ = ("__weakref__",)
 
 
 def spilling(
@@ -85,7 +80,7 @@ def make_room(session: Session, nbytes: int) -> bool:
     StoreFullError
         The file system of the files is full too.
     """
-    guards: list[Guard] = []
+    guards: list[Anchor] = []
     names: list[str] = []
     try:
         records = session.lock.run(_choose, session, nbytes, guards)
@@ -101,7 +96,7 @@ def make_room(session: Session, nbytes: int) -> bool:
     return bool(records)
 
 
-def _choose(session: Session, nbytes: int, guards: list[Guard]) -> list[Record]:
+def _choose(session: Session, nbytes: int, guards: list[Anchor]) -> list[Record]:
     """Find what may leave, and pin it with the guards. Requires: the store lock."""
     session.check_alive()
     words, at = session.words, session.slots.state_index
@@ -113,9 +108,7 @@ def _choose(session: Session, nbytes: int, guards: list[Guard]) -> list[Record]:
         if session.clients.pinned().isdisjoint(slots):
             break
         slots = _room.choose(session, nbytes)  # somebody got one of them since
-    for slot in slots:
-        guards.append(Guard())
-        session.pins.pin(guards[-1], slot)
+    guards.extend(map(session.pins.hold, slots))
     records = [session.slots.read(slot) for slot in slots]
     for record in records:
         place = record.extent, L.align(record.extent_nbytes)
@@ -140,7 +133,9 @@ def _write(session: Session, record: Record, name: str) -> None:
     session.files.write(name, record.slot, generation, nbytes, fill)
 
 
-def _commit(session: Session, records: list[Record], names: list[str], guards: list[Guard]) -> None:
+def _commit(
+    session: Session, records: list[Record], names: list[str], guards: list[Anchor]
+) -> None:
     """Let the objects leave that nobody has got meanwhile; `names` has the files that are left.
 
     Requires: the store lock.

@@ -23,6 +23,7 @@ from shmstore._memory.allocator import Extent
 from shmstore._packing import COPY_LOCKED_NBYTES, Package
 from shmstore._ref import ObjectRef
 from shmstore._session import Session
+from shmstore._sharing.seats import Anchor
 from shmstore.errors import (
     KeyExistsError,
     LockTimeoutError,
@@ -73,7 +74,7 @@ def put_many(session: Session, packages: Sequence[Package], *, overwrite: bool) 
         guard = run(_put_all_small, session, packages, places, overwrite)
         if guard is not None:
             for package, place in zip(packages, places, strict=True):
-                copy(session, package, place, Guard(session, place))
+                copy(session, package, place, session.pins.hold(place.slot))
             run(publish_all, session, packages, places, overwrite)
         return [refer(session, *both) for both in zip(packages, places, strict=True)]
     except PlanFailed as failed:
@@ -87,35 +88,26 @@ def put_many(session: Session, packages: Sequence[Package], *, overwrite: bool) 
     raise own
 
 
-class Guard:
-    """Keeps the seat of this process for a put that goes on without the lock: it holds a pin."""
-
-    __slots__ = ("__weakref__",)
-
-    def __init__(self, session: Session, place: Place) -> None:
-        session.pins.pin(self, place.slot)
-
-
 def put_small(
     session: Session,
     package: Package,
     places: list[Place],
     overwrite: bool,  # noqa: FBT001 - called under the lock
-) -> Guard | None:
+) -> Anchor | None:
     """Find a place; if it is small and warm, copy and insert. Requires: the store lock.
 
     Flat: the workload "put" of the benchmarks pays for it.
 
     Returns
     -------
-    Guard or None
+    Anchor or None
         What the caller holds until it has copied and published itself; None: it is done.
     """
     begin(session, [package], overwrite=overwrite)
     slot, extent = find_place(session, package)
     if extent is not None and (extent.cold or extent.nbytes > COPY_LOCKED_NBYTES):
         take_place(session, slot, extent, places)
-        return Guard(session, places[0])
+        return session.pins.hold(places[0].slot)
     insert(session, package, slot, extent, places)
     return None
 
@@ -125,7 +117,7 @@ def _put_all_small(
     packages: Sequence[Package],
     places: list[Place],
     overwrite: bool,  # noqa: FBT001 - called under the lock
-) -> Guard | None:
+) -> Anchor | None:
     """Reserve places; if all are small and warm, copy and publish. Requires: the store lock."""
     inline = not any(package.extent_nbytes for package in packages)
     if inline and _insert_all(session, packages, places, overwrite):
@@ -134,7 +126,7 @@ def _put_all_small(
     extents = [place.extent for place in places if place.extent is not None]
     nbytes = sum(extent.nbytes for extent in extents)
     if nbytes > COPY_LOCKED_NBYTES or any(extent.cold for extent in extents):
-        return Guard(session, places[0])
+        return session.pins.hold(places[0].slot)
     for package, place in zip(packages, places, strict=True):
         copy(session, package, place)
         publish(session, package, place)

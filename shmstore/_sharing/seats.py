@@ -182,6 +182,12 @@ class Seat:
         self.fd = CLOSED
 
 
+class Anchor:
+    """Holds a pin that no view holds: for a moment, or while work goes on without the lock."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Pins:
     """The pins of this process on one store.
 
@@ -229,6 +235,12 @@ class Pins:
         self.times[cell] = monotonic()
         self.cells[cell] = slot + 1
         return cell
+
+    def hold(self, slot: int) -> Anchor:
+        """Pin a slot until what is returned dies. OSError: no room for the pin."""
+        anchor = Anchor()
+        self.pin(anchor, slot)
+        return anchor
 
     def pass_on(self, cell: int, anchor: object) -> None:
         """Let a pin live as long as another anchor. What others see of it does not change."""
