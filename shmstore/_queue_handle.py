@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import operator
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from shmstore import _queueing
+from shmstore._memory.descriptors import Closing
 from shmstore._queueing import Line
 from shmstore.errors import StoreClosedError
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from shmstore._session import Session
 
 
-class QueueHandle:
+class QueueHandle(Closing):
     """A queue, and what can be asked of it at once.
 
     Parameters
@@ -72,17 +72,6 @@ class QueueHandle:
         if self._store is None:
             raise StoreClosedError(f"the queue {self._line.name!r} was closed here")
         return self._store._live(), self._line
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, QueueHandle):

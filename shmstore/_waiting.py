@@ -22,12 +22,13 @@ import select
 import threading
 from collections.abc import Callable, Collection
 from time import monotonic, sleep
-from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, TypeVar
 
 from shmstore import _announcing
 from shmstore._memory import folder
 from shmstore._memory import layout as L
+from shmstore._memory.descriptors import Closing
+from shmstore._memory.sharing_out import count_cores
 from shmstore._session import Session
 from shmstore._sharing.waking import Bell
 from shmstore.errors import StoreFullError
@@ -151,18 +152,11 @@ def _await_change(session: Session, look: Callable[[], Result | None]) -> Result
     return None
 
 
-def _count_processors() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
-
-
 # Who spins on the only processor keeps the others from what he waits for.
-_is_alone = _count_processors() == 1
+_is_alone = count_cores() == 1
 
 
-class Sleeper:
+class Sleeper(Closing):
     """Somebody who waits: a bell, and the rows that lead to it.
 
     Parameters
@@ -275,18 +269,7 @@ class Sleeper:
             if deadline is not None and monotonic() >= deadline:
                 return False
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.end()
-
-    def end(self) -> None:
+    def close(self) -> None:
         """Take the rows away that are left, and give the bell back."""
         session, bell = self._session, self._bell
         self.ended = True

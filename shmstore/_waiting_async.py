@@ -163,6 +163,6 @@ async def sleep_until(
                 return found
     finally:
         if sleeper is None:
-            own.end()
+            own.close()
     last: Result | None = session.lock.run(settle)
     return last

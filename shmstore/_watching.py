@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections import deque
 from time import monotonic
-from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from shmstore import _announcing, _waiting
+from shmstore._memory.descriptors import Closing
 from shmstore._ref import ObjectRef
 from shmstore.errors import ChangesLostError, StoreClosedError, WaitTimeoutError
 
@@ -42,7 +42,7 @@ class Change(NamedTuple):
     ref: ObjectRef
 
 
-class Watch:
+class Watch(Closing):
     """The changes under a prefix, from the moment on at which this was made.
 
     An iterator without end, and a context manager; made by `Store.watch`.
@@ -160,24 +160,13 @@ class Watch:
 
     def close(self) -> None:
         """Watch no longer."""
-        self._sleeper.end()
+        self._sleeper.close()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Change:
         return self.get()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _nothing() -> None:

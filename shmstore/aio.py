@@ -43,6 +43,7 @@ import numpy as np
 from shmstore import _awaiting, _plans, _ref, _store, _waiting, _waiting_async, _watching
 from shmstore._arguments import check_key, check_mode
 from shmstore._awaiting import ALL, Expected, Waited
+from shmstore._memory.descriptors import Closing
 from shmstore._ref import ObjectRef
 from shmstore._watching import Change
 from shmstore.errors import ObjectNotFoundError, WaitTimeoutError
@@ -341,7 +342,7 @@ class Store:
         await self.close()
 
 
-class Watch:
+class Watch(Closing):
     """The changes under a prefix: an asynchronous iterator, and a context manager.
 
     Parameters
@@ -373,17 +374,6 @@ class Watch:
 
     async def __anext__(self) -> Change:
         return await self.get()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -17,7 +17,28 @@ from types import TracebackType
 from typing import Final, Self
 
 
-class Descriptor(int):
+class Closing:
+    """Something that is open for the block it is used in: ``with ...:`` closes it."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Let go of what is open; do nothing the second time."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Descriptor(Closing, int):
     """A file descriptor that is closed once: by `close`, or when nobody refers to it any more.
 
     It serves wherever a number does, but is never given to ``os.close``.
@@ -33,17 +54,6 @@ class Descriptor(int):
             _close(self)
 
     __del__ = close
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 # In the place of a descriptor that has been closed: its number may be another file's by now.

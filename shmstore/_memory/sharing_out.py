@@ -40,7 +40,7 @@ class Crew:
     """
 
     def __init__(self, cores: int | None = None) -> None:
-        cores = _cores() if cores is None else cores
+        cores = count_cores() if cores is None else cores
         self._rates: dict[int, list[float]] = {1: []}
         while 2 * max(self._rates) <= min(cores, _MOST_THREADS):
             self._rates[2 * max(self._rates)] = []
@@ -85,7 +85,7 @@ class Crew:
         return fewest if len(self._rates[fewest]) < _LOOKS else 0
 
 
-def _cores() -> int:
+def count_cores() -> int:
     """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
