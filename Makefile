@@ -46,7 +46,7 @@ fuzz: $(VENV)/.stamp-test
 	$(BIN)/python tests/fuzzing.py $(FUZZ_ARGS)
 	$(BIN)/python tests/proofs.py $(SHMSTORE_NOTE_PROOFS)
 
-# Everything that is tested by repetition, for long; then the figures go into docs/reliability.md.
+# Everything that is tested by repetition, for long; the figures go into explanation/reliability.md.
 soak: export SHMSTORE_NOTE_PROOFS := $(CURDIR)/build/proofs-soak.json
 soak: $(VENV)/.stamp-test
 	mkdir -p build && rm -f $(SHMSTORE_NOTE_PROOFS)
@@ -60,7 +60,7 @@ soak: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -q -k race tests/test_strangers.py tests/test_group_life.py
 	$(BIN)/python tests/proofs.py $(SHMSTORE_NOTE_PROOFS)
 
-# The table of docs/serialization.md, from tests/rows.toml and the markers of the tests.
+# The table of docs/explanation/serialization.md, from tests/rows.toml and the markers of the tests.
 docs-rows:
 	$(PYTHON) tests/row_table.py
 

@@ -1,4 +1,4 @@
-"""Is every invariant of the format true? One function per number of `docs/format.md`.
+"""Is every invariant of the format true? One function per number of `explanation/format.md`.
 
 Concurrency: runs under the store lock, after taking back what nobody looks at, so that a busy
 store can be checked too.

@@ -340,7 +340,7 @@ class FullReport:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A broken invariant: its number in ``docs/format.md``, what was found, in which file, where.
+    """A broken invariant: its number (see the page on the format), what was found, and where.
 
     `offset` is None where the place cannot be told.
     """

@@ -25,7 +25,7 @@ from interleave_scenarios import SCENARIOS
 
 
 def note(name: str, result: Result) -> None:
-    """Count what was explored for docs/reliability.md."""
+    """Count what was explored for docs/explanation/reliability.md."""
     proofs.note(
         f"interleave: {name}",
         states=result.states,

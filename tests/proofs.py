@@ -1,4 +1,4 @@
-"""What do the tests prove, counted? The figures of docs/reliability.md.
+"""What do the tests prove, counted? The figures of docs/explanation/reliability.md.
 
 Tests call `note`. It does nothing unless the environment variable SHMSTORE_NOTE_PROOFS names a JSON
 file: then whole numbers are added to what the file has under that name, and texts replace it.
@@ -6,8 +6,8 @@ file: then whole numbers are added to what the file has under that name, and tex
 
     python tests/proofs.py FILE
 
-which takes the figures over into docs/reliability.json and writes the tables of
-docs/reliability.md. Without FILE the tables are only written anew.
+which takes the figures over into docs/explanation/reliability.json and writes the tables of
+docs/explanation/reliability.md. Without FILE the tables are only written anew.
 
 A name is "subject: row", or a subject alone. What a run has noted of a subject replaces all that
 was known of this subject before, so a row that is no longer tested does not stay.
@@ -33,7 +33,7 @@ VARIABLE: Final = "SHMSTORE_NOTE_PROOFS"
 Count = int | str
 Rows = dict[str, dict[str, Count]]
 
-DOCS: Final = Path(__file__).parent.parent / "docs"
+DOCS: Final = Path(__file__).parent.parent / "docs" / "explanation"
 KNOWN: Final = DOCS / "reliability.json"
 PAGE: Final = DOCS / "reliability.md"
 

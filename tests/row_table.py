@@ -1,4 +1,4 @@
-"""Which tests prove which row of docs/serialization.md? Run this to write its table anew.
+"""Which tests prove which row of the page on serialization? Run this to write its table anew.
 
 The sentences stand in rows.toml, the tests name their rows by ``@pytest.mark.row``: a row, or the
 first and the last of several ("S84-S100").
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 TESTS = Path(__file__).parent
-PAGE = TESTS.parent / "docs" / "serialization.md"
+PAGE = TESTS.parent / "docs" / "explanation" / "serialization.md"
 SENTENCES = TESTS / "rows.toml"
 
 KNOWN = [f"S{n:02}" for n in range(1, 112)] + [f"F{n:02}" for n in range(1, 44)]

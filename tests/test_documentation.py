@@ -39,7 +39,7 @@ def test_code_of_the_readme_works_when_pasted(tmp_path: Path) -> None:
     assert _run(str(script)).split() == ["499999500000", "{'cat':", "0,", "'dog':", "1}", "8"]
 
 
-@pytest.mark.parametrize("page", sorted((TOP / "docs").glob("*.md")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", sorted((TOP / "docs").rglob("*.md")), ids=lambda p: p.stem)
 def test_code_of_a_page_works_when_pasted(page: Path, tmp_path: Path) -> None:
     """The blocks of a page are one program, from top to bottom."""
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)

@@ -29,9 +29,9 @@ from shmstore._memory import layout
 from shmstore.serialization import headers
 
 PAGE = 4096
-FORMAT_PAGE = Path(__file__).parent.parent / "docs" / "format.md"
+FORMAT_PAGE = Path(__file__).parent.parent / "docs" / "explanation" / "format.md"
 
-# The geometry of the stores below, worked out by hand from docs/format.md.
+# The geometry of the stores below, worked out by hand from docs/explanation/format.md.
 MAX_OBJECTS, MAX_CLIENTS, CAPACITY = 100, 10, 1 << 20
 CLIENTS_AT = 8192
 BUCKETS_AT = CLIENTS_AT + 4096
@@ -233,7 +233,7 @@ def _slot(generation: int, kind: int, sizes: tuple[int, ...], name: str, beside:
 
 
 def _make_by_hand(folder: Path) -> None:
-    """Write a store with an array "numbers" and a text "word", after docs/format.md alone."""
+    """Write a store with an array "numbers" and a text "word", after the page alone."""
     array, word = np.arange(7, dtype="<u2"), pickle.dumps("hello", 5)
     packed = msgpack.packb(
         [

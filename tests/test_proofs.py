@@ -1,4 +1,4 @@
-"""Are the figures of docs/reliability.md the ones that the tests have noted?"""
+"""Are the figures of docs/explanation/reliability.md the ones that the tests have noted?"""
 
 from __future__ import annotations
 

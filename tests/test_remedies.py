@@ -207,7 +207,8 @@ def test_size_that_the_store_never_has_is_told(store: Store) -> None:
 
 def test_examples_of_the_page_about_it_run() -> None:
     """Their assertions are the proof."""
-    page = (Path(__file__).parent.parent / "docs" / "explaining.md").read_text(encoding="utf-8")
+    howto = Path(__file__).parent.parent / "docs" / "howto"
+    page = (howto / "explaining.md").read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
     assert code.count("assert") > 5
     exec(code, {})

@@ -1,4 +1,4 @@
-"""Is every row of docs/serialization.md proved, and does the page say by which tests?"""
+"""Is every row of the page on serialization proved, and does the page say by which tests?"""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_page_is_the_one_that_the_markers_give() -> None:
     """`make docs-rows` writes it anew."""
     page = row_table.PAGE.read_text(encoding="utf-8")
     assert page.count(row_table.BEGIN) == page.count(row_table.END) == 1
-    assert page == row_table.written(page), "docs/serialization.md is stale: make docs-rows"
+    assert page == row_table.written(page), "the page is stale: make docs-rows"
 
 
 def test_code_of_the_page_works_when_pasted(run_python: RunPython, tmp_path: Path) -> None:
