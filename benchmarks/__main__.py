@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import shmstore
@@ -11,7 +12,7 @@ from benchmarks.arena import Arena
 from benchmarks.results import Result
 from benchmarks.scratch import scratch_folder
 
-INTERRUPTED = 130
+INTERRUPTED, FAILED = "interrupted", "failed"
 
 
 def main() -> int:
@@ -42,21 +43,34 @@ def main() -> int:
     context["notes"] = "; ".join(notes) or "none"
     report.progress("")
     _tell(options, context, results)
-    return INTERRUPTED if "interrupted" in notes else 0
+    return _status(notes)
 
 
 def _measure(arena: Arena, names: list[str]) -> tuple[list[Result], list[str]]:
-    """Return what was measured, if need be up to an interrupt, and how long it took."""
+    """Return what was measured, if need be up to an interrupt, and how long it took.
+
+    A workload that fails keeps what it has measured, and the others go on.
+    """
     results: list[Result] = []
     seconds: list[str] = []
-    try:
-        for name in names:
-            start = time.monotonic()
-            results += catalogue.load(name)(arena)
-            seconds.append(f"{name} {time.monotonic() - start:.0f}")
-    except KeyboardInterrupt:
-        arena.notes.append("interrupted")
+    for name in names:
+        start = time.monotonic()
+        try:
+            results.extend(catalogue.load(name)(arena))
+        except KeyboardInterrupt:
+            arena.notes.append(INTERRUPTED)
+            break
+        except Exception as error:  # noqa: BLE001 - told at once, and by the exit status
+            traceback.print_exc()
+            arena.notes.append(f"{name} {FAILED} ({type(error).__name__})")
+        seconds.append(f"{name} {time.monotonic() - start:.0f}")
     return results, seconds
+
+
+def _status(notes: list[str]) -> int:
+    if INTERRUPTED in notes:
+        return 130
+    return int(any(FAILED in note for note in notes))
 
 
 def _tell(options: argparse.Namespace, context: dict[str, str], results: list[Result]) -> None:
