@@ -64,10 +64,12 @@ if TYPE_CHECKING:
         Recovered,
         StoreStats,
     )
+    from shmstore._listing import StoreSummary, stores
     from shmstore._lists import SharedList
     from shmstore._pooling import ProcessPoolExecutor
-    from shmstore._pruning import prune
+    from shmstore._pruning import prune, remove
     from shmstore._queue import Queue
+    from shmstore._surveying import Survey
     from shmstore._traveling import dumps_by_reference
 
 __version__ = "0.1.0"
@@ -89,8 +91,12 @@ _LATER = {
     "Recovered": "_info",
     "SharedList": "_lists",
     "StoreStats": "_info",
+    "StoreSummary": "_listing",
+    "Survey": "_surveying",
     "dumps_by_reference": "_traveling",
     "prune": "_pruning",
+    "remove": "_pruning",
+    "stores": "_listing",
 }
 
 
@@ -141,6 +147,8 @@ __all__ = [
     "StoreFullError",
     "StoreNotFoundError",
     "StoreStats",
+    "StoreSummary",
+    "Survey",
     "UnsafePathError",
     "WaitTimeoutError",
     "Waited",
@@ -148,4 +156,6 @@ __all__ = [
     "__version__",
     "dumps_by_reference",
     "prune",
+    "remove",
+    "stores",
 ]

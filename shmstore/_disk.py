@@ -27,8 +27,8 @@ def file_system_of(session: Session) -> FileSystemUse:
     status = os.fstatvfs(session.folder_fd)
     size = status.f_blocks * status.f_frsize
     free = folder.free_bytes(session.folder_fd)
-    own = _nbytes_below(session.path, [_MOST_ENTRIES])
-    backed = _nbytes_below(session.path / SEGMENT_NAME, [1])
+    own = nbytes_below(session.path, [_MOST_ENTRIES])
+    backed = nbytes_below(session.path / SEGMENT_NAME, [1])
     unbacked = max(0, session.identity.capacity - backed)
     top = mount_point(session.path.parent)
     return FileSystemUse(
@@ -59,12 +59,12 @@ def _largest_others(top: Path, own: Path) -> tuple[tuple[str, int], ...]:
             break
         with contextlib.suppress(OSError):
             beside = [path for path in above.parent.iterdir() if path != above]
-            sizes += [(str(path), _nbytes_below(path, budget)) for path in beside]
+            sizes += [(str(path), nbytes_below(path, budget)) for path in beside]
     sizes.sort(key=lambda item: -item[1])
     return tuple(item for item in sizes[:_MOST_NAMED] if item[1])
 
 
-def _nbytes_below(path: Path, budget: list[int]) -> int:
+def nbytes_below(path: Path, budget: list[int]) -> int:
     """Return the bytes of the pages of a file, or of all below a folder, as far as one may look.
 
     `budget` counts down how many files may still be looked at.

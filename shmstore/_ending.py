@@ -58,8 +58,18 @@ class _Fate(NamedTuple):
     taken: bool
 
 
-def _end_if_dead(folder_fd: int, path: Path, lock_timeout: float) -> _Fate:
-    """Mark a store as destroyed if it does not persist and no client of it lives."""
+def end(folder_fd: int, path: Path, lock_timeout: float, *, living: bool) -> bool:
+    """Mark a store as destroyed, also one that persists; return whether it is.
+
+    With `living` even if clients of it live. Requires: the root lock.
+    """
+    return _end_if_dead(folder_fd, path, lock_timeout, kept=True, living=living).gone
+
+
+def _end_if_dead(
+    folder_fd: int, path: Path, lock_timeout: float, *, kept: bool = False, living: bool = False
+) -> _Fate:
+    """Mark a store as destroyed if it does not persist and no client of it lives; see `end`."""
     with contextlib.ExitStack() as stack:
         lock_fd = stack.enter_context(folder.open_file(folder_fd, LOCK_NAME, path))
         seats_fd = stack.enter_context(folder.open_seats(folder_fd, SEATS_NAME, path))
@@ -70,8 +80,9 @@ def _end_if_dead(folder_fd: int, path: Path, lock_timeout: float) -> _Fate:
         try:
             index = stack.enter_context(contextlib.closing(open_index(folder_fd, path)))
         except CorruptStoreError:
-            return _Fate(not taken, taken)
-        if not (taken or index.identity.flags & L.FLAG_PERSIST):
+            return _Fate(living or not taken, taken)
+        stays = taken or (index.identity.flags & L.FLAG_PERSIST and not kept)
+        if living or not stays:
             index.words[L.W_DESTROYED] = 1
         return _Fate(bool(index.words[L.W_DESTROYED]), taken)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shmstore._info import FullReport, PinInfo
     from shmstore._session import Session
     from shmstore._sharing.clients import Client
+    from shmstore._surveying import Survey
 
 
 class Explained(ABC):
@@ -72,6 +73,28 @@ class Explained(ABC):
             message = f"asked={asked!r}: give a number of bytes"
             raise ValueError(message)
         return _fullness.report(self._live(), wanted)
+
+    def survey(self) -> Survey:
+        """Return what lies where: columns with an entry per object, and the attached processes.
+
+        Notes
+        -----
+        Concurrency: takes no lock, and about 15 ms for 100,000 objects.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from shmstore import Store
+        >>> with Store.create(capacity="16MiB") as store:
+        ...     refs = [store.put(np.zeros(size), key=str(size)) for size in (1000, 3000, 2000)]
+        ...     survey = store.survey()
+        ...     largest = np.argsort(-survey.nbytes)[:2]
+        ...     [info.key for info in survey.infos(largest)]
+        ['3000', '2000']
+        """
+        from shmstore import _surveying  # noqa: PLC0415 - takes time that most processes can save
+
+        return _surveying.take(self._live())
 
     def who_pins(self, target: ObjectRef | str) -> list[PinInfo]:
         """Return which processes look at an object, those with most views first.

@@ -84,6 +84,7 @@ class Handle:
         root: str | os.PathLike[str] | None = None,
         lock_timeout: float = 30.0,
         allowed_modules: Collection[str] | None = None,
+        visit: bool = False,
     ) -> Self:
         """Join a store that exists.
 
@@ -98,6 +99,9 @@ class Handle:
             alone is opened.
         root, lock_timeout, allowed_modules
             See `Options`.
+        visit
+            Come as a guest: a store in which nobody lives stays as it is found, with what the dead
+            have left there, instead of going with this handle.
 
         Raises
         ------
@@ -109,7 +113,7 @@ class Handle:
         options = Options(
             root=root, group=group, lock_timeout=lock_timeout, allowed_modules=allowed_modules
         )
-        enter = partial(_lifecycle.attach, name_or_path, options, readonly=readonly)
+        enter = partial(_lifecycle.attach, name_or_path, options, readonly=readonly, visit=visit)
         return cls._of(enter, options)
 
     @classmethod

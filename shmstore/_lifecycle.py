@@ -90,6 +90,7 @@ def attach(
     held: list[Session],
     *,
     readonly: bool = False,
+    visit: bool = False,
 ) -> None:
     """Join a store that exists, see `create`; sessions of this process are shared."""
     path = _path_of(name_or_path, options)
@@ -100,8 +101,10 @@ def attach(
         try:
             session = _shared(_identity_of(folder_fd, path), readonly=readonly)
             if session is None:
-                timeout = options.lock_timeout
-                session = _join(folder_fd, path, readonly=readonly, lock_timeout=timeout)
+                session = _join(
+                    folder_fd, path, options.lock_timeout, readonly=readonly, visit=visit
+                )
+            session.found_dead &= visit
             _enter(session, held)
         except BaseException as error:
             if held:
@@ -143,9 +146,16 @@ def session_of(identity: bytes, path: str, gid: int | None = None) -> Session:
     return session
 
 
-def _join(folder_fd: Descriptor, path: Path, *, readonly: bool, lock_timeout: float) -> Session:
+def _join(
+    folder_fd: Descriptor,
+    path: Path,
+    lock_timeout: float,
+    *,
+    readonly: bool = False,
+    visit: bool = False,
+) -> Session:
     """Make a session on an open folder, which it owns if this succeeds."""
-    session = Session(folder_fd, path, readonly=readonly, lock_timeout=lock_timeout)
+    session = Session(folder_fd, path, lock_timeout, readonly=readonly, visit=visit)
     if session.lock_free and not barrier.register():
         session.leave_seat()
         session.close_files()
@@ -166,7 +176,7 @@ def _build(root_fd: int, path: Path, options: Options, held: list[Session], owne
         with _told(path, options):  # before the room is given back
             capacity = _affordable(folder_fd, path, options)
             _write_files(folder_fd, path.name, capacity, flags, options)
-            session = _join(folder_fd, path, readonly=False, lock_timeout=options.lock_timeout)
+            session = _join(folder_fd, path, options.lock_timeout)
             session.owner_pid = owner_pid
             folder.rename(root_fd, temporary, path.name)
         _enter(session, held)
@@ -304,7 +314,7 @@ def depart(session: Session) -> None:
         if not session.index.words[L.W_DESTROYED]:
             if not session.leave_seat():
                 return
-            alone = not session.persistent and not has_others(session)
+            alone = not session.stays and not has_others(session)
             if alone and remove_folder(session, if_dead=True):
                 session.segment.release_pages(0, session.identity.capacity)
     except NotAStoreError:

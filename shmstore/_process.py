@@ -170,7 +170,7 @@ def _leave_at_exit(session: Session) -> None:
         _lifecycle.destroy(session)
     elif not session.pins.in_use():
         _lifecycle.depart(session)
-    elif not session.persistent and not _lifecycle.has_others(session):
+    elif not session.stays and not _lifecycle.has_others(session):
         session.pins.seat.close()
         _ending.remove_folder(session, if_dead=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 from typing import Final
 
 from shmstore import _ending, _lifecycle
@@ -29,6 +30,9 @@ _STAYING: Final = (
     StoreExistsError,
     UnsafePathError,
 )
+
+# What leaves open whether a store has clients.
+_UNTOLD: Final = (FormatVersionError, LockTimeoutError, NotAStoreError)
 
 
 def prune(
@@ -81,3 +85,71 @@ def prune(
                 removed.append(name)
             folder.remove_root(path, options.gid)
     return removed
+
+
+def remove(
+    name: str,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    group: str | int | None = None,
+    lock_timeout: float = 30.0,
+    force: bool = False,
+) -> None:
+    """Remove a store by its name, also one that persists, is damaged, or of another version.
+
+    `Store.destroy` is for who has a handle. This does not open the store, so nothing that is wrong
+    with it matters.
+
+    Parameters
+    ----------
+    name
+        Of the store.
+    root, group, lock_timeout
+        See `Options`.
+    force
+        Remove it even if processes are attached: their views stay valid, and what they put from
+        now on nobody else can find.
+
+    Raises
+    ------
+    StoreExistsError
+        Processes are attached, and `force` is false.
+    LockTimeoutError, NotAStoreError, FormatVersionError
+        Whether they are cannot be told, and `force` is false.
+    StoreNotFoundError
+        There is no such store.
+
+    Examples
+    --------
+    >>> import shmstore
+    >>> with shmstore.Store.create("kept", persist=True, capacity="1MiB"):
+    ...     pass
+    >>> shmstore.remove("kept")
+    """
+    options = Options(root=root, group=group, lock_timeout=lock_timeout)
+    path = options.root_path / folder.check_name(name)
+    with _lifecycle.registry, shortage.told(path):
+        _lifecycle.sweep()
+        locked = _ending.root_locked(path.parent, lock_timeout, create=False, gid=options.gid)
+        with locked as root_fd:
+            with folder.open_store(root_fd, name, path) as folder_fd:
+                _end(folder_fd, path, force=force)
+            removal.remove_store(root_fd, name)
+            folder.remove_root(path.parent, options.gid)
+
+
+def _end(folder_fd: int, path: Path, *, force: bool) -> None:
+    """Let the processes of a store know that it goes, or raise because there are some."""
+    try:
+        gone = _ending.end(folder_fd, path, _GLANCE_S, living=force)
+    except _UNTOLD:
+        if not force:
+            raise
+    else:
+        if not gone:
+            raise StoreExistsError(
+                f"processes are attached to the store {path.name!r}: end them, or remove it with "
+                "force, which leaves them their views.",
+                name=path.name,
+                path=str(path),
+            )

@@ -86,10 +86,23 @@ class Session(Space):
         Map the store read-only; only the seat of this process is written.
     lock_timeout
         Seconds to wait for the store lock.
+    visit
+        Leave what the dead have left as it is, unless there is no seat.
+
+    Attributes
+    ----------
+    found_dead
+        Whether a visitor found nobody alive here: then the store does not go with this session.
     """
 
     def __init__(
-        self, folder_fd: Descriptor, path: Path, *, readonly: bool, lock_timeout: float
+        self,
+        folder_fd: Descriptor,
+        path: Path,
+        lock_timeout: float,
+        *,
+        readonly: bool = False,
+        visit: bool = False,
     ) -> None:
         self.folder_fd = folder_fd
         self.path = path
@@ -100,6 +113,7 @@ class Session(Space):
         self.row = -1
         self.pid = os.getpid()
         self._bury_at = 0
+        self.found_dead = visit
         self.announced = 0
         self.abandoned: list[tuple[int, int]] = []
         self.plans: dict[str | int, Any] = {}
@@ -171,6 +185,11 @@ class Session(Space):
         """Whether the store stays without clients."""
         return bool(self.identity.flags & L.FLAG_PERSIST)
 
+    @property
+    def stays(self) -> bool:
+        """Whether the store stays when this session, the last one, ends."""
+        return self.persistent or self.found_dead
+
     def check_alive(self) -> None:
         """Raise if the store has been destroyed; sure only under the store lock."""
         if self.words[L.W_DESTROYED]:
@@ -235,6 +254,9 @@ class Session(Space):
     def _enter(self) -> tuple[int, Seat]:
         if self.words[L.W_DESTROYED]:
             raise StoreNotFoundError(f"the store {self.path} is being removed", path=str(self.path))
+        if self.found_dead:
+            self._bury_at = self.identity.max_clients
+            self.found_dead = not any(map(self.clients.is_alive, self.clients.rows()))
         return self.new_seat(self.pid)
 
     def new_seat(self, pid: int) -> tuple[int, Seat]:
