@@ -197,26 +197,27 @@ def move_block(files: Files, path: str, noise: Noise, scene: Scene) -> str:
 
 def old_page(files: Files, path: str, noise: Noise, scene: Scene) -> str:
     """Take one page from an older copy."""
-    image, found = files[path], scene.template.older.get(path)
-    pages = min(len(image.data), len(found.data) if found else 0) // PAGE
-    if not pages:
-        return wipe(files, path, noise, scene)
-    assert found is not None
-    at = noise.randrange(pages) * PAGE
-    image.data[at : at + PAGE] = found.data[at : at + PAGE]
-    return f"page {at} is an older one"
+    found = scene.template.older.get(path)
+    return _take_page(files, path, noise, scene, found, "an older one")
 
 
 def strange_page(files: Files, path: str, noise: Noise, scene: Scene) -> str:
     """Take one page from the same file of the other store."""
-    image, found = files[path], scene.other.files.get(path)
+    found = scene.other.files.get(path)
+    return _take_page(files, path, noise, scene, found, "that of the other store")
+
+
+def _take_page(
+    files: Files, path: str, noise: Noise, scene: Scene, found: Image | None, whose: str
+) -> str:
+    image = files[path]
     pages = min(len(image.data), len(found.data) if found else 0) // PAGE
     if not pages:
         return wipe(files, path, noise, scene)
     assert found is not None
     at = noise.randrange(pages) * PAGE
     image.data[at : at + PAGE] = found.data[at : at + PAGE]
-    return f"page {at} is that of the other store"
+    return f"page {at} is {whose}"
 
 
 # --- the file -------------------------------------------------------------------------------------

@@ -132,15 +132,18 @@ def _words(header: dict[str, Any], view: memoryview, count: int) -> Any:
 # --- one kind of records --------------------------------------------------------------------------
 
 
-def _open_text(header: dict[str, Any], count: int, frames: list[memoryview]) -> Read:
+def _open_cut(
+    make: Callable[[memoryview], Any], header: dict[str, Any], count: int, frames: list[memoryview]
+) -> Read:
+    """Open records that lie one after the other; `make` builds one of its bytes."""
     ends, data = _words(header, frames[0], count + 1), frames[1]
     size = data.nbytes
 
-    def read(at: int) -> str:
+    def read(at: int) -> Any:
         start, stop = ends[at], ends[at + 1]
         if not start <= stop <= size:
             corrupt("ends", f"{start} to {stop}", f"a place in {size} bytes")
-        return _text(data[start:stop])
+        return make(data[start:stop])
 
     return read
 
@@ -150,19 +153,6 @@ def _text(record: memoryview) -> str:
         return str(record, "utf-8", "surrogatepass")
     except UnicodeDecodeError as error:
         corrupt("data", f"text with {error.reason}", "UTF-8")
-
-
-def _open_bytes(header: dict[str, Any], count: int, frames: list[memoryview]) -> Read:
-    ends, data = _words(header, frames[0], count + 1), frames[1]
-    size = data.nbytes
-
-    def read(at: int) -> bytes:
-        start, stop = ends[at], ends[at + 1]
-        if not start <= stop <= size:
-            corrupt("ends", f"{start} to {stop}", f"a place in {size} bytes")
-        return bytes(data[start:stop])
-
-    return read
 
 
 def _open_rows(header: dict[str, Any], count: int, frames: list[memoryview]) -> Read:
@@ -385,9 +375,9 @@ def _failed(error: Exception) -> DeserializationError:
     )
 
 
-_LAYOUTS: Final = {
-    "text": (_open_text, 2),
-    "bytes": (_open_bytes, 2),
+_LAYOUTS: Final[dict[str, tuple[Callable[..., Read], int]]] = {
+    "text": (functools.partial(_open_cut, _text), 2),
+    "bytes": (functools.partial(_open_cut, bytes), 2),
     "rows": (_open_rows, 1),
     "ragged": (_open_ragged, 2),
     "mixed": (_open_mixed, 5),
