@@ -29,6 +29,9 @@ WORKLOADS = {
     "mixed": "4 processes put, get and delete objects of all sizes: percentiles",
     "usable": "how much of the capacity stays usable in a long run of all sizes and ages",
     "fork": "fork a process that has many live views",
+    "queue": "small and large objects through a queue between two processes",
+    "pool": "a large argument of many calls of a process pool, and large results",
+    "dataset": "memory of a data set that 4 workers of a torch DataLoader read",
     "types": "put and get an object of each type that is handled, beside pickle",
 }
 

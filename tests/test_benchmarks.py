@@ -68,6 +68,16 @@ def test_workload_says_what_it_measures(name):
     assert callable(module.run)
 
 
+@pytest.mark.parametrize("name", ["queue", "pool"])
+def test_programs_of_their_own_are_measured(name, arena):
+    """Each way is told with a figure above zero, ours beside that of the standard library."""
+    results = list(catalogue.load(name)(arena))
+    assert {"shmstore", "mp.Queue" if name == "queue" else "concurrent.futures"} <= {
+        each.peer for each in results
+    }
+    assert all(each.figure.median > 0 for each in results)
+
+
 @pytest.mark.parametrize("name", ["put", "get", "many", "handoff", "fork"])
 def test_workload_gives_a_figure_for_each_peer(name, arena):
     """Everybody who takes part is measured with every object, floors and shmstore among them."""
