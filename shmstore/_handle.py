@@ -43,7 +43,7 @@ class Handle:
         Parameters
         ----------
         name
-            1 to 64 of ``A-Z a-z 0-9 . _ -``; None: a random one.
+            1 to 64 of ``A-Z a-z 0-9 . _ -``, no dot in front; None: a random one.
         capacity
             Bytes for objects, as an int or as "8GiB"; the default follows from what the
             shared-memory file system and the RAM can give.

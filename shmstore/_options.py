@@ -89,8 +89,8 @@ class Options:
     on_full
         What a put does that finds no room: "raise" `StoreFullError`; "evict": delete the least
         recently used objects that nobody looks at; "spill": move these to `spill_dir`, from where
-        get brings them back. A get through a read-only handle does not count as use. What is larger
-        than the whole store can only be spilled by `put`, not by `put_many` and `allocate`.
+        get brings them back; what is larger than the whole store goes there at once. A get through
+        a read-only handle does not count as use.
     spill_dir
         The folder for the files of objects that were spilled. None: one of this user under the
         folder for temporary files.
