@@ -16,7 +16,7 @@ from benchmarks import peers
 from benchmarks.peers import Found, Peer, environment_of
 
 # What the samples are made of, and what the adapters need.
-ALWAYS = ("numpy", "pandas", "psutil")
+ALWAYS = ("numpy", "pandas", "psutil", "pyarrow")
 PIP = ("-m", "pip", "--disable-pip-version-check", "--quiet")
 
 

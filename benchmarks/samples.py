@@ -61,13 +61,13 @@ def array(label: str, nbytes: int) -> Sample:
     return Sample(f"{label} array", nbytes, partial(_numbers, nbytes), itemgetter(0))
 
 
-def _pandas(label: str) -> Sample:
+def _pandas(label: str, package: str = "pandas") -> Sample:
     return Sample(
         f"64 MiB frame, {label}",
         64 * MIB,
         partial(_frame, f"pandas, {label}", 64 * MIB),
         len,
-        "pandas",
+        package,
     )
 
 
@@ -78,6 +78,6 @@ ARRAY_1M = array("1 MiB", MIB)
 ARRAY_64M = array("64 MiB", 64 * MIB)
 ARRAY_512M = array("512 MiB", 512 * MIB)
 ARRAY_1G = array("1 GiB", GIB)
-FRAMES = (_pandas("object strings"), _pandas("arrow strings"))
+FRAMES = (_pandas("object strings"), _pandas("arrow strings", "pyarrow"))
 SAMPLES = (SMALL, BYTES, ARRAY_64K, ARRAY_1M, ARRAY_64M, ARRAY_512M, ARRAY_1G, *FRAMES)
 QUICK_SAMPLES = (SMALL, BYTES, ARRAY_64K, ARRAY_1M, ARRAY_64M)

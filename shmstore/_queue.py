@@ -7,23 +7,20 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Iterator
+from functools import partial
 from queue import Empty, Full
 from typing import TYPE_CHECKING, Any, Final
 
 from shmstore import _queueing, _restoring, _spilling, _tallies, _waiting
 from shmstore._arguments import check_mode
 from shmstore._queue_handle import QueueHandle
-from shmstore._queueing import Away, Line, Putting, Taken
+from shmstore._queueing import Line, Putting, Taken
 
 if TYPE_CHECKING:
     from shmstore._session import Session
 
 # So often those who wait in `join` look whether they live who have taken objects.
 JOIN_LOOK_S: Final = 0.25
-
-# Whether an object may be taken that lies in a file.
-_IN_MEMORY: Final = False
-_ANYWHERE: Final = True
 
 
 class Queue(QueueHandle):
@@ -82,7 +79,7 @@ class Queue(QueueHandle):
         StoreClosedError
             This queue was closed, or destroyed by somebody.
         """
-        if not self._put([obj], _patience(block, timeout)):
+        if not self._put([obj], patience(block, timeout)):
             raise Full
 
     def put_nowait(self, obj: Any) -> None:
@@ -105,7 +102,7 @@ class Queue(QueueHandle):
             There was no room for any of them within the time.
         """
         objects = list(objects)
-        count = self._put(objects, _patience(block, timeout))
+        count = self._put(objects, patience(block, timeout))
         if objects and not count:
             raise Full
         return count
@@ -116,10 +113,7 @@ class Queue(QueueHandle):
         packages = [_queueing.pack(session, obj) for obj in objects]
         putting = Putting(session, line, packages)
         deadline = _waiting.deadline_of(timeout_s)
-
-        def look() -> bool | None:
-            return _queueing.has_room(session, line)
-
+        look = partial(_queueing.has_room, session, line)
         try:
             while not _advance(session, putting):
                 left_s = _waiting.left_until(deadline)
@@ -155,7 +149,7 @@ class Queue(QueueHandle):
         StoreClosedError
             This queue was closed, or destroyed by somebody.
         """
-        return self._get(1, _patience(block, timeout), mode)[0]
+        return self._get(1, patience(block, timeout), mode)[0]
 
     def get_nowait(self) -> Any:
         """Take the first object if there is one now; else raise queue.Empty."""
@@ -176,7 +170,7 @@ class Queue(QueueHandle):
         queue.Empty
             No object came within the time.
         """
-        return self._get(operator.index(count), _patience(block, timeout), mode)
+        return self._get(operator.index(count), patience(block, timeout), mode)
 
     def _get(self, count: int, timeout_s: float | None, mode: str) -> list[Any]:
         check_mode(mode)
@@ -184,10 +178,7 @@ class Queue(QueueHandle):
         if count <= 0:
             return []
         deadline = _waiting.deadline_of(timeout_s)
-
-        def look() -> bool | None:
-            return _queueing.has_object(session, line)
-
+        look = partial(_queueing.has_object, session, line)
         while True:
             taken = self._take(session, line, count, mode)
             if taken:
@@ -202,11 +193,17 @@ class Queue(QueueHandle):
         if not _queueing.has_object(session, line):
             session.check_alive()
             return []
-        found = session.lock.run(_queueing.take, session, line, count, mode, _IN_MEMORY)
-        if found and isinstance(found[0], Away):
-            _restoring.bring_back(session, found[0].slot, found[0].word)
-            found = session.lock.run(_queueing.take, session, line, 1, mode, _ANYWHERE)
-        return [one for one in found if isinstance(one, Taken)]
+        if session.spills:
+            self._bring_back()
+        taken: list[Taken] = session.lock.run(_queueing.take, session, line, count, mode)
+        return taken
+
+    def _bring_back(self) -> None:
+        """Read the first object back into memory, if it lies in a file and there is room."""
+        session, line = self._live()
+        found = session.lock.run(_queueing.first_in_file, session, line)
+        if found is not None:
+            _restoring.bring_back(session, *found)
 
     def __iter__(self) -> Iterator[Any]:
         """Iterate over the objects that come, for ever."""
@@ -247,13 +244,8 @@ class Queue(QueueHandle):
         """
         session, line = self._live()
         deadline = _waiting.deadline_of(_waiting.check_timeout(timeout))
-
-        def look() -> bool | None:
-            return _queueing.is_done(session, line)
-
-        def settle() -> bool | None:
-            return _queueing.settle_done(session, line)
-
+        look = partial(_queueing.is_done, session, line)
+        settle = partial(_queueing.settle_done, session, line)
         while True:
             left_s = _waiting.left_until(deadline)
             wait_s = JOIN_LOOK_S if left_s is None else min(JOIN_LOOK_S, left_s)
@@ -264,7 +256,7 @@ class Queue(QueueHandle):
                 return False
 
 
-def _patience(block: bool, timeout: float | None) -> float | None:
+def patience(block: bool, timeout: float | None) -> float | None:
     """Return the seconds to wait, None: for ever; ValueError: they are negative."""
     if not block:
         return 0.0

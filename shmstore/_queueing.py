@@ -34,6 +34,7 @@ from shmstore._memory.allocator import Extent
 from shmstore._packing import COPY_LOCKED_NBYTES, Package
 from shmstore._plans import GONE, ArrayPlan, Plan
 from shmstore._session import Session
+from shmstore._sharing import counts
 from shmstore._sharing.seats import Anchor
 from shmstore._writing import Place
 from shmstore.errors import StoreClosedError, StoreFullError
@@ -85,13 +86,6 @@ class Taken(NamedTuple):
 
     plan: Plan | None
     held: Any
-
-
-class Away(NamedTuple):
-    """The first object of a queue lies in a file."""
-
-    slot: int
-    word: int
 
 
 # --- the queue itself --------------------------------------------------------------------------
@@ -278,6 +272,7 @@ class Putting:
         content = self._numbered(package)
         slots.insert(slot, content, session.pins.seat.serial, session.pid, extent)
         session.queues.append(line.slot, slot)
+        _writing.count_puts(session, 1, content.data_nbytes)
 
     def _publish(self) -> bool:
         """Append what was copied without the lock. Requires: the store lock."""
@@ -290,6 +285,7 @@ class Putting:
         package = package._replace(content=self._numbered(package))
         _writing.publish(session, package, place)
         session.queues.append(line.slot, place.slot)
+        _writing.count_puts(session, 1, package.content.data_nbytes)
         self.count += 1
         self._places.clear()
         self._guard, self._copied = None, False
@@ -323,28 +319,28 @@ def _content(package: Package, kind: int, digest: Digest) -> Content:
 # --- get -----------------------------------------------------------------------------------------
 
 
-def take(
-    session: Session,
-    line: Line,
-    count: int,
-    mode: str,
-    filed: bool,  # noqa: FBT001 - called under the lock
-) -> list[Taken | Away]:
-    """Take up to so many objects. Requires: the store lock.
+def first_in_file(session: Session, line: Line) -> tuple[int, int] | None:
+    """Return slot and slot word of the first object if it lies in a file. Requires: the lock."""
+    check(session, line)
+    slot = session.queues.head(line.slot)
+    word = session.slots.word(slot) if slot >= 0 else 0
+    return (slot, word) if states.state_of(word) == states.SPILLED else None
 
-    Without `filed` one that lies in a file is the last that is returned, and is not taken: there
-    may be room for it in memory.
+
+def take(session: Session, line: Line, count: int, mode: str) -> list[Taken]:
+    """Take up to so many objects, and none behind the first that lies in a file.
+
+    There may be room for that in memory when it is its turn. Requires: the store lock.
     """
     check(session, line)
     session.check_writeable()
-    found: list[Taken | Away] = []
+    found: list[Taken] = []
     while len(found) < count:
         slot = session.queues.head(line.slot)
         if slot < 0:
             break
         word = session.slots.word(slot)
-        if states.state_of(word) == states.SPILLED and not filed:
-            found.append(Away(slot, word))
+        if found and states.state_of(word) == states.SPILLED:
             break
         found.append(_take(session, line, slot, word, mode))
     return found
@@ -376,6 +372,8 @@ def _secure(session: Session, slot: int, word: int, mode: str) -> Taken | None:
         start, end = slots.inline_range(record)
         raw = session.memory[start:end]
         if session.allowed_modules is None and slots.is_sound(record, raw[: record.header_nbytes]):
+            counts.add(session.counts, L.SEAT_GETS)
+            counts.add(session.counts, L.SEAT_GOT_NBYTES, record.data_nbytes)
             return Taken(None, raw[record.header_nbytes :])
     plan = _reading.make_plan(session, slot, word)
     if plan is None:
@@ -383,6 +381,7 @@ def _secure(session: Session, slot: int, word: int, mode: str) -> Taken | None:
     if type(plan) is ArrayPlan and plan.flat and mode == "shared":
         obj = plan.fetch()
         return None if obj is GONE else Taken(plan, obj)
+    plan.count()
     held = plan.secure_once()
     return None if held is GONE else Taken(plan, held)
 

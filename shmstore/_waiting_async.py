@@ -16,7 +16,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 from time import monotonic
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
+
+import numpy as np
 
 from shmstore import _waiting
 from shmstore._memory import layout as L
@@ -25,6 +27,16 @@ from shmstore._sharing.waking import Bell
 from shmstore.errors import ShmStoreError
 
 Result = TypeVar("Result")
+
+# What is copied or decoded beyond this is done in a thread: it takes longer than to start one.
+SMALL_NBYTES: Final = 64 << 10
+
+# So many objects are looked at to find out whether something is small.
+_FEW: Final = 64
+
+_CONTAINERS: Final = (list, tuple, set, frozenset, dict)
+_TEXTS: Final = (str, bytes, bytearray)
+_NUMBERS: Final = (int, float, complex, bool, type(None))
 
 
 class _Hub:
@@ -166,3 +178,21 @@ async def sleep_until(
             own.close()
     last: Result | None = session.lock.run(settle)
     return last
+
+
+def is_small(obj: Any) -> bool:
+    """Return whether an object is known to be serialized and copied within microseconds."""
+    todo, nbytes = [obj], 0
+    for found in todo:
+        kind = type(found)
+        if kind in _CONTAINERS and len(found) <= _FEW:
+            todo += [*found, *found.values()] if kind is dict else found
+        elif kind in _TEXTS:
+            nbytes += len(found)
+        elif kind is np.ndarray and found.dtype.kind != "O":
+            nbytes += found.nbytes
+        elif kind not in _NUMBERS:
+            return False
+        if len(todo) > _FEW or nbytes > SMALL_NBYTES:
+            return False
+    return True

@@ -36,31 +36,21 @@ from collections.abc import (
 )
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self
-
-import numpy as np
+from typing import Any, Self
 
 from shmstore import _awaiting, _plans, _ref, _store, _waiting, _waiting_async, _watching
 from shmstore._arguments import check_key, check_mode
 from shmstore._awaiting import ALL, Expected, Waited
 from shmstore._memory.descriptors import Closing
+from shmstore._queue_async import Queue
 from shmstore._ref import ObjectRef
+from shmstore._waiting_async import SMALL_NBYTES, is_small
 from shmstore._watching import Change
 from shmstore.errors import ObjectNotFoundError, WaitTimeoutError
 
-__all__ = ["Store", "Watch", "attach", "create", "open"]
+__all__ = ["Queue", "Store", "Watch", "attach", "create", "open"]
 
 _RAISE: Any = object()
-
-# What is copied or decoded beyond this is done in a thread: it takes longer than to start one.
-_SMALL_NBYTES: Final = 64 << 10
-
-# So many objects are looked at to find out whether something is small.
-_FEW: Final = 64
-
-_CONTAINERS: Final = (list, tuple, set, frozenset, dict)
-_TEXTS: Final = (str, bytes, bytearray)
-_NUMBERS: Final = (int, float, complex, bool, type(None))
 
 
 class _Opening:
@@ -151,7 +141,7 @@ class Store:
     async def put(self, obj: Any, *, key: str | None = None, **options: Any) -> ObjectRef:
         """Store an object; see `shmstore.Store.put`."""
         put = partial(self.sync.put, obj, key=key, **options)
-        return put() if _is_small(obj) else await asyncio.to_thread(put)
+        return put() if is_small(obj) else await asyncio.to_thread(put)
 
     async def put_many(
         self, objects: Mapping[str, Any] | Iterable[Any], **options: Any
@@ -159,7 +149,7 @@ class Store:
         """Store a batch under one lock hold; see `shmstore.Store.put_many`."""
         batch = objects if isinstance(objects, Mapping) else list(objects)
         put: Callable[[], Any] = partial(self.sync.put_many, batch, **options)
-        small = _is_small(dict(batch) if isinstance(batch, Mapping) else batch)
+        small = is_small(dict(batch) if isinstance(batch, Mapping) else batch)
         return put() if small else await asyncio.to_thread(put)
 
     async def delete(self, target: ObjectRef | str) -> None:
@@ -222,6 +212,7 @@ class Store:
         secured = self.sync._secure(target, required=True, mode=mode, timeout=0)
         assert secured is not None, "it is required"
         plan, held = secured
+        plan.count()
         build = partial(plan.build, held, mode, deserializers)
         del secured, held
         return await asyncio.to_thread(build) if _is_slow(plan, mode) else build()
@@ -314,6 +305,10 @@ class Store:
         """Return an asynchronous iterator over changes; see `shmstore.Store.watch`."""
         return Watch(self.sync.watch(prefix))
 
+    def queue(self, name: str, maxsize: int = 0) -> Queue:
+        """Return the queue of a name, its calls as coroutines; see `shmstore.Store.queue`."""
+        return Queue(self.sync.queue(name, maxsize))
+
     # --- the handle ----------------------------------------------------------------------------
 
     def __contains__(self, target: object) -> bool:
@@ -403,27 +398,9 @@ async def _until_readable(fd: int, timeout_s: float | None) -> None:
 def _is_slow(plan: _plans.Plan, mode: str) -> bool:
     """Return whether building an object may take longer than starting a thread."""
     if mode in ("private", "copy"):
-        return plan.record.data_nbytes > _SMALL_NBYTES
+        return plan.record.data_nbytes > SMALL_NBYTES
     if isinstance(plan, _plans.ArrayPlan):
         return False
     if isinstance(plan, _plans.PicklePlan):
-        return plan.end - plan.begin > _SMALL_NBYTES
-    return plan.record.data_nbytes > _SMALL_NBYTES
-
-
-def _is_small(obj: Any) -> bool:
-    """Return whether an object is known to be serialized and copied within microseconds."""
-    todo, nbytes = [obj], 0
-    for found in todo:
-        kind = type(found)
-        if kind in _CONTAINERS and len(found) <= _FEW:
-            todo += [*found, *found.values()] if kind is dict else found
-        elif kind in _TEXTS:
-            nbytes += len(found)
-        elif kind is np.ndarray and found.dtype.kind != "O":
-            nbytes += found.nbytes
-        elif kind not in _NUMBERS:
-            return False
-        if len(todo) > _FEW or nbytes > _SMALL_NBYTES:
-            return False
-    return True
+        return plan.end - plan.begin > SMALL_NBYTES
+    return plan.record.data_nbytes > SMALL_NBYTES

@@ -7,6 +7,7 @@ without pins.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import multiprocessing
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,29 @@ def start_python(root: Path) -> Iterator[Callable[..., Child]]:
     """Give a function that starts code in an unrelated process; all of them end with the test."""
     with contextlib.ExitStack() as children:
         yield starter(children)
+
+
+@pytest.fixture(scope="session")
+def libuv() -> None:
+    """Let libuv make what it keeps for the life of the process before descriptors are counted."""
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        uvloop.new_event_loop().close()
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest, libuv: None) -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    """Give a function that runs a coroutine in an event loop of each kind."""
+    new_loop = None
+    if request.param == "uvloop":
+        new_loop = pytest.importorskip("uvloop").new_event_loop
+
+    def run(main: Coroutine[Any, Any, Any]) -> Any:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            return runner.run(main)
+
+    return run
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +13,16 @@ import numpy as np
 import pytest
 import stores
 from stores import MakeStore, StartPython, forked, wait_until
-from waits import activity_at_rest, activity_of, waiters
+from waits import Run, activity_at_rest, activity_of, waiters
 
 import shmstore
 from shmstore import ChangesLostError, ObjectNotFoundError, Store, WaitTimeoutError, aio
-
-Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
 @pytest.fixture
 def locked_reads() -> bool:
     """Read without the lock: waiting has nothing to do with it."""
     return False
-
-
-@pytest.fixture(scope="module", autouse=True)
-def libuv() -> None:
-    """Let libuv make what it keeps for the life of the process before descriptors are counted."""
-    with contextlib.suppress(ImportError):
-        import uvloop
-
-        uvloop.new_event_loop().close()
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Run:
-    """Give a function that runs a coroutine in an event loop of each kind."""
-    new_loop = None
-    if request.param == "uvloop":
-        new_loop = pytest.importorskip("uvloop").new_event_loop
-
-    def run(main: Coroutine[Any, Any, Any]) -> Any:
-        with asyncio.Runner(loop_factory=new_loop) as runner:
-            return runner.run(main)
-
-    return run
 
 
 def later(seconds: float, do: Any, *args: Any) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 from stores import Child, StartPython, wait_until
 
 from shmstore import Store
+
+# The fixture `run`: what runs a coroutine in an event loop.
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 WAIT_FOR = """
 import shmstore
