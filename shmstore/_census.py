@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from shmstore._catalog import states
 from shmstore._catalog.clock import boottime_ns
+from shmstore._catalog.queues import are_of
 from shmstore._catalog.table import extents_of, holds_extent
 from shmstore._inspection import name_of, wall_clock
 from shmstore._memory import layout as L
@@ -69,6 +70,8 @@ class Census(NamedTuple):
         Who put it: the serial of a seat, and the process.
     age
         Seconds since it was published.
+    queue
+        The generation of the queue in which it waits; 0: it does not.
     """
 
     words: Words
@@ -81,6 +84,7 @@ class Census(NamedTuple):
     owner: Words
     pid: Words
     age: npt.NDArray[np.float64]
+    queue: Words
     sitters: list[Sitter]
     used: int
     largest_free: int
@@ -142,6 +146,7 @@ def _take(session: Session) -> Census:
         owner=table[:, L.S_OWNER].copy(),
         pid=table[:, L.S_PID].copy(),
         age=time.time() - table[:, L.S_CREATED_NS] / 1e9,
+        queue=np.where(present & are_of(table, L.KIND_QUEUED), table[:, L.S_DIGEST], np.uint64(0)),
         sitters=[_sitter(session, client, state) for client in session.clients.rows()],
         used=int(session.words[L.W_USED]),
         largest_free=session.allocator.largest_free(),

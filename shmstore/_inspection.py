@@ -110,6 +110,11 @@ def _queue_of(plan: Plan) -> str | None:
     generation = states.generation_of(record.word)
     if not record.kind & L.KIND_QUEUE:
         generation = record.digest[0]
+    return queue_name(session, generation)
+
+
+def queue_name(session: Session, generation: int) -> str | None:
+    """Return the name of the queue that is known by a generation; None: it is gone."""
     slot = session.lock.run(session.queues.find_generation, generation)
     found = None if slot < 0 else plan_of_slot(session, slot, generation)
     return None if found is None else str(found.fetch()[0])

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from shmstore._catalog import states
 from shmstore._census import Census, Flags, Sitter
+from shmstore._inspection import queue_name
 from shmstore._memory.folder import HOW_TO_ENLARGE
 from shmstore._page import nbytes, plural, process
 from shmstore._reading import make_plan
@@ -49,7 +50,17 @@ def remedies(now: Situation) -> list[str]:
     """Return what would help, best first."""
     found = [
         remedy
-        for source in (_slots, _pages, _recovery, _views, _pieces, _puts, _deletions, _creation)
+        for source in (
+            _slots,
+            _pages,
+            _recovery,
+            _views,
+            _pieces,
+            _puts,
+            _queues,
+            _deletions,
+            _creation,
+        )
         for remedy in source(now)
     ]
     return [r.text for r in sorted(found, key=lambda r: (r.rank, -r.nbytes))]
@@ -177,6 +188,27 @@ def _puts(now: Situation) -> Iterator[Remedy]:
         )
 
 
+def _queues(now: Situation) -> Iterator[Remedy]:
+    """Objects that wait, by queue."""
+    if not now.is_short:
+        return
+    census = now.census
+    in_memory = census.are(states.READY)
+    found = [census.queue == each for each in np.unique(census.queue[census.queue > 0])]
+    found.sort(key=lambda which: -census.total(which & in_memory))
+    for which in found[:_FEW]:
+        name = queue_name(now.session, int(census.queue[which][0]))
+        if name is not None:
+            size = census.total(which & in_memory)
+            objects = plural(int(which.sum()), "object")
+            yield Remedy(
+                Rank.WAITING,
+                size,
+                f"get what waits in queue {name!r}: {nbytes(size)} of {objects}; with a maxsize "
+                "its producers would wait instead",
+            )
+
+
 # --- objects -----------------------------------------------------------------------------------
 
 
@@ -292,3 +324,16 @@ def _creation(now: Situation) -> Iterator[Remedy]:
             'create it with on_full="evict" (the least recently used objects go) or '
             'on_full="spill" (they go to disk and come back)',
         )
+
+
+_SOURCES: Final = (
+    _slots,
+    _pages,
+    _recovery,
+    _views,
+    _pieces,
+    _puts,
+    _queues,
+    _deletions,
+    _creation,
+)

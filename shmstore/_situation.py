@@ -83,11 +83,14 @@ class Situation(NamedTuple):
 
     @property
     def loose(self) -> Flags:
-        """Objects in memory that nobody looks at: deleted, they would give it back at once."""
+        """Objects in memory that nobody looks at: deleted, they would give it back at once.
+
+        What waits in a queue can be spilled, but neither deleted nor evicted.
+        """
         census = self.census
         looked_at = census.looked_at() + census.looked_at(alive=False) > 0
         loose: Flags = census.are(states.READY) & ~looked_at
-        return loose
+        return loose if self.leaves == "spilled" else loose & (census.queue == 0)
 
     @property
     def dead(self) -> list[Sitter]:

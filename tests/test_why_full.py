@@ -289,3 +289,20 @@ def test_size_that_is_none_is_refused(store: Store, asked: Any) -> None:
     """What there is no room for is a size."""
     with pytest.raises((TypeError, ValueError)):
         store.why_full(asked)
+
+
+def test_queue_that_fills_the_store_is_named(make_store: MakeStore) -> None:
+    """What waits in it cannot be deleted, so that is no advice."""
+    store = make_store(capacity=4 * MIB)
+    jobs, few = store.queue("jobs"), store.queue("few")
+    few.put(b"x" * 10_000)
+    for _ in range(7):
+        jobs.put(np.zeros(MIB // 16))
+    text = remedy_of(store.why_full(2 * MIB), "get what waits in queue 'jobs'")
+    assert "3.5 MiB of 7 objects" in text
+    remedies = store.why_full(2 * MIB).remedies
+    assert not any("delete objects" in remedy for remedy in remedies)
+    assert [name in " ".join(remedies) for name in ("'jobs'", "'few'")] == [True, True]
+    while jobs.qsize():
+        jobs.get()
+    assert "jobs" not in " ".join(store.why_full(2 * MIB).remedies)
