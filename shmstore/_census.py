@@ -60,8 +60,8 @@ class Census(NamedTuple):
     ----------
     words
         The slot words.
-    state, named, expired
-        What the object of a slot is.
+    state, named, expired, part
+        What the object of a slot is; a part of a queue cannot be deleted.
     offset, nbytes
         Its extent in the segment; 0 bytes: it has none.
     spilled_nbytes
@@ -78,6 +78,7 @@ class Census(NamedTuple):
     state: Words
     named: Flags
     expired: Flags
+    part: Flags
     offset: Numbers
     nbytes: Numbers
     spilled_nbytes: Numbers
@@ -140,6 +141,7 @@ def _take(session: Session) -> Census:
         state=state,
         named=present & (table[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0),
         expired=present & (expires != 0) & (expires <= np.uint64(boottime_ns())),
+        part=are_of(table, L.KINDS_OF_QUEUES),
         offset=np.where(in_memory, extents_of(table), 0).astype(np.int64),
         nbytes=np.where(in_memory, sizes, 0).astype(np.int64),
         spilled_nbytes=np.where(state == states.SPILLED, sizes, 0).astype(np.int64),

@@ -85,12 +85,12 @@ class Situation(NamedTuple):
     def loose(self) -> Flags:
         """Objects in memory that nobody looks at: deleted, they would give it back at once.
 
-        What waits in a queue can be spilled, but neither deleted nor evicted.
+        Parts of queues can be spilled, but neither deleted nor evicted.
         """
         census = self.census
         looked_at = census.looked_at() + census.looked_at(alive=False) > 0
         loose: Flags = census.are(states.READY) & ~looked_at
-        return loose if self.leaves == "spilled" else loose & (census.queue == 0)
+        return loose if self.leaves == "spilled" else loose & ~census.part
 
     @property
     def dead(self) -> list[Sitter]:
