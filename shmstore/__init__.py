@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     )
     from shmstore._listing import StoreSummary, stores
     from shmstore._lists import SharedList
+    from shmstore._metrics import ClientMetrics, Metrics
     from shmstore._pooling import ProcessPoolExecutor
     from shmstore._pruning import prune, remove
     from shmstore._queue import Queue
@@ -79,10 +80,12 @@ _process.install()
 # Names of modules that most processes never need, and that take time to import (see PEP 562).
 _LATER = {
     "ClientInfo": "_info",
+    "ClientMetrics": "_metrics",
     "ClientUse": "_info",
     "FileSystemUse": "_info",
     "Finding": "_info",
     "FullReport": "_info",
+    "Metrics": "_metrics",
     "ObjectInfo": "_info",
     "ObjectsUse": "_info",
     "PinInfo": "_info",
@@ -112,6 +115,7 @@ __all__ = [
     "Change",
     "ChangesLostError",
     "ClientInfo",
+    "ClientMetrics",
     "ClientUse",
     "CodecNotFoundError",
     "CorruptHeaderError",
@@ -124,6 +128,7 @@ __all__ = [
     "FullReport",
     "KeyExistsError",
     "LockTimeoutError",
+    "Metrics",
     "ModuleRefusedError",
     "NotAStoreError",
     "ObjectInfo",

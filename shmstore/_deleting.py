@@ -9,7 +9,7 @@ Concurrency: under the store lock.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from shmstore import _room
 from shmstore._memory import layout as L
@@ -17,6 +17,8 @@ from shmstore._session import Session
 from shmstore.errors import ShmStoreError
 
 Target = TypeVar("Target")
+
+_DELETES: Final = L.SEAT_DELETES
 
 
 def delete(
@@ -34,7 +36,12 @@ def delete(
         The objects.
     """
     session.check_writeable()
-    return session.lock.run(_delete, session, find, targets)
+    deleted = session.lock.run(_delete, session, find, targets)
+    try:  # as `counts.add`
+        session.counts[_DELETES] += deleted
+    except ValueError:
+        return deleted
+    return deleted
 
 
 def _delete(

@@ -17,6 +17,7 @@ from shmstore._ref import ObjectRef
 
 if TYPE_CHECKING:
     from shmstore._info import FullReport, PinInfo
+    from shmstore._metrics import Metrics
     from shmstore._session import Session
     from shmstore._sharing.clients import Client
     from shmstore._surveying import Survey
@@ -95,6 +96,37 @@ class Explained(ABC):
         from shmstore import _surveying  # noqa: PLC0415 - takes time that most processes can save
 
         return _surveying.take(self._live())
+
+    def metrics(self) -> Metrics:
+        """Return what all processes have done with the store so far, and what each of them has.
+
+        Returns
+        -------
+        Metrics
+            Counts of puts, gets, bytes, waits and more; rows for the attached processes.
+
+        Notes
+        -----
+        All is counted at once, except gets of an object that was got before: these are told in
+        groups of up to 256, at the latest with the first get that comes a second later (see
+        ``docs/howto/metrics.md``). Those of the calling process are complete. What a process had
+        not told when it was killed is lost; nothing is counted twice.
+
+        Concurrency: takes the store lock for some microseconds per attached process.
+
+        Examples
+        --------
+        >>> from shmstore import Store
+        >>> with Store.create(capacity="1MiB") as store:
+        ...     store["word"] = "kept"
+        ...     words = [store["word"] for _ in range(3)]
+        ...     metrics = store.metrics()
+        >>> metrics.puts, metrics.gets, metrics.clients[0].own
+        (1, 3, True)
+        """
+        from shmstore import _metrics  # noqa: PLC0415 - takes time that most processes can save
+
+        return _metrics.take(self._live())
 
     def who_pins(self, target: ObjectRef | str) -> list[PinInfo]:
         """Return which processes look at an object, those with most views first.

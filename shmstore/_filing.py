@@ -74,7 +74,7 @@ def _put_where_room_is(
                 _writing.copy(session, package, place)
         session.lock.run(publish, session, packages, places, names, overwrite)
         names.clear()
-        return [_writing.refer(session, *both) for both in zip(packages, places, strict=True)]
+        return _writing.refer_all(session, packages, places)
     except _writing.PlanFailed as failed:
         own = failed.error
     except BaseException as error:

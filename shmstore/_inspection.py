@@ -16,7 +16,7 @@ from shmstore._catalog.keys import digest_of
 from shmstore._catalog.slots import Record
 from shmstore._catalog.table import Named
 from shmstore._memory import layout as L
-from shmstore._plans import Plan
+from shmstore._plans import GONE, Plan
 from shmstore._reading import is_over, make_plan, plan_of_digest, plan_of_slot
 from shmstore._session import Session
 from shmstore._sharing.clients import Client, is_process, process_name
@@ -117,7 +117,8 @@ def queue_name(session: Session, generation: int) -> str | None:
     """Return the name of the queue that is known by a generation; None: it is gone."""
     slot = session.lock.run(session.queues.find_generation, generation)
     found = None if slot < 0 else plan_of_slot(session, slot, generation)
-    return None if found is None else str(found.fetch()[0])
+    held = None if found is None else found.secure()
+    return None if found is None or held is GONE else str(found.build(held)[0])
 
 
 def pins_by_slot(session: Session) -> dict[int, set[int]]:

@@ -150,6 +150,7 @@ class Memoized:
                 secured = _reading.secure_key(session, key)
                 if secured is not None and secured[0].header["type"] != _CLAIM_TYPE:
                     plan, held = secured
+                    plan.count()
                     return plan.build(held)
             if session.lock.run(_claim, session, claim, digest):
                 return _NOTHING

@@ -21,6 +21,7 @@ import numpy as np
 
 from shmstore._catalog.clock import boottime_ns
 from shmstore._catalog.slots import Record
+from shmstore._gets import GONE, NO_TICKS, Counted
 from shmstore._lease import Lease
 from shmstore._memory import layout as L
 from shmstore._session import Session
@@ -34,14 +35,11 @@ if TYPE_CHECKING:
 LIST_TYPE: Final = "shmstore.serialization.handlers.records.Records"
 """The type in the header of a list of records, which knows where it lies."""
 
-GONE: Final = object()
-"""What `fetch` and `secure` return when the slot holds another object by now."""
-
 # Streams of pickles up to this size are copied out.
 _COPY_OUT_NBYTES: Final = 64 << 10
 
 
-class Plan:
+class Plan(Counted):
     """Where one object lies and how it is built: this class builds any object, in any mode.
 
     Parameters
@@ -84,19 +82,25 @@ class Plan:
         self.word = record.word
         self.at = session.slots.state_index(record.slot)
         self.place = record.place
-        self.extent = record.extent
+        self.extent = record.place & L.EXTENT_MASK
         self.extent_nbytes = record.extent_nbytes
         self.expires_ns = record.expires_ns
         self.flat = session.flat
         self.clocked = session.clocked
+        self.ticks = self.dealt = NO_TICKS
         self.asks = session.clocked or record.expires_ns != 0
         self.header = header
         self.table = table
 
     def fetch(self) -> Any:
         """Get the object in mode "shared", or GONE."""
+        self.count()
+        return self.fetch_by_steps()
+
+    def fetch_by_steps(self) -> Any:
+        """Get the object, which was counted, or GONE."""
         held = self.secure()
-        return GONE if held is GONE else self.build(held)
+        return self.gone() if held is GONE else self.build(held)
 
     def secure(self) -> Any:
         """Return what keeps the bytes as they are until `build`, or GONE."""
@@ -173,13 +177,13 @@ class InlinePlan(Plan):
         """Get the object, or GONE. Flat: the workload "get dict" of the benchmarks pays for it."""
         session = self.session
         words = session.words
-        if not self.flat:
-            return super().fetch()
+        if None not in self.ticks and not self.count():
+            return self.fetch_by_steps()
         if words[self.at] != self.word:
-            return GONE
+            return self.gone()
         stream = session.memory[self.start : self.end]
         if words[self.at] != self.word or (self.asks and not self.is_there()):
-            return GONE
+            return self.gone()
         try:
             return loads(stream)
         except (MemoryError, OSError):
@@ -239,8 +243,8 @@ class ArrayPlan(Plan):
     def fetch(self) -> Any:
         """Get the array, or GONE. Flat: the workload "get array" of the benchmarks pays for it."""
         session = self.session
-        if not self.flat:
-            return super().fetch()
+        if None not in self.ticks and not self.count():
+            return self.fetch_by_steps()
         pins = session.pins
         segment = session.segment
         exporter = segment.writeable if self.writeable else segment.readonly
@@ -255,8 +259,8 @@ class ArrayPlan(Plan):
         pins.times[cell] = monotonic()
         pins.cells[cell] = self.slot + 1
         if self.asks:
-            return array if self.is_there() else GONE
-        return array if session.words[self.at] == self.word else GONE
+            return array if self.is_there() else self.gone()
+        return array if session.words[self.at] == self.word else self.gone()
 
 
 class PicklePlan(Plan):
@@ -285,8 +289,8 @@ class PicklePlan(Plan):
     def fetch(self) -> Any:
         """Get the object, or GONE. Flat: the workload "types" of the benchmarks pays for it."""
         session = self.session
-        if not self.flat:
-            return super().fetch()
+        if None not in self.ticks and not self.count():
+            return self.fetch_by_steps()
         segment = session.segment
         extent, nbytes, slot, pin = self.extent, self.extent_nbytes, self.slot, session.pins.pin
         views: dict[bool, memoryview] = {}
@@ -301,7 +305,7 @@ class PicklePlan(Plan):
         else:
             stream = segment.readonly[extent + begin : extent + end]
         if session.words[self.at] != self.word or (self.asks and not self.is_there()):
-            return GONE
+            return self.gone()
         buffers = [
             views[writeable][start:stop] if start != stop else _empty(writeable)
             for start, stop, writeable in self.places

@@ -97,6 +97,7 @@ def _log(message: str, *facts: object) -> None:
 
 
 def _prepare(session: Session) -> _Birth:
+    session.tell_gets()  # the child must not tell them too
     lock_fd = folder.open_file(session.folder_fd, LOCK_NAME, session.path)
     try:
         return _Birth(session, *session.lock.run(session.new_child_seat), lock_fd)
@@ -185,6 +186,7 @@ def _let_views_travel() -> None:
 def install() -> None:
     """Register the hooks of this module, once per process."""
     _lifecycle.first_steps.append(_let_views_travel)
+    _lifecycle.last_steps.append(Session.tell_gets)
     atexit.register(_leave_all)
     unsettle = partial(setattr, _fork, "settled", False)  # noqa: FBT003 - no handler runs in it
     os.register_at_fork(before=_before_fork, after_in_child=unsettle)

@@ -34,6 +34,7 @@ from shmstore._memory.allocator import Extent
 from shmstore._packing import COPY_LOCKED_NBYTES, Package
 from shmstore._plans import GONE, ArrayPlan, Plan
 from shmstore._session import Session
+from shmstore._sharing import counts
 from shmstore._sharing.seats import Anchor
 from shmstore._writing import Place
 from shmstore.errors import StoreClosedError, StoreFullError
@@ -371,6 +372,8 @@ def _secure(session: Session, slot: int, word: int, mode: str) -> Taken | None:
         start, end = slots.inline_range(record)
         raw = session.memory[start:end]
         if session.allowed_modules is None and slots.is_sound(record, raw[: record.header_nbytes]):
+            counts.add(session.counts, L.SEAT_GETS)
+            counts.add(session.counts, L.SEAT_GOT_NBYTES, record.data_nbytes)
             return Taken(None, raw[record.header_nbytes :])
     plan = _reading.make_plan(session, slot, word)
     if plan is None:

@@ -62,9 +62,9 @@ def make_plan(session: Session, slot: int, word: int, *, deep: bool = True) -> P
         raise
     except _NONSENSE as error:
         raise session.slots.damaged(slot, f"its header makes no sense: {error!r}") from error
-    spilled = states.state_of(word) == states.SPILLED
-    sound = spilled or not (deep and record.kind & L.KIND_DATA_CRC) or _has_sound_data(plan)
-    return plan if sound else None
+    if deep and record.kind & L.KIND_DATA_CRC and states.state_of(word) != states.SPILLED:
+        return plan if _has_sound_data(plan) else None
+    return plan
 
 
 def is_over(record: Record) -> bool:

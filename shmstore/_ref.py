@@ -93,6 +93,7 @@ class ObjectRef:
                 return obj
         check_mode(mode)
         plan, held = secure(_session_of(self), self)
+        plan.count()
         return plan.build(held, mode, deserializers)
 
     def delete(self) -> None:

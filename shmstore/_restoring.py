@@ -27,6 +27,7 @@ from shmstore._memory.allocator import Extent
 from shmstore._memory.folder import NO_ROOM
 from shmstore._memory.segment import Absent
 from shmstore._plans import GONE, Plan
+from shmstore._sharing import counts
 from shmstore._sharing.seats import Anchor
 from shmstore.serialization import headers
 
@@ -144,6 +145,7 @@ def _finish(session: Session, coming: _Return, whole: bool) -> None:  # noqa: FB
         slots.return_to_memory(record.slot)
         session.files.remove(record.slot, states.generation_of(record.word))
         words[L.W_RESTORES] += 1
+        counts.add(session.counts, L.SEAT_RESTORES)
     slots.doom(helper)
 
 

@@ -27,6 +27,7 @@ from shmstore._catalog.clock import boottime_ns
 from shmstore._catalog.queues import are_of
 from shmstore._catalog.table import Table, extents_of, first_end, holds_extent
 from shmstore._memory import layout as L
+from shmstore._sharing import counts
 
 if TYPE_CHECKING:
     from shmstore._session import Session
@@ -61,7 +62,7 @@ def expire(session: Session) -> int:
             count += 1
         words[L.W_EXPIRIES + group] = first_end(rows)
     slots.note_first_end()
-    words[L.W_EXPIRATIONS] += count
+    _note_expired(session, count)
     return count
 
 
@@ -76,7 +77,7 @@ def expire_some(session: Session, count: int) -> None:
     words[L.W_EXPIRY_HAND] = first + len(rows)
     for row in np.flatnonzero(over).tolist():
         end(session, first + row)
-        words[L.W_EXPIRATIONS] += 1
+        _note_expired(session, 1)
 
 
 def end(session: Session, slot: int) -> None:
@@ -93,8 +94,13 @@ def end_if_over(session: Session, slot: int) -> bool:
     if not session.slots.is_over(slot):
         return False
     end(session, slot)
-    session.words[L.W_EXPIRATIONS] += 1
+    _note_expired(session, 1)
     return True
+
+
+def _note_expired(session: Session, count: int) -> None:
+    session.words[L.W_EXPIRATIONS] += count
+    counts.add(session.counts, L.SEAT_EXPIRATIONS, count)
 
 
 # --- objects that were not used for long -------------------------------------------------------
@@ -114,6 +120,7 @@ def evict_for(session: Session, nbytes: int) -> bool:
     for slot in victims:
         end(session, slot)
     session.words[L.W_EVICTIONS] += len(victims)
+    counts.add(session.counts, L.SEAT_EVICTIONS, len(victims))
     if victims:
         session.reclaim(session.identity.max_objects)
     return bool(chosen)

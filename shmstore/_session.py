@@ -30,6 +30,7 @@ from shmstore._memory.owners import group_of
 from shmstore._memory.segment import Segment, open_segment
 from shmstore._memory.spill_files import SpillFiles
 from shmstore._options import ttl_ns
+from shmstore._sharing import counts
 from shmstore._sharing.clients import Clients
 from shmstore._sharing.lock import StoreLock
 from shmstore._sharing.seats import SEATS_NAME, Pins, Seat
@@ -117,6 +118,7 @@ class Session(Space):
         self.announced = 0
         self.abandoned: list[tuple[int, int]] = []
         self.plans: dict[str | int, Any] = {}
+        self.counts: Any = counts.nowhere()
         self.verified: set[tuple[int, int | None]] = set()
         self.notice: Callable[[], None] = _nothing
         self.allowed_modules: Collection[str] | None = None
@@ -218,8 +220,14 @@ class Session(Space):
     def remember(self, key: str | int, plan: Any) -> None:
         """Keep the plan of an object for the next get, by its key or by its slot word."""
         if len(self.plans) >= _MOST_PLANS:
+            self.tell_gets()
             self.plans.clear()
         self.plans[key] = plan
+
+    def tell_gets(self) -> None:
+        """Let others see all that this process has counted (see `_gets`)."""
+        for plan in list(self.plans.values()):
+            plan.tell()
 
     def reclaim_all(self) -> None:
         """Free every deleted object that nobody looks at. Requires: the store lock."""
@@ -243,6 +251,7 @@ class Session(Space):
         unchangeable = self.index.map_readonly() if self.readonly else None
         self.row, seat = self.lock.run(self._enter)
         self.pins = (TracedPins if self.traced else Pins)(seat)
+        self.counts = self.lock.counts = seat.words
         self.clients.know(self.row, seat)
         self.lock.mark = 0 if self.readonly else self.row + 1
         if unchangeable is not None:
@@ -320,6 +329,7 @@ class Session(Space):
     def adopt(self, row: int, seat: Seat, lock_fd: Descriptor) -> None:
         """Go on in a forked child, with the seat and the lock file that the parent made for it."""
         self.pins.move_to(seat)
+        self.counts = self.lock.counts = seat.words
         self.bells.begin_anew()
         self.abandoned.clear()
         self.clients.know(row, seat)

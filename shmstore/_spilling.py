@@ -27,6 +27,7 @@ from shmstore._catalog.slots import Record
 from shmstore._memory import layout as L
 from shmstore._memory.folder import NO_ROOM, free_bytes
 from shmstore._memory.mapping import write_all
+from shmstore._sharing import counts
 from shmstore._sharing.seats import Anchor
 from shmstore.errors import StoreClosedError, StoreFullError
 
@@ -156,6 +157,7 @@ def _commit(
                 withdrawn.pop()
                 session.free_extent(record.slot)
                 words[L.W_SPILLS] += 1
+                counts.add(session.counts, L.SEAT_SPILLS)
             else:
                 session.slots.return_to_memory(withdrawn.pop())
     except OSError:

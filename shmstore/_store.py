@@ -301,8 +301,11 @@ class Store(Handle, NamedObjects, Listing, Undecoded, Awaiting, Cooperating, Mai
             kind = type(target)
             if kind is ObjectRef:
                 plan = target._plan  # type: ignore[union-attr]
-                session = self._session
-                if plan is None and session is not None and target._uuid == session.uuid:  # type: ignore[union-attr]
+                if (
+                    plan is None
+                    and (session := self._session) is not None
+                    and target._uuid == session.uuid  # type: ignore[union-attr]
+                ):
                     plan = _ref.first_plan(session, target)  # type: ignore[arg-type]
             else:
                 plan = self._plans.get(target) if kind is str else None  # type: ignore[arg-type]
@@ -314,6 +317,7 @@ class Store(Handle, NamedObjects, Listing, Undecoded, Awaiting, Cooperating, Mai
         if secured is None:
             return default
         plan, held = secured
+        plan.count()
         return plan.build(held, mode, deserializers) if decode else plan.serialized(held, mode)
 
     def _secure(

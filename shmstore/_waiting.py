@@ -30,6 +30,7 @@ from shmstore._memory import layout as L
 from shmstore._memory.descriptors import Closing
 from shmstore._memory.sharing_out import count_cores
 from shmstore._session import Session
+from shmstore._sharing import counts
 from shmstore._sharing.waking import Bell
 from shmstore.errors import StoreFullError
 
@@ -254,6 +255,7 @@ class Sleeper(Closing):
 
     def sleep(self, deadline: float | None, lives: Collection[int] = ()) -> bool:
         """Sleep until the bell is rung, or a lifeline hangs up; False: the time is over."""
+        counts.add(self._session.counts, L.SEAT_WAITS)
         bell = self.bell
         poll = select.poll()
         poll.register(bell.fd, select.POLLIN)

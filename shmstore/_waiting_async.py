@@ -23,6 +23,7 @@ import numpy as np
 from shmstore import _waiting
 from shmstore._memory import layout as L
 from shmstore._session import Session
+from shmstore._sharing import counts
 from shmstore._sharing.waking import Bell
 from shmstore.errors import ShmStoreError
 
@@ -169,6 +170,7 @@ async def sleep_until(
             settled: Result | None = session.lock.run(own.settle, settle, topics)
             if settled is not None:
                 return settled
+            counts.add(session.counts, L.SEAT_WAITS)
             await own.rest(deadline, lives)
             found = look()
             if found is not None:

@@ -23,12 +23,16 @@ from shmstore._memory.allocator import Extent
 from shmstore._packing import COPY_LOCKED_NBYTES, Package
 from shmstore._ref import ObjectRef
 from shmstore._session import Session
+from shmstore._sharing import counts
 from shmstore._sharing.seats import Anchor
 from shmstore.errors import (
     KeyExistsError,
     LockTimeoutError,
     ShmStoreError,
 )
+
+_PUTS: Final = L.SEAT_PUTS
+_PUT_NBYTES: Final = L.SEAT_PUT_NBYTES
 
 # How many slots one put looks at for objects whose time is over.
 _EXPIRE_FEW: Final = 64
@@ -76,7 +80,7 @@ def put_many(session: Session, packages: Sequence[Package], *, overwrite: bool) 
             for package, place in zip(packages, places, strict=True):
                 copy(session, package, place, session.pins.hold(place.slot))
             run(publish_all, session, packages, places, overwrite)
-        return [refer(session, *both) for both in zip(packages, places, strict=True)]
+        return refer_all(session, packages, places)
     except PlanFailed as failed:
         own = failed.error
     except BaseException as error:
@@ -103,7 +107,9 @@ def put_small(
     Anchor or None
         What the caller holds until it has copied and published itself; None: it is done.
     """
-    begin(session, [package], overwrite=overwrite)
+    words = session.words
+    if words[L.W_DESTROYED] or words[L.W_NEXT_EXPIRY_NS] or session.readonly or not overwrite:
+        begin(session, [package], overwrite=overwrite)
     slot, extent = find_place(session, package)
     if extent is not None and (extent.cold or extent.nbytes > COPY_LOCKED_NBYTES):
         take_place(session, slot, extent, places)
@@ -247,16 +253,41 @@ def _discard_all(
 
 
 def refer(session: Session, package: Package, place: Place) -> ObjectRef:
-    """Return the reference to an object that has been published."""
+    """Return the reference to an object that has been published, and count it."""
+    nbytes, counted = package.content.data_nbytes, session.counts
+    try:  # as `counts.add`
+        counted[_PUTS] += 1
+        counted[_PUT_NBYTES] += nbytes
+    except ValueError:
+        pass
     return ObjectRef(
         session.uuid,
         session.path_text,
         place.slot,
         place.generation,
-        package.content.data_nbytes,
+        nbytes,
         package.key,
         session.gid,
     )
+
+
+def refer_all(
+    session: Session, packages: Sequence[Package], places: Sequence[Place]
+) -> list[ObjectRef]:
+    """Return the references to objects that have been published, and count them."""
+    sizes = [package.content.data_nbytes for package in packages]
+    count_puts(session, len(sizes), sum(sizes))
+    store, path, gid = session.uuid, session.path_text, session.gid
+    return [
+        ObjectRef(store, path, place.slot, place.generation, nbytes, package.key, gid)
+        for package, place, nbytes in zip(packages, places, sizes, strict=True)
+    ]
+
+
+def count_puts(session: Session, count: int, nbytes: int) -> None:
+    """Count objects that have been published."""
+    counts.add(session.counts, _PUTS, count)
+    counts.add(session.counts, _PUT_NBYTES, nbytes)
 
 
 def check_allowed(session: Session, packages: Sequence[Package], *, overwrite: bool) -> None:

@@ -213,11 +213,12 @@ def test_client_row_and_seat_are_these_bytes(store: Store) -> None:
         seat = _words(file.read(PAGE))
     assert seat[:2] == [int.from_bytes(b"shmsseat", "little"), 1]
     assert seat[3:8] == [0] * 5
-    cells = seat[8 : 8 + 2 * seat[2]]
+    assert seat[8:32] == [1, 40, 1, 40] + [0] * 20
+    cells = seat[32 : 32 + 2 * seat[2]]
     used = [(pin, since) for pin, since in zip(cells[::2], cells[1::2], strict=True) if pin]
     assert [pin for pin, _ in used] == [1]
     assert 0 <= time.monotonic() - struct.unpack("d", struct.pack("Q", used[0][1]))[0] < 60
-    assert not any(seat[8 + 2 * seat[2] :])
+    assert not any(seat[32 + 2 * seat[2] :])
     del view
 
 
@@ -331,7 +332,7 @@ def _rows(block: str) -> dict[str, int]:
 
 def _pairs(block: str) -> dict[str, int]:
     """Return field and word of tables that are written in a line."""
-    return {name: int(word) for word, name in re.findall(r"(\d) ([A-Z_]{2,})", block)}
+    return {name: int(word) for word, name in re.findall(r"\b(\d+) ([A-Z_]{2,})", block)}
 
 
 def test_constants_of_the_layout_are_those_of_its_tables() -> None:
@@ -342,7 +343,7 @@ def test_constants_of_the_layout_are_those_of_its_tables() -> None:
     assert _constants("N_") == _pairs(node)
     assert _constants("S_") == _rows(slot) | _rows(queue)
     assert _constants("WAIT_") == _pairs(waiter)
-    cells = {"FIRST_CELL": 8, "MAGIC": layout.SEAT_MAGIC}
+    cells = {"FIRST_CELL": 32, "MAGIC": layout.SEAT_MAGIC}
     assert _constants("SEAT_") == _pairs(seat) | cells
     assert segment.startswith("0 MARK   1, 2 UUID")
 

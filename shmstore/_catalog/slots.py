@@ -83,7 +83,7 @@ class Slots(Inserts):
             if not record.kind & L.KIND_HEADER_IN_EXTENT:
                 first += record.header_nbytes
             crc = crc32(self._bytes[first:end], crc)
-        return crc == record.crc and self.is_placed(record)
+        return crc == record.crc and (not record.extent_nbytes or self.is_placed(record))
 
     def is_placed(self, record: Record) -> bool:
         """Return whether the extent of a published object is the one that it was given."""

@@ -55,6 +55,7 @@ index (fixed geometry, chosen at creation, sparse; grows in place)::
     47          WAITERS_RESERVED      lock holder           bytes of the waiter rows with pages
     48          ORPHANS               lock holder           1: the dead may have left WRITING slots
     49          QUEUES                lock holder           slot + 1 of the first queue
+    50 to 57    LEFT                  lock holder           words 8 to 15 of the seats that are gone
     64          FIRST_LEVEL           lock holder           bitmap of non-empty size classes
     65 to 112   SECOND_LEVEL          lock holder           bitmap per size class
     128 to 895  FREE_HEADS            lock holder           node + 1, first free block of a class
@@ -123,7 +124,9 @@ waiter row (8 words)::
 seat (one file per client)::
 
     0 MARK   1 SERIAL   2 CELLS (cells in use)   3 SITES (sites in use)
-    8 .. cells of two words: PIN (slot + 1 of a pinned object and site << 32; 0: free), SINCE
+    8 PUTS   9 PUT_NBYTES   10 GETS   11 GOT_NBYTES   12 DELETES   13 WAITS   14 LOCK_WAITS
+    15 LOCK_WAITS_NS   16 EVICTIONS   17 EXPIRATIONS   18 SPILLS   19 RESTORES
+    32 .. cells of two words: PIN (slot + 1 of a pinned object and site << 32; 0: free), SINCE
     from byte 33,554,432: sites of 256 bytes
 
 segment-00000: the data, CAPACITY bytes; extents and frames lie at multiples of 64. Then a page::
@@ -196,6 +199,7 @@ W_WAITERS: Final = 46
 W_WAITERS_RESERVED: Final = 47
 W_ORPHANS: Final = 48
 W_QUEUES: Final = 49
+W_LEFT: Final = 50
 W_FIRST_LEVEL: Final = 64
 W_SECOND_LEVEL: Final = 65
 W_FREE_HEADS: Final = 128
@@ -305,7 +309,21 @@ SEAT_MARK: Final = 0
 SEAT_SERIAL: Final = 1
 SEAT_CELLS: Final = 2
 SEAT_SITES: Final = 3
-SEAT_FIRST_CELL: Final = 8
+SEAT_PUTS: Final = 8
+SEAT_PUT_NBYTES: Final = 9
+SEAT_GETS: Final = 10
+SEAT_GOT_NBYTES: Final = 11
+SEAT_DELETES: Final = 12
+SEAT_WAITS: Final = 13
+SEAT_LOCK_WAITS: Final = 14
+SEAT_LOCK_WAITS_NS: Final = 15
+SEAT_EVICTIONS: Final = 16
+SEAT_EXPIRATIONS: Final = 17
+SEAT_SPILLS: Final = 18
+SEAT_RESTORES: Final = 19
+SEAT_FIRST_CELL: Final = 32
+COUNTS_END: Final = SEAT_RESTORES + 1
+LEFT_END: Final = SEAT_LOCK_WAITS_NS + 1
 CELL_WORDS: Final = 2
 CELL_NBYTES: Final = CELL_WORDS * WORD
 CELL_SINCE: Final = 1
@@ -334,6 +352,8 @@ assert FEWEST_WAITERS * WAITER_NBYTES % PAGE == 0
 assert MAX_CAPACITY.bit_length() - LINEAR_LIMIT_LOG2 < FIRST_LEVELS
 assert PAGE % ALIGNMENT == 0
 assert FIRST_CELL * CELL_WORDS == SEAT_FIRST_CELL
+assert COUNTS_END <= SEAT_FIRST_CELL
+assert W_LEFT + LEFT_END - SEAT_PUTS <= W_FIRST_LEVEL
 assert MAX_OBJECTS < 1 << PIN_SITE_SHIFT
 assert SITES_OFFSET == 33_554_432
 

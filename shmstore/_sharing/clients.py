@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 from shmstore._memory import layout as L
 from shmstore._memory.folder import open_seat
 from shmstore._memory.index import Index
+from shmstore._sharing import counts
 from shmstore._sharing.seats import SEATS_NAME, Seat, is_taken
 from shmstore._sharing.waiters import Waiters
 from shmstore._sharing.waking import serial_in
@@ -150,14 +151,26 @@ class Clients:
         self._words[base + L.C_STARTED_NS] = process_start_ns(pid)
 
     def remove(self, row: int) -> None:
-        """Forget a client: first what it waits for, then its row, then its file."""
+        """Forget a client: first what it waits for, then its row, then its file.
+
+        What it has counted is kept between the last two, so that it is kept once, or not at all.
+        """
         base = self._start + row * L.CLIENT_WORDS
         serial = self._words[base + L.C_SERIAL]
+        left = self.counted(row, serial)
         self.waiters.forget(serial)
         self._words[base + L.C_SERIAL] = 0
+        counts.keep(self._words, left)
         self._seen.pop(row, None)
         with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
             os.unlink(str(serial), dir_fd=self._seats_fd)
+
+    def counted(self, row: int, serial: int) -> list[int]:
+        """Return what a client has counted, in the order of its seat. Requires: the store lock."""
+        seat = self._seen.get(row)
+        if seat is not None and seat.serial == serial:
+            return counts.read(seat.words)
+        return counts.read_file(self._seats_fd, serial, self._path)
 
     def leave(self, row: int, serial: int) -> None:
         """Forget the own client, once: its row may be another's when this is tried again."""

@@ -27,6 +27,7 @@ from shmstore._memory import layout as L
 from shmstore._memory import shortage
 from shmstore._memory.descriptors import CLOSED, Descriptor
 from shmstore._memory.shortage import NoPagesError
+from shmstore._sharing import counts
 from shmstore._sharing.flock import lock_descriptor, unlock_descriptor
 from shmstore.errors import (
     CorruptStoreError,
@@ -147,6 +148,8 @@ class StoreLock:
     ----------
     mending
         Whether tables are being made anew: until that is done no error leaves them whole.
+    counts
+        Where waits for other processes are counted.
 
     Notes
     -----
@@ -168,6 +171,7 @@ class StoreLock:
         self.timeout_s = timeout_s
         self.mark = 0
         self.mending = False
+        self.counts = counts.nowhere()
         self._patience: dict[int, float] = {}
         self._mend = mend
         self._describe = describe
@@ -235,7 +239,11 @@ class StoreLock:
         if self.fd < 0:
             raise _closed()
         timeout_s = self._patience.get(get_ident(), self.timeout_s)
-        if not hold(self.fd, timeout_s):
+        begun_ns = time.monotonic_ns()
+        held = hold(self.fd, timeout_s)
+        counts.add(self.counts, L.SEAT_LOCK_WAITS)
+        counts.add(self.counts, L.SEAT_LOCK_WAITS_NS, time.monotonic_ns() - begun_ns)
+        if not held:
             raise self._timed_out(timeout_s)
 
     def _unwind(self, error: BaseException) -> None:
