@@ -107,10 +107,10 @@ class Explained(ABC):
 
         Notes
         -----
-        All is counted at once, except gets of an object that was got before: these are told in
-        groups of up to 256, at the latest with the first get that comes a second later (see
-        ``docs/howto/metrics.md``). Those of the calling process are complete. What a process had
-        not told when it was killed is lost; nothing is counted twice.
+        All is told at once, except gets of an object that the same process has got before: these
+        are told in groups, which grow up to 256 where they come fast. So of other processes a few
+        may be missing, about those of the last two seconds, until they leave or ask themselves;
+        what was not told is lost when a process is killed. Nothing is counted twice.
 
         Concurrency: takes the store lock for some microseconds per attached process.
 

@@ -7,8 +7,8 @@ counts of the seat, and gives the plan new ones: one, then twice as many each ti
 long as they are used up within a second. What others do not see yet is therefore
 
 * of the first get of an object: nothing,
-* never more than 256 gets, and no more than were told of this object before,
-* while an object is got steadily: what was got in the last second,
+* never more than 256 gets of an object, and no more than were told of it before,
+* where it is got at a steady pace: what was got in the last two seconds,
 
 until somebody in this process asks for the metrics, or the process leaves or forks (`tell`).
 
