@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shmstore import _filing, _no_room, _spilling, _writing
+from shmstore import _filing, _no_room, _puts, _spilling, _writing
 from shmstore._arguments import check_shape
 from shmstore._memory import layout as L
 from shmstore._packing import Package, lay_out
@@ -62,7 +62,7 @@ class Allocation:
         package = _pack(self._shape, self._dtype, nbytes, key, readonly=readonly)
         self._package = session.with_options(package, ttl)
         self._overwrite = overwrite
-        self._place: _writing.Place | None = None
+        self._place: _puts.Place | None = None
         self._draft: _filing.Draft | None = None
         self._row = -1
 
@@ -71,7 +71,7 @@ class Allocation:
             message = "this block has been entered already; call allocate() for another array"
             raise RuntimeError(message)
         session, package = self._session, self._package
-        places: list[_writing.Place] = []
+        places: list[_puts.Place] = []
         reserved = session, [package], places, self._overwrite
         try:
             reserve = partial(session.lock.run, _writing.reserve_all, *reserved)
@@ -92,14 +92,14 @@ class Allocation:
             raise
         return array
 
-    def _give_up(self, places: list[_writing.Place], error: BaseException | None = None) -> None:
+    def _give_up(self, places: list[_puts.Place], error: BaseException | None = None) -> None:
         """Let go of the place, and of the file."""
         draft, self._draft = self._draft, None
         if draft is not None:
             draft.give_up()
         _writing.discard(self._session, [self._package], places, error)
 
-    def _make_array(self, place: _writing.Place) -> npt.NDArray[Any]:
+    def _make_array(self, place: _puts.Place) -> npt.NDArray[Any]:
         """Return an array over the extent; like every anchor it holds a pin."""
         if place.extent is None or not self._package.content.data_nbytes:
             return np.ndarray(self._shape, self._dtype)
@@ -141,7 +141,7 @@ class Allocation:
             else:
                 _writing.seal(session, package, place)
                 session.lock.run(_writing.publish_all, session, [package], [place], self._overwrite)
-            self.ref = _writing.refer(session, package, place)
+            self.ref = _puts.refer(session, package, place)
             self._draft = None
         except BaseException:
             self._give_up([place])

@@ -25,7 +25,7 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
-from shmstore import _spilling, _writing
+from shmstore import _puts, _spilling, _writing
 from shmstore._catalog import states
 from shmstore._memory import layout as L
 from shmstore._memory.folder import NO_ROOM
@@ -60,7 +60,7 @@ def _put_where_room_is(
     session: Session, packages: Sequence[Package], *, overwrite: bool
 ) -> list[ObjectRef]:
     """Store packed objects, all or none; what finds no room in memory goes into files."""
-    places: list[_writing.Place] = []
+    places: list[_puts.Place] = []
     names: list[str] = []
     guard = None
     try:
@@ -74,7 +74,7 @@ def _put_where_room_is(
                 _writing.copy(session, package, place)
         session.lock.run(publish, session, packages, places, names, overwrite)
         names.clear()
-        return _writing.refer_all(session, packages, places)
+        return _puts.refer_all(session, packages, places)
     except _writing.PlanFailed as failed:
         own = failed.error
     except BaseException as error:
@@ -88,7 +88,7 @@ def _put_where_room_is(
     raise own
 
 
-def is_filed(package: Package, place: _writing.Place) -> bool:
+def is_filed(package: Package, place: _puts.Place) -> bool:
     """Return whether a package was reserved a file."""
     return place.extent is None and package.extent_nbytes > 0
 
@@ -96,7 +96,7 @@ def is_filed(package: Package, place: _writing.Place) -> bool:
 def reserve(
     session: Session,
     packages: Sequence[Package],
-    places: list[_writing.Place],
+    places: list[_puts.Place],
     overwrite: bool,  # noqa: FBT001 - called under the lock
 ) -> Anchor:
     """Take a slot for each package, and an extent while there are some. Requires: the lock."""
@@ -112,7 +112,7 @@ def reserve(
     return session.pins.hold(places[0].slot)
 
 
-def _write(session: Session, package: Package, place: _writing.Place, name: str) -> None:
+def _write(session: Session, package: Package, place: _puts.Place, name: str) -> None:
     """Write what is to be put to a temporary file, and keep the checksum of what is sealed."""
 
     def fill(fd: int) -> int:
@@ -131,7 +131,7 @@ def _made(placed: Placed) -> tuple[memoryview, int]:
     return frame if isinstance(frame, memoryview) else frame.materialize(), L.PAGE + offset
 
 
-def _seal(session: Session, package: Package, place: _writing.Place, memory: mmap.mmap) -> None:
+def _seal(session: Session, package: Package, place: _puts.Place, memory: mmap.mmap) -> None:
     """Keep the checksum of what lies in a file and cannot be written by readers."""
     if package.content.kind & L.KIND_DATA_CRC:
         extent = memoryview(memory)[L.PAGE :]
@@ -144,7 +144,7 @@ def _seal(session: Session, package: Package, place: _writing.Place, memory: mma
 def publish(
     session: Session,
     packages: Sequence[Package],
-    places: Sequence[_writing.Place],
+    places: Sequence[_puts.Place],
     names: Sequence[str],
     overwrite: bool,  # noqa: FBT001 - called under the lock
 ) -> None:
@@ -161,7 +161,7 @@ def publish(
 def give_up(
     session: Session,
     packages: Sequence[Package],
-    places: Sequence[_writing.Place],
+    places: Sequence[_puts.Place],
     error: BaseException | None = None,
 ) -> None:
     """Undo a put that ended in an exception; let ENOSPC say which file system is full."""
@@ -183,7 +183,7 @@ class Draft:
         What is built, and the slot that was reserved for it.
     """
 
-    def __init__(self, session: Session, package: Package, place: _writing.Place) -> None:
+    def __init__(self, session: Session, package: Package, place: _puts.Place) -> None:
         self._session = session
         self._package = package
         self._place = place

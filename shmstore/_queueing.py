@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from shmstore import _announcing, _packing, _reading, _tallies, _writing
+from shmstore import _announcing, _packing, _puts, _reading, _tallies, _writing
 from shmstore._catalog import states
 from shmstore._catalog.inserts import Content
 from shmstore._catalog.keys import Digest, digest_of
@@ -33,10 +33,10 @@ from shmstore._memory import layout as L
 from shmstore._memory.allocator import Extent
 from shmstore._packing import COPY_LOCKED_NBYTES, Package
 from shmstore._plans import GONE, ArrayPlan, Plan
+from shmstore._puts import Place
 from shmstore._session import Session
 from shmstore._sharing import counts
 from shmstore._sharing.seats import Anchor
-from shmstore._writing import Place
 from shmstore.errors import StoreClosedError, StoreFullError
 from shmstore.serialization import deserialize
 from shmstore.serialization.pickling import loads
@@ -272,7 +272,7 @@ class Putting:
         content = self._numbered(package)
         slots.insert(slot, content, session.pins.seat.serial, session.pid, extent)
         session.queues.append(line.slot, slot)
-        _writing.count_puts(session, 1, content.data_nbytes)
+        _puts.count(session, 1, content.data_nbytes)
 
     def _publish(self) -> bool:
         """Append what was copied without the lock. Requires: the store lock."""
@@ -285,7 +285,7 @@ class Putting:
         package = package._replace(content=self._numbered(package))
         _writing.publish(session, package, place)
         session.queues.append(line.slot, place.slot)
-        _writing.count_puts(session, 1, package.content.data_nbytes)
+        _puts.count(session, 1, package.content.data_nbytes)
         self.count += 1
         self._places.clear()
         self._guard, self._copied = None, False

@@ -30,7 +30,6 @@ from shmstore._memory.owners import group_of
 from shmstore._memory.segment import Segment, open_segment
 from shmstore._memory.spill_files import SpillFiles
 from shmstore._options import ttl_ns
-from shmstore._sharing import counts
 from shmstore._sharing.clients import Clients
 from shmstore._sharing.lock import StoreLock
 from shmstore._sharing.seats import SEATS_NAME, Pins, Seat
@@ -108,9 +107,8 @@ class Session(Space):
         self.folder_fd = folder_fd
         self.path = path
         self.readonly = readonly
-        self.handles = 0
+        self.handles = self.owner_pid = 0
         self.closed = False
-        self.owner_pid = 0
         self.row = -1
         self.pid = os.getpid()
         self._bury_at = 0
@@ -118,7 +116,6 @@ class Session(Space):
         self.announced = 0
         self.abandoned: list[tuple[int, int]] = []
         self.plans: dict[str | int, Any] = {}
-        self.counts: Any = counts.nowhere()
         self.verified: set[tuple[int, int | None]] = set()
         self.notice: Callable[[], None] = _nothing
         self.allowed_modules: Collection[str] | None = None
@@ -247,6 +244,7 @@ class Session(Space):
     def _take_seat(self) -> None:
         """Enter this process into the client table; from then on a read-only session only reads."""
         self.lock.mark = self.identity.max_clients + 1
+        self.counts: Any = self.lock.counts
         # What may fail comes before the seat.
         unchangeable = self.index.map_readonly() if self.readonly else None
         self.row, seat = self.lock.run(self._enter)

@@ -11,7 +11,7 @@ the death of the process) gives its slot and extent back.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
@@ -21,9 +21,9 @@ from shmstore._memory import folder
 from shmstore._memory import layout as L
 from shmstore._memory.allocator import Extent
 from shmstore._packing import COPY_LOCKED_NBYTES, Package
+from shmstore._puts import Place, refer, refer_all
 from shmstore._ref import ObjectRef
 from shmstore._session import Session
-from shmstore._sharing import counts
 from shmstore._sharing.seats import Anchor
 from shmstore.errors import (
     KeyExistsError,
@@ -31,19 +31,8 @@ from shmstore.errors import (
     ShmStoreError,
 )
 
-_PUTS: Final = L.SEAT_PUTS
-_PUT_NBYTES: Final = L.SEAT_PUT_NBYTES
-
 # How many slots one put looks at for objects whose time is over.
 _EXPIRE_FEW: Final = 64
-
-
-class Place(NamedTuple):
-    """Where a put may write: its slot, the number of the put, and its extent."""
-
-    slot: int
-    generation: int
-    extent: Extent | None
 
 
 # --- 2 reserve, 3 copy, 4 publish --------------------------------------------------------------
@@ -250,44 +239,6 @@ def _discard_all(
         whole = states.is_present(word) and states.generation_of(word) == place.generation
         if half_made or (package.key is None and whole):
             session.doom(place.slot)
-
-
-def refer(session: Session, package: Package, place: Place) -> ObjectRef:
-    """Return the reference to an object that has been published, and count it."""
-    nbytes, counted = package.content.data_nbytes, session.counts
-    try:  # as `counts.add`
-        counted[_PUTS] += 1
-        counted[_PUT_NBYTES] += nbytes
-    except ValueError:
-        pass
-    return ObjectRef(
-        session.uuid,
-        session.path_text,
-        place.slot,
-        place.generation,
-        nbytes,
-        package.key,
-        session.gid,
-    )
-
-
-def refer_all(
-    session: Session, packages: Sequence[Package], places: Sequence[Place]
-) -> list[ObjectRef]:
-    """Return the references to objects that have been published, and count them."""
-    sizes = [package.content.data_nbytes for package in packages]
-    count_puts(session, len(sizes), sum(sizes))
-    store, path, gid = session.uuid, session.path_text, session.gid
-    return [
-        ObjectRef(store, path, place.slot, place.generation, nbytes, package.key, gid)
-        for package, place, nbytes in zip(packages, places, sizes, strict=True)
-    ]
-
-
-def count_puts(session: Session, count: int, nbytes: int) -> None:
-    """Count objects that have been published."""
-    counts.add(session.counts, _PUTS, count)
-    counts.add(session.counts, _PUT_NBYTES, nbytes)
 
 
 def check_allowed(session: Session, packages: Sequence[Package], *, overwrite: bool) -> None:

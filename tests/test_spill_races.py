@@ -25,9 +25,9 @@ from shmstore import (
     StoreClosedError,
     StoreFullError,
     _filing,
+    _puts,
     _restoring,
     _spilling,
-    _writing,
 )
 from shmstore._catalog.slots import Slots
 from shmstore._memory.allocator import Allocator
@@ -242,7 +242,7 @@ def test_put_into_a_file_interrupted_at_the_end_is_undone(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_writing, "refer", interrupt)
+    monkeypatch.setattr(_puts, "refer_all", interrupt)
     with pytest.raises(KeyboardInterrupt):
         store.put(ones(2))
     assert store.stats().objects == 1
