@@ -46,6 +46,7 @@ EXTRAS = {
     "lz4": ("serialization.codecs",),
     "netCDF4": ("serialization.handlers.netcdf4",),
     "polars": ("serialization.handlers.polars",),
+    "prometheus_client": ("integrations.prometheus",),
     "pyarrow": ("serialization.handlers",),
     "scipy": ("serialization.handlers.scipy",),
     "sparse": ("serialization.handlers.sparse",),
