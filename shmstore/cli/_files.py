@@ -229,7 +229,7 @@ def _as_arrow(value: Any) -> Any:
 
 def _write_json(stream: BinaryIO, value: Any) -> None:
     text = json.dumps(value, default=_listed, ensure_ascii=False, indent=2)
-    stream.write(text.encode())
+    stream.write(f"{text}\n".encode())
 
 
 def _listed(value: Any) -> Any:
