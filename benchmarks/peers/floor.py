@@ -34,7 +34,7 @@ class Floor(Peer):
         """Write to every page: they are warm from now on."""
         path = folder / "floor"
         with path.open("wb") as file:
-            for _ in range(0, nbytes + nbytes // 4 + SPARE, SPARE):  # a stream takes more
+            for _ in range(0, nbytes + SPARE, SPARE):
                 file.write(bytes(SPARE))
         return cls(path)
 

@@ -15,6 +15,10 @@ from benchmarks.machine import pin
 from benchmarks.peers import Peer
 
 
+# A consumer that does not answer for so long has failed.
+PATIENCE_S = 60.0
+
+
 class Pipe(Peer):
     """A connection over a pipe: the object goes through it as a pickle."""
 
@@ -108,7 +112,7 @@ class Queue(Peer):
     def answered(self, key: str) -> int:
         """Wait for the answer."""
         del key
-        return self._back.get()
+        return self._back.get(timeout=PATIENCE_S)
 
     def delete(self, handle: None) -> None:
         """Nothing is kept."""
