@@ -14,7 +14,6 @@ from benchmarks.line import Line
 from benchmarks.machine import pin
 from benchmarks.peers import Peer
 
-
 # A consumer that does not answer for so long has failed.
 PATIENCE_S = 60.0
 
