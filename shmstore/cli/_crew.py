@@ -46,7 +46,7 @@ class Crew:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as undo:
             undo.push(self)
-            with _sigint_blocked():
+            with sigint_blocked():
                 for _ in range(self._size):
                     self._start_worker()
             self._call_all("greet")
@@ -175,7 +175,7 @@ def _pickled(message: object) -> bytes:
 
 
 @contextlib.contextmanager
-def _sigint_blocked() -> Iterator[None]:
+def sigint_blocked() -> Iterator[None]:
     """Hold Ctrl-C back; processes that start here never get it: the parent is who ends them."""
     resource_tracker.ensure_running()  # it would unblock the signal when it is started later
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
