@@ -7,6 +7,7 @@ is passed around here is a timer, which runs a batch, wherever that is, and says
 """
 
 import random
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import repeat
@@ -85,11 +86,24 @@ class Operation:
     before: Callable[[], object] | None = None
 
 
+class TimerError(Exception):
+    """What was to be timed failed."""
+
+
 def interleave(timers: Mapping[Key, Timer], plan: Plan) -> dict[Key, list[float]]:
-    """Time each operation by turns; return what each took, round by round, in nanoseconds."""
+    """Time each operation by turns; return what each took, round by round, in nanoseconds.
+
+    What fails is told, and left out.
+    """
     share_ns = plan.seconds * 1e9 / max(len(timers), 1)
-    schedules = {key: _schedule(each, share_ns, plan) for key, each in timers.items()}
-    times: dict[Key, list[float]] = {key: [] for key in timers}
+    schedules: dict[Key, _Schedule] = {}
+    times: dict[Key, list[float]] = {}
+    for key, timer in timers.items():
+        try:
+            schedules[key] = _schedule(timer, share_ns, plan)
+            times[key] = []
+        except TimerError as error:
+            sys.stderr.write(f"\n{key} is left out:\n{error}\n")
     shuffled = random.Random(0)
     stop = monotonic() + plan.most_seconds
     for turn in range(plan.most_rounds):

@@ -22,7 +22,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from benchmarks import actor
-from benchmarks.clock import Plan, Timer
+from benchmarks.clock import Plan, Timer, TimerError
 from benchmarks.machine import available_bytes, touch_memory
 from benchmarks.peers import FLOOR, Found
 from benchmarks.report import progress
@@ -38,7 +38,7 @@ SHARE_OF_MEMORY = 0.8
 SPARE = 256 << 20
 
 
-class ActorError(RuntimeError):
+class ActorError(TimerError):
     """A function raised in an actor; the message is its traceback."""
 
 

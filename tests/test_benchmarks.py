@@ -166,3 +166,15 @@ def test_clock_stands_still_before_and_after_an_operation():
     pause = partial(time.sleep, 0.002)
     around = clock.Operation(list, undo=lambda _: pause(), before=pause)
     assert clock.time_batch(around, 5) * 5 < clock.time_batch(clock.Operation(pause), 5)
+
+
+def test_what_fails_while_it_is_timed_is_left_out(capsys):
+    """The others are measured, and it is said what was not."""
+
+    def fail(batch):
+        raise clock.TimerError("no such luck")
+
+    timers = {("put", "one"): fail, ("put", "other"): lambda batch: 1000.0 * batch}
+    times = clock.interleave(timers, clock.Plan(0.001, 2, 2, 20_000, quick=True))
+    assert list(times) == [("put", "other")]
+    assert "no such luck" in capsys.readouterr().err
