@@ -144,8 +144,8 @@ def _rows(session: Session) -> tuple[npt.NDArray[np.uint64], Table]:
     table = session.slots.table()
     words = table[:, L.S_STATE].copy()
     copied = table[:, : L.S_INLINE].copy()
-    words[table[:, L.S_STATE] != words] = 0
-    return words, copied
+    changed = table[:, L.S_STATE] != words
+    return np.where(changed, np.uint64(states.NEVER_USED), words), copied
 
 
 def _sitters(session: Session, problems: list[str]) -> Iterable[tuple[Client, bool, Views]]:
