@@ -29,9 +29,9 @@ SIZES: Final = (
     Column("ratio", "PIPE:STORE", "number"),
 )
 SMALL: Final = (
-    Column("what", "SMALL OBJECTS"),
     Column("seconds", "TIME", "duration"),
-    Column("per_s", "PER S", "rate"),
+    Column("per_s", "PER-S", "rate"),
+    Column("what", "SMALL OBJECTS"),
 )
 CROWD: Final = (
     Column("processes", "PROCESSES", "count"),

@@ -18,10 +18,10 @@ from shmstore.cli._picture import NAMES, SIGNS, Stretches
 
 GROUPS: Final = (
     Column("by", "BY"),
-    Column("name", "CLASS"),
     Column("extents", "EXTENTS", "count"),
     Column("nbytes", "BYTES", "size"),
     Column("share", "SHARE", "share"),
+    Column("name", "CLASS"),
 )
 _COLOURS: Final = ("bright_black", "blue", "green", "red", "yellow")
 _SHADES: Final = ((60.0, "bold "), (3600.0, ""), (np.inf, "dim "))
