@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from shmstore._session import Session
 
 GONE: Final = object()
-"""What `fetch` and `secure` of a plan return when the slot holds another object by now."""
+"""What `gone` returns."""
 
 _GETS: Final = L.SEAT_GETS
 _NBYTES: Final = L.SEAT_GOT_NBYTES

@@ -24,7 +24,7 @@ from shmstore import _announcing
 from shmstore._catalog import states
 from shmstore._catalog.table import extents_of, holds_extent
 from shmstore._ending import make_way, name_is_taken, remove_folder, root_locked
-from shmstore._memory import folder, removal, shortage, spill_files
+from shmstore._memory import folder, news, removal, shortage, spill_files
 from shmstore._memory import layout as L
 from shmstore._memory.descriptors import Descriptor
 from shmstore._memory.index import INDEX_NAME, create_index, new_identity
@@ -82,6 +82,7 @@ def create(
             except BaseException:
                 folder.remove_root(root, options.gid)
                 raise
+    news.tell(news.INFO, "%s: made, for %d bytes", held[0].path, held[0].identity.capacity)
 
 
 def attach(
@@ -278,6 +279,7 @@ def destroy(session: Session) -> None:
                     remove_folder(session)
                 finally:
                     forget(session)
+                    news.tell(news.INFO, "%s: destroyed", session.path)
 
 
 def _doom_store(session: Session) -> None:

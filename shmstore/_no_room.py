@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from shmstore._catalog import states
 from shmstore._memory import layout as L
+from shmstore._memory import news
 from shmstore.errors import ObjectTooLargeError, StoreFullError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def full(session: Session, asked: int) -> StoreFullError:
             f"largest extent has {facts['largest_free']:,}"
         )
         remedy = "create the store with a larger capacity"
+    session.news.add_at_times(news.WARNING, "it is full: %s", reason)
     held = f"{facts['pinned']:,} bytes of deleted objects are still looked at"
     if session.evicts or session.spills:
         way = "evicted" if session.evicts else "moved to files"

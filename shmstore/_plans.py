@@ -19,9 +19,10 @@ from weakref import ref as weak_ref
 
 import numpy as np
 
+from shmstore import _gets
 from shmstore._catalog.clock import boottime_ns
 from shmstore._catalog.slots import Record
-from shmstore._gets import GONE, NO_TICKS, Counted
+from shmstore._gets import NO_TICKS, Counted
 from shmstore._lease import Lease
 from shmstore._memory import layout as L
 from shmstore._session import Session
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 LIST_TYPE: Final = "shmstore.serialization.handlers.records.Records"
 """The type in the header of a list of records, which knows where it lies."""
+
+GONE: Final = _gets.GONE
+"""What `fetch` and `secure` return when the slot holds another object by now."""
 
 # Streams of pickles up to this size are copied out.
 _COPY_OUT_NBYTES: Final = 64 << 10

@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from shmstore import _ending, _lifecycle
-from shmstore._memory import folder
+from shmstore._memory import folder, news
 from shmstore._memory import layout as L
 from shmstore._memory.descriptors import Descriptor
 from shmstore._session import LOCK_NAME, Session
@@ -79,21 +79,11 @@ def _prepare_all() -> None:
         try:
             birth = _prepare(session)
         except Exception as error:  # noqa: BLE001 - a fork cannot be refused, only made safe
-            _log("no seat for a forked child in %s: %s", session.path, error)
+            news.tell(news.WARNING, "%s: no seat for a forked child: %s", session.path, error)
             session.pins.freeze()
             continue
         _fork.births.append(birth)
         session.lock.hold_threads(_fork.held)
-
-
-def _log(message: str, *facts: object) -> None:
-    """Tell whoever listens to the logger of the package, nobody else."""
-    logging = sys.modules.get("logging")
-    if logging is None:  # nobody listens; and to import it takes descriptors, which may be missing
-        return
-    logger = logging.getLogger("shmstore")
-    logger.addHandler(logging.NullHandler())
-    logger.warning(message, *facts)
 
 
 def _prepare(session: Session) -> _Birth:

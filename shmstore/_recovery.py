@@ -47,15 +47,20 @@ from shmstore._catalog.slots import Record
 from shmstore._catalog.soundness import unsound
 from shmstore._catalog.table import are_placed, extents_of, first_end, holds_extent
 from shmstore._memory import layout as L
+from shmstore._memory import news
 from shmstore._memory.segment import Absent
 from shmstore.errors import CorruptStoreError, UnsafePathError
 
 if TYPE_CHECKING:
     from shmstore._info import Recovered
     from shmstore._session import Session
+    from shmstore._sharing.clients import Client
 
 Table = npt.NDArray[np.uint64]
 Slots = npt.NDArray[np.intp]
+
+_DEAD: Final = "ended without leaving: %s; half-made puts undone: %d, bytes freed: %d"
+_MENDED: Final = "all tables were made anew; found dead: %s, half-made puts undone: %d"
 
 _NEVER: Final = (1 << 64) - 1
 _MANY_GENERATIONS: Final = 1 << 32
@@ -76,7 +81,7 @@ def bury(session: Session) -> Buried:
     """
     words = session.index.words
     used, puts = words[L.W_USED], 0
-    dead: list[int] = []
+    dead: list[Client] = []
     try:
         dead = session.clients.bury(session.row)
         session.clients.remove_strays()
@@ -87,7 +92,14 @@ def bury(session: Session) -> Buried:
     if dead:
         _sweep_files(session)
     session.reclaim(session.identity.max_objects)
-    return Buried(len(dead), puts, used - words[L.W_USED])
+    freed = used - words[L.W_USED]
+    if dead:
+        session.news.add(news.INFO, _DEAD, _pids(dead), puts, freed)
+    return Buried(len(dead), puts, freed)
+
+
+def _pids(clients: list[Client]) -> str:
+    return ", ".join(f"pid {client.pid}" for client in clients) or "nobody"
 
 
 def recover(session: Session) -> Recovered:
@@ -106,6 +118,7 @@ def recover(session: Session) -> Recovered:
     table = session.slots.table()
     lost = _damaged(session, table)
     if lost:
+        session.news.add(news.WARNING, "%d damaged objects are given up", len(lost))
         for slot in lost:
             table[slot, L.S_STATE] = states.move(int(table[slot, L.S_STATE]), states.DOOMED)
         mend(session)
@@ -152,6 +165,7 @@ def mend(session: Session) -> tuple[int, int]:
     abandoned = _doom_abandoned(session)
     _sweep_files(session)
     session.lock.mending = False
+    session.news.add(news.WARNING, _MENDED, _pids(dead), abandoned)
     return len(dead), abandoned
 
 

@@ -27,6 +27,7 @@ from shmstore._catalog.clock import boottime_ns
 from shmstore._catalog.queues import are_of
 from shmstore._catalog.table import Table, extents_of, first_end, holds_extent
 from shmstore._memory import layout as L
+from shmstore._memory import news
 from shmstore._sharing import counts
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def evict_for(session: Session, nbytes: int) -> bool:
         end(session, slot)
     session.words[L.W_EVICTIONS] += len(victims)
     counts.add(session.counts, L.SEAT_EVICTIONS, len(victims))
+    session.news.add_at_times(news.INFO, "it is full, what was not used for longest is evicted")
     if victims:
         session.reclaim(session.identity.max_objects)
     return bool(chosen)

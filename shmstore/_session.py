@@ -26,6 +26,7 @@ from shmstore._memory import layout as L
 from shmstore._memory.allocator import Allocator
 from shmstore._memory.descriptors import Descriptor
 from shmstore._memory.index import INDEX_NAME, Index
+from shmstore._memory.news import News
 from shmstore._memory.owners import group_of
 from shmstore._memory.segment import Segment, open_segment
 from shmstore._memory.spill_files import SpillFiles
@@ -135,6 +136,7 @@ class Session(Space):
             lock_fd = folder.open_file(folder_fd, LOCK_NAME, path)
             self.lock = StoreLock(lock_fd, self.words, lock_timeout, self._mend, self._describe)
             self.lock.path = self.index.path
+            self.news = self.lock.news = News(self.path_text)
             opened.callback(self.lock.close)
             self.segment: Segment = open_segment(
                 folder_fd,

@@ -25,6 +25,7 @@ from shmstore import _room
 from shmstore._catalog import states
 from shmstore._catalog.slots import Record
 from shmstore._memory import layout as L
+from shmstore._memory import news
 from shmstore._memory.folder import NO_ROOM, free_bytes
 from shmstore._memory.mapping import write_all
 from shmstore._sharing import counts
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from shmstore._session import Session
 
 Result = TypeVar("Result")
+
+_GOES: Final = "it is full, what was not used for longest goes to %s"
 
 _CHUNK_NBYTES: Final = 16 << 20
 
@@ -144,6 +147,7 @@ def _commit(
     session.check_alive()
     guards.clear()  # and with them their pins
     words, at = session.words, session.slots.state_index
+    session.news.add_at_times(news.INFO, _GOES, session.files.path)
     waiting = {record.slot: (record, name) for record, name in zip(records, names, strict=True)}
     same = [record.slot for record in records if session.slots.is_same(record)]
     withdrawn = _room.withdraw(session, same)

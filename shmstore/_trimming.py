@@ -19,6 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from shmstore._memory import layout as L
+from shmstore._memory import news
 from shmstore.errors import ShmStoreError
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ def trim(session: Session, keep_nbytes: int = 0) -> int:
     before = session.segment.resident_nbytes()
     while session.lock.run(_trim_part, session, keep_nbytes):
         pass
-    return max(0, before - session.segment.resident_nbytes())
+    given = max(0, before - session.segment.resident_nbytes())
+    news.tell(news.DEBUG, "%s: %d bytes went back to the system", session.path, given)
+    return given
 
 
 def _trim_part(session: Session, keep_nbytes: int) -> bool:

@@ -197,8 +197,8 @@ class Clients:
         """Return whether the client with a seat of that number lives."""
         return is_taken(self._seats_fd, str(serial), self._path)
 
-    def bury(self, own_row: int) -> list[int]:
-        """Remove the clients that have died; return their rows.
+    def bury(self, own_row: int) -> list[Client]:
+        """Remove the clients that have died; return them.
 
         Before the first of them goes ORPHANS is set: from then on only it tells that there may be
         half-made puts of theirs, which whoever may write looks for among all slots.
@@ -208,7 +208,7 @@ class Clients:
             self._words[L.W_ORPHANS] = 1
         for client in dead:
             self.remove(client.row)
-        return [client.row for client in dead]
+        return dead
 
     def remove_strays(self) -> None:
         """Remove seat files that no row names: somebody died between the two.

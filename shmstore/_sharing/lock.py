@@ -24,7 +24,7 @@ from threading import get_ident
 from typing import Any, Final, TypeVar
 
 from shmstore._memory import layout as L
-from shmstore._memory import shortage
+from shmstore._memory import news, shortage
 from shmstore._memory.descriptors import CLOSED, Descriptor
 from shmstore._memory.shortage import NoPagesError
 from shmstore._sharing import counts
@@ -45,6 +45,8 @@ _YIELDS: Final = 2
 _PART: Final = 4
 _SHORTEST_PAUSE_S: Final = 1e-6
 _LONGEST_PAUSE_S: Final = 2e-3
+
+_LONG_NS: Final = 1_000_000_000
 
 # Written in C: with these a whole loop is one call, in which no signal handler of Python can run.
 _ACQUIRE: Final = methodcaller("acquire")
@@ -150,6 +152,8 @@ class StoreLock:
         Whether tables are being made anew: until that is done no error leaves them whole.
     counts
         Where waits for other processes are counted.
+    news
+        What is told when the lock is free again.
 
     Notes
     -----
@@ -178,6 +182,7 @@ class StoreLock:
         self._threads = threading.Lock()
         self._thread = 0
         self.path = ""
+        self.news = news.News("")
 
     def run(self, step: Callable[..., Result], *args: Any) -> Result:
         """Call a function under the lock and return its result.
@@ -193,38 +198,37 @@ class StoreLock:
         thread = get_ident()
         if self._thread == thread:
             raise self._reentered()
-        with self._threads:
-            held = False
-            try:
-                self._thread = thread
-                if self.fd < 0 or not lock_descriptor(self.fd):
-                    self._wait()
-                held = True
-                words, mark = self.words, self.mark
-                if words[L.W_DIRTY]:
-                    self._mend()
-                if mark:
-                    words[L.W_DIRTY] = mark
-                    result = step(*args)
-                    words[L.W_DIRTY] = 0
-                else:
-                    result = step(*args)
-            except BaseException as error:
-                if held:
-                    self._unwind(error)
-                if isinstance(error, OSError) and not isinstance(error, ShmStoreError):
-                    if self.fd < 0:
-                        raise _closed() from error
-                    shortage.refuse(error, Path(shortage.path_of(self.fd)).parent)
-                raise
-            finally:
+        try:
+            with self._threads:
+                held = False
                 try:
-                    self._unlock()
-                except BaseException:
-                    self._unlock()
+                    self._thread = thread
+                    if self.fd < 0 or not lock_descriptor(self.fd):
+                        self._wait()
+                    held = True
+                    words, mark = self.words, self.mark
+                    if words[L.W_DIRTY]:
+                        self._mend()
+                    if mark:
+                        words[L.W_DIRTY] = mark
+                        result = step(*args)
+                        words[L.W_DIRTY] = 0
+                    else:
+                        result = step(*args)
+                except BaseException as error:
+                    self._fail(error, held=held)
                     raise
                 finally:
-                    self._thread = 0  # last: until here a handler of this thread must be refused
+                    try:
+                        self._unlock()
+                    except BaseException:
+                        self._unlock()
+                        raise
+                    finally:  # last: until here a handler of this thread must be refused
+                        self._thread = 0
+        finally:
+            if self.news.untold:
+                self.news.tell()
         return result
 
     def _unlock(self) -> None:
@@ -241,10 +245,22 @@ class StoreLock:
         timeout_s = self._patience.get(get_ident(), self.timeout_s)
         begun_ns = time.monotonic_ns()
         held = hold(self.fd, timeout_s)
+        waited_ns = time.monotonic_ns() - begun_ns
         counts.add(self.counts, L.SEAT_LOCK_WAITS)
-        counts.add(self.counts, L.SEAT_LOCK_WAITS_NS, time.monotonic_ns() - begun_ns)
+        counts.add(self.counts, L.SEAT_LOCK_WAITS_NS, waited_ns)
+        if waited_ns > _LONG_NS:
+            self.news.add(news.WARNING, "waited for the store lock for %.1f s", waited_ns / 1e9)
         if not held:
             raise self._timed_out(timeout_s)
+
+    def _fail(self, error: BaseException, *, held: bool) -> None:
+        """Make the index whole after an exception; say what it means, if it says that badly."""
+        if held:
+            self._unwind(error)
+        if isinstance(error, OSError) and not isinstance(error, ShmStoreError):
+            if self.fd < 0:
+                raise _closed() from error
+            shortage.refuse(error, Path(shortage.path_of(self.fd)).parent)
 
     def _unwind(self, error: BaseException) -> None:
         """Make the index whole after an exception. Until that is done it stays marked as dirty."""
