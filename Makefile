@@ -1,4 +1,4 @@
-# make demo, make test, make lint, make bench and make fuzz each set up what they need in $(VENV).
+# make demo, make test, make lint, make docs, make bench and make fuzz each set up what they need in $(VENV).
 # Another interpreter goes into a folder of its own: make test PYTHON=python3.12 VENV=.venv-3.12
 
 PYTHON ?= python3
@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .NOTPARALLEL:
-.PHONY: demo test lint bench bench-peers fuzz soak clean
+.PHONY: demo test lint docs docs-rows bench bench-peers fuzz soak clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.stamp-cli
@@ -29,6 +29,10 @@ lint: $(VENV)/.stamp-lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --strict shmstore
+
+# The documentation, into build/site: open build/site/index.html. Whatever is wrong with it is an error.
+docs: $(VENV)/.stamp-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
 
 # Every workload with what is installed, about 15 minutes; make bench BENCH_ARGS='--quick put get'.
 # docs/benchmarks.md: make bench-peers, then make bench BENCH_ARGS='--render docs'.
@@ -76,7 +80,7 @@ $(VENV)/.stamp-cli: $(VENV)/.stamp-venv pyproject.toml
 	$(PIP) install -e '.[cli]'
 	@touch $@
 
-$(VENV)/.stamp-test $(VENV)/.stamp-lint $(VENV)/.stamp-bench: $(VENV)/.stamp-%: $(VENV)/.stamp-cli
+$(VENV)/.stamp-test $(VENV)/.stamp-lint $(VENV)/.stamp-docs $(VENV)/.stamp-bench: $(VENV)/.stamp-%: $(VENV)/.stamp-cli
 	$(PIP) install --group $*
 	@touch $@
 
