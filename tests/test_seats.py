@@ -19,7 +19,7 @@ from rooms import Anchor
 from shmstore._memory import layout as L
 from shmstore._memory.mapping import reserve
 from shmstore._sharing.lock import is_locked
-from shmstore._sharing.seats import Pins, Seat
+from shmstore._sharing.seats import _FIRST_CELLS, Pins, Seat
 from shmstore.errors import CorruptStoreError, StoreFullError
 
 
@@ -164,7 +164,7 @@ def test_pin_on_slot_zero_is_a_pin(folder: Path, pins: Pins) -> None:
     assert _seen_by_others(folder) == [0]
 
 
-@pytest.mark.parametrize("count", [24, 25, 200, 5000])
+@pytest.mark.parametrize("count", [_FIRST_CELLS, _FIRST_CELLS + 1, 200, 5000])
 def test_pins_grow_with_the_number_of_views(folder: Path, pins: Pins, count: int) -> None:
     """All are seen, at every size of the seat, and all cells come back."""
     anchors = [Anchor() for _ in range(count)]
@@ -335,7 +335,7 @@ def test_anchor_that_dies_while_the_seat_grows_drops_its_pin(
     folder: Path, pins: Pins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A finalizer may run anywhere, also inside the call that makes room."""
-    anchors = [Anchor() for _ in range(24)]
+    anchors = [Anchor() for _ in range(_FIRST_CELLS)]
     for anchor in anchors:
         pins.pin(anchor, 5)
     del anchor

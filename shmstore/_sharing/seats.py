@@ -34,7 +34,7 @@ from shmstore.errors import CorruptStoreError, StoreFullError, UnsafePathError
 
 SEATS_NAME = "seats"
 
-_FIRST_CELLS = 8
+_FIRST_CELLS = 16
 _FEW_CELLS = 200
 _SLOT_BITS = (1 << L.PIN_SITE_SHIFT) - 1
 
