@@ -92,7 +92,7 @@ class Survey:
     def infos(self, rows: Iterable[int]) -> list[ObjectInfo]:
         """Return what is known of the objects of some rows; those that are gone are left out.
 
-        The type of one that cannot be read is "damaged".
+        The type of one that cannot be read is "damaged", or "expired".
         """
         return self._describe(rows)
 
@@ -216,15 +216,17 @@ def _info(
 ) -> ObjectInfo | None:
     try:
         plan = make_plan(session, slot, word, deep=False)
-        return None if plan is None else _inspection.describe(plan, _ref.refer(plan), pinned_by)
+        if plan is not None:
+            return _inspection.describe(plan, _ref.refer(plan), pinned_by)
+        return _unread(session, slot, word, pinned_by, "expired")
     except ShmStoreError:
-        return _damaged(session, slot, word, pinned_by)
+        return _unread(session, slot, word, pinned_by, "damaged")
 
 
-def _damaged(
-    session: Session, slot: int, word: int, pinned_by: dict[int, set[int]]
+def _unread(
+    session: Session, slot: int, word: int, pinned_by: dict[int, set[int]], why: str
 ) -> ObjectInfo | None:
-    """Return what its slot says of an object that cannot be read."""
+    """Return what its slot says of an object that cannot be read; None: it has gone."""
     record = session.slots.read(slot)
     if record.word != word:
         return None
@@ -232,7 +234,7 @@ def _damaged(
     ref = ObjectRef(session.uuid, session.path_text, slot, generation, record.data_nbytes)
     return ObjectInfo(
         key=None,
-        type="damaged",
+        type=why,
         serializer="unknown",
         nbytes=record.data_nbytes,
         stored_nbytes=record.extent_nbytes,

@@ -316,7 +316,7 @@ def pins(arguments: argparse.Namespace, output: Output) -> int:
         rows = np.flatnonzero(survey.views)
         rows = rows[np.argsort(-survey.nbytes[rows], kind="stable")]
         if arguments.key is not None:
-            rows = rows[[row in _rows_of(store, survey, arguments.key) for row in rows.tolist()]]
+            rows = np.intersect1d(rows, _rows_of(store, survey, arguments.key))
         found = _rows_of_pins(survey, rows, arguments.limit)
     output.table(PINS, found)
     if not (found or output.as_json):
@@ -324,10 +324,9 @@ def pins(arguments: argparse.Namespace, output: Output) -> int:
     return _tell(survey.problems)
 
 
-def _rows_of(store: shmstore.Store, survey: shmstore.Survey, key: str) -> set[int]:
-    target = _stores.target_of(store, key)
-    known = store.info(target)
-    return set(np.flatnonzero(survey.generation == known.generation).tolist())
+def _rows_of(store: shmstore.Store, survey: shmstore.Survey, key: str) -> npt.NDArray[np.intp]:
+    known = store.info(_stores.target_of(store, key))
+    return np.flatnonzero(survey.generation == known.generation)
 
 
 def _rows_of_pins(
