@@ -36,9 +36,9 @@ def delete(
         The objects.
     """
     session.check_writeable()
-    deleted = session.lock.run(_delete, session, find, targets)
+    deleted, counted = session.lock.run(_delete, session, find, targets), session.counts
     try:  # as `counts.add`
-        session.counts[_DELETES] += deleted
+        counted[_DELETES] += deleted
     except ValueError:
         return deleted
     return deleted

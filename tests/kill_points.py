@@ -38,12 +38,12 @@ import numpy as np
 PACKAGE: Final = "shmstore"
 
 # What serializes, and what only shows, has nothing to do with shared state.
-_ELSEWHERE: Final = ("serialization", "cli", "testing")
+_ELSEWHERE: Final = ("serialization", "cli", "integrations", "testing")
 
 # The last names of what is stored into, where that lies in shared memory.
 _STORED_INTO = """
     words _words bytes _bytes cells _cells pins times table memory seat column columns nodes rows
-    target heads counts counted
+    target heads counted
 """
 _SHARED: Final = frozenset(_STORED_INTO.split())
 

@@ -27,10 +27,10 @@ def nowhere() -> Any:
     return memoryview(bytearray(L.COUNTS_END * L.WORD)).cast("Q")
 
 
-def add(counts: Any, field: int, count: int = 1) -> None:
+def add(counted: Any, field: int, count: int = 1) -> None:
     """Count something. A number that damage has made too large stays as it is."""
     with contextlib.suppress(ValueError):
-        counts[field] += count
+        counted[field] += count
 
 
 def read(counts: Any) -> list[int]:
