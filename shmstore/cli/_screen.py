@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import shutil
 import signal
@@ -16,6 +17,7 @@ from typing import Any, Final, NoReturn
 
 _ENTER: Final = "\x1b[?1049h\x1b[?25l"
 _LEAVE: Final = "\x1b[?25h\x1b[?1049l"
+_ARROWS: Final = re.compile(r"\x1b[\[O][0-9;]*[A-Za-z~]")
 _STYLES: Final = {"": "", "bold": "1", "dim": "2", "head": "7", "alarm": "1;31"}
 
 
@@ -45,13 +47,14 @@ class Screen:
         code = _STYLES[style] if self._colours or style == "head" else ""
         return f"\x1b[{code}m{text}\x1b[0m" if code else text
 
-    def key(self, timeout_s: float) -> str:
-        """Return the next key that is pressed, or "" when the time is over."""
+    def keys(self, timeout_s: float) -> str:
+        """Return the keys that are pressed next, or "" when the time is over."""
         if self._keys is None:
             time.sleep(timeout_s)
             return ""
         ready, _, _ = select.select([self._keys], [], [], timeout_s)
-        return os.read(self._keys, 8).decode(errors="replace")[:1] if ready else ""
+        pressed = os.read(self._keys, 64).decode(errors="replace") if ready else ""
+        return _ARROWS.sub("", pressed)
 
 
 @contextlib.contextmanager

@@ -198,8 +198,9 @@ def _wait(screen: Screen, view: _View, page: Any, seconds: float) -> None:
     """Wait for the next look, and do what keys say meanwhile."""
     deadline = time.monotonic() + seconds
     while not view.ended and (left := deadline - time.monotonic()) > 0:
-        if key := screen.key(left):
-            view.press(key)
+        if keys := screen.keys(left):
+            for key in keys:
+                view.press(key)
             screen.draw(list(page(screen.size)))
             deadline = min(deadline, time.monotonic() + view.interval_s)
 
