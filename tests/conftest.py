@@ -31,13 +31,17 @@ SHARED_MEMORY = Path("/dev/shm")
 
 # Proofs by repetition: what they prove does not depend on the version of Python.
 _PROOFS = {
+    "test_benchmarks",
+    "test_crash",
     "test_damage_files",
     "test_faults",
     "test_history",
     "test_interleave",
+    "test_interleave_memory",
     "test_interrupts",
     "test_kill_matrix",
     "test_leaks",
+    "test_model",
     "test_soak",
     "test_strangers",
 }

@@ -308,7 +308,7 @@ def test_depth_is_bounded_by_errors_of_ours(store: Store) -> None:
     """Lists, tuples and dicts in each other, however they are put."""
     for wrap in (lambda x: [x], lambda x: (x,), lambda x: {"k": x}):
         x: Any = np.arange(3)
-        for _ in range(sys.getrecursionlimit() * 20):
+        for _ in range(sys.getrecursionlimit() * 4):
             x = wrap(x)
         for serializers in (None, SAFE, ("msgpack",)):
             with pytest.raises(SerializationError):
