@@ -87,11 +87,11 @@ def _touch(array: np.ndarray, number: int) -> float:
     return float(array[:: 4096 // 8].sum()) + number * 0
 
 
-def broadcast(cluster: Cluster, nbytes: int, *, made: bool = False) -> Iterator[Any]:
+def broadcast(cluster: Cluster, nbytes: int, number: int, *, made: bool = False) -> Iterator[Any]:
     """One array, used by every worker."""
     client, addresses = cluster.client, cluster.addresses
-    value = time.time()
-    first = addresses[0]
+    value = float(number + 1)
+    first = addresses[number % len(addresses)]
     if made:
         array = client.submit(_make, nbytes, value, workers=[first])
         distributed.wait(array)
@@ -103,55 +103,55 @@ def broadcast(cluster: Cluster, nbytes: int, *, made: bool = False) -> Iterator[
         for n, address in enumerate(addresses)
     ]
     distributed.wait(uses)
-    yield [result / value for result in client.gather(uses)]
+    yield client.gather(uses)
 
 
-def handed_on(cluster: Cluster, nbytes: int) -> Iterator[Any]:
+def handed_on(cluster: Cluster, nbytes: int, number: int) -> Iterator[Any]:
     """The same, when the array is there already."""
-    return broadcast(cluster, nbytes, made=True)
+    return broadcast(cluster, nbytes, number, made=True)
 
 
-def one_receiver(cluster: Cluster, nbytes: int) -> Iterator[Any]:
+def one_receiver(cluster: Cluster, nbytes: int, number: int) -> Iterator[Any]:
     """Arrays that go to one other worker each."""
     client, addresses = cluster.client, cluster.addresses
-    value = time.time()
+    value = float(number * 100)
     yield None
     arrays = [
         client.submit(_make, nbytes // 16, value + n, workers=[addresses[0]]) for n in range(16)
     ]
     uses = [client.submit(_touch, a, n, workers=[addresses[1]]) for n, a in enumerate(arrays)]
     distributed.wait(uses)
-    yield len(client.gather(uses))
+    yield client.gather(uses)
 
 
-def rechunk(cluster: Cluster, nbytes: int, method: str = "tasks") -> Iterator[Any]:
+def rechunk(cluster: Cluster, nbytes: int, number: int, method: str = "tasks") -> Iterator[Any]:
     """From rows to columns."""
     side = int((nbytes / 8) ** 0.5) // 8 * 8
     yield None
     with dask.config.set({"array.rechunk.method": method}):
-        x = da.ones((side, side), chunks=(side // 8, side)) * time.time()
+        x = da.ones((side, side), chunks=(side // 8, side)) * (number + 2)
         y = (x.rechunk((side, side // 8)) / x.rechunk((side, side // 8))).sum(axis=0)
         yield cluster.client.compute(y).result().tolist()
 
 
-def rechunk_p2p(cluster: Cluster, nbytes: int) -> Iterator[Any]:
+def rechunk_p2p(cluster: Cluster, nbytes: int, number: int) -> Iterator[Any]:
     """The same, by the peer-to-peer engine of dask."""
-    return rechunk(cluster, nbytes, "p2p")
+    return rechunk(cluster, nbytes, number, "p2p")
 
 
-def shuffle(cluster: Cluster, nbytes: int, method: str = "p2p") -> Iterator[Any]:
+def shuffle(cluster: Cluster, nbytes: int, number: int, method: str = "p2p") -> Iterator[Any]:
     """A frame, by a column."""
     rows = nbytes // 4 // 32
     yield None
     with dask.config.set({"dataframe.shuffle.method": method}):
-        parts = dd.from_map(_part, range(16), rows=rows // 16, meta=_part(0, 1))
+        parts = dd.from_map(_part, range(number, number + 16), rows=rows // 16, meta=_part(0, 1))
         found = parts.shuffle("k").groupby("k").v.sum()
         yield cluster.client.compute(found).result().sort_index().tolist()
 
 
-def shuffle_tasks(cluster: Cluster, nbytes: int) -> Iterator[Any]:
+def shuffle_tasks(cluster: Cluster, nbytes: int, number: int) -> Iterator[Any]:
     """The same, with tasks."""
-    return shuffle(cluster, nbytes, "tasks")
+    return shuffle(cluster, nbytes, number, "tasks")
 
 
 def _part(number: int, rows: int) -> pd.DataFrame:
@@ -160,11 +160,11 @@ def _part(number: int, rows: int) -> pd.DataFrame:
     return pd.DataFrame({"k": keys, "v": 1.0, "w": generator.random(rows), "n": np.arange(rows)})
 
 
-def rolling(cluster: Cluster, nbytes: int) -> Iterator[Any]:
+def rolling(cluster: Cluster, nbytes: int, number: int) -> Iterator[Any]:
     """Every block with the borders of its neighbours."""
     side = int((nbytes / 8) ** 0.5) // 8 * 8
     yield None
-    x = da.ones((side, side), chunks=(side // 8, side // 4)) * 2.0
+    x = da.ones((side, side), chunks=(side // 8, side // 4)) * (number + 2)
     y = x.map_overlap(_smooth, depth=4, boundary="reflect").sum(axis=0)
     yield cluster.client.compute(y).result().round(6).tolist()
 
@@ -173,10 +173,10 @@ def _smooth(block: np.ndarray) -> np.ndarray:
     return (np.roll(block, 1, 0) + np.roll(block, -1, 0)) / 2
 
 
-def reads(cluster: Cluster, nbytes: int) -> Iterator[Any]:
+def reads(cluster: Cluster, nbytes: int, number: int) -> Iterator[Any]:
     """One partition, read by many tasks everywhere, as boosting does."""
     client = cluster.client
-    part = client.submit(_part, 1, rows=nbytes // 8 // 32, workers=cluster.addresses[:1])
+    part = client.submit(_part, number, rows=nbytes // 8 // 32, workers=cluster.addresses[:1])
     distributed.wait(part)
     yield None
     scores = []
@@ -193,7 +193,7 @@ def _score(part: pd.DataFrame, step: int, number: int) -> float:
     return float(part["v"].to_numpy()[step::7].sum()) + 0 * number
 
 
-WORKLOADS: dict[str, Callable[[Cluster, int], Iterator[Any]]] = {
+WORKLOADS: dict[str, Callable[[Cluster, int, int], Iterator[Any]]] = {
     each.__name__: each
     for each in (
         broadcast,
@@ -212,10 +212,10 @@ WORKLOADS: dict[str, Callable[[Cluster, int], Iterator[Any]]] = {
 # --- measuring --------------------------------------------------------------------------------
 
 
-def measure(cluster: Cluster, workload: Any, nbytes: int) -> tuple[Figures, Any]:
+def measure(cluster: Cluster, workload: Any, nbytes: int, number: int) -> tuple[Figures, Any]:
     """Run one round."""
     pss = cluster.pss()
-    steps = workload(cluster, nbytes)
+    steps = workload(cluster, nbytes, number)
     next(steps)
     sent, begun = _sent(), time.perf_counter()
     result = next(steps)
@@ -233,7 +233,7 @@ def compare(clusters: list[Cluster], name: str, nbytes: int, rounds: int) -> Non
         results = [None, None]
         order = (0, 1) if number % 2 else (1, 0)
         for which in order:
-            figures, results[which] = measure(clusters[which], WORKLOADS[name], nbytes)
+            figures, results[which] = measure(clusters[which], WORKLOADS[name], nbytes, number)
             if number:  # the first round warms up
                 found[which].append(figures)
         if results[0] != results[1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import dask
 from clusters import LARGE, host, make, plugin, quiet_logs, run, small, total  # noqa: F401
 from distributed.spill import SpillBuffer
 
+import shmstore
 from shmstore.integrations.dask import SharedData
 from shmstore.integrations.dask import _exchange as exchanging
 from shmstore.integrations.dask._exchange import Exchange, Settings, is_large
@@ -29,7 +31,8 @@ THRESHOLD = 256 << 10
 @pytest.fixture
 def exchange(root: Path) -> Iterator[Exchange]:
     """Give the share of this process in a store, without any cluster."""
-    found = exchanging.join("dask-test", Settings(64 * MIB, root=str(root)), "tcp://127.0.0.1:1")
+    settings = Settings(64 * MIB, when="stored", root=str(root))
+    found = exchanging.join("dask-test", settings, "tcp://127.0.0.1:1")
     yield found
     found.leave("tcp://127.0.0.1:1")
 
@@ -45,7 +48,8 @@ def data(exchange: Exchange) -> Iterator[SharedData]:
 
 def lies_in_store(exchange: Exchange, obj: Any) -> bool:
     """Return whether an object is one that can be sent as a ticket."""
-    hold = exchange.resident(obj)
+    resident = exchange.resident(obj)
+    hold = None if resident is None else resident.hold()
     return hold is not None and hold.ticket() is not None
 
 
@@ -174,12 +178,14 @@ def test_value_that_cannot_be_spilled_stays(exchange: Exchange, tmp_path: Path) 
 
 OWNER = """
 import numpy as np
+import shmstore
 from shmstore.integrations.dask import SharedData
 from shmstore.integrations.dask._exchange import Settings, join
 data = SharedData()
 data.exchange = join(name, Settings(root=root), "tcp://127.0.0.1:2")
 data["x"] = np.ones(count)
-print(bytes(repr(tuple(data.exchange.resident(data["x"]).ticket())), "ascii").hex(), flush=True)
+ticket = data.exchange.resident(data["x"]).hold().ticket()
+print(repr(tuple(ticket)).encode().hex(), flush=True)
 input()
 """
 
@@ -199,6 +205,90 @@ def test_owner_that_is_killed_leaves_nothing(
     assert received.sum() == LARGE
     del received
     assert exchange.store.stats().pinned == 0
+
+
+# --- from when on a result lies in the store ------------------------------------------------------
+
+
+@pytest.fixture
+def waiting(data: SharedData, exchange: Exchange) -> SharedData:
+    """Give results that go into the store when they are sent."""
+    exchange.settings = exchange.settings._replace(when="sent")
+    return data
+
+
+def test_result_that_nobody_asks_for_costs_nothing(waiting: SharedData, exchange: Exchange) -> None:
+    """It stays the object that the task returned."""
+    value = np.ones(LARGE)
+    waiting["x"] = value
+    assert waiting["x"] is value
+    assert exchange.store.stats().objects == 1
+
+
+def test_result_that_is_asked_for_lies_in_the_store_from_then_on(
+    waiting: SharedData, exchange: Exchange
+) -> None:
+    """The worker keeps what was put instead, and the store keeps one copy."""
+    waiting["x"] = np.ones(LARGE)
+    assert lies_in_store(exchange, waiting["x"])
+    again = waiting["x"]
+    assert lies_in_store(exchange, again)
+    assert waiting.inner == {}
+    gc.collect()
+    exchange.tidy()
+    assert exchange.store.stats().objects == 2
+    del waiting["x"]
+    assert exchange.store.stats().objects == 1
+
+
+def test_result_that_is_let_go_while_it_is_sent_arrives(
+    waiting: SharedData, exchange: Exchange
+) -> None:
+    """Whoever sends it holds it, and with it the copy in the store."""
+    laters: list[Any] = []
+    waiting.later = lambda *call: laters.append(functools.partial(*call))
+    for order in ("before", "after"):
+        value = waiting["x"] = np.ones(LARGE)
+        resident = exchange.resident(value)
+        assert resident is not None
+        hold = resident.hold()
+        assert resident.hold() is hold
+        if order == "after":
+            del waiting["x"]
+        while laters:
+            laters.pop()()
+        if order == "before":
+            del waiting["x"]
+        ticket = None if hold is None else hold.ticket()
+        assert ticket is not None
+        assert exchange.receive(ticket).sum() == LARGE
+        del value, resident
+        exchange.tidy()
+        assert exchange.store.stats().objects == 1
+        with pytest.raises(shmstore.ObjectNotFoundError):
+            exchange.receive(ticket)
+        exchange._deaf_until = 0.0
+
+
+def test_results_are_put_at_once_while_others_ask_for_them(
+    data: SharedData, exchange: Exchange
+) -> None:
+    """It is learned for each task by itself."""
+    exchange.settings = exchange.settings._replace(when="auto")
+    for number in range(20):
+        for name in ("asked", "alone"):
+            data[(name, number)] = np.ones(1 << 16)
+        assert lies_in_store(exchange, data["asked", number])
+    inner = [key[0] for key in data.inner]
+    assert set(inner) == {"alone"}
+    assert len(inner) == 18
+
+
+def test_result_that_was_spilled_can_be_sent(waiting: SharedData, exchange: Exchange) -> None:
+    """What comes back from disk is another object."""
+    waiting["x"] = np.ones(LARGE)
+    waiting.inner["x"] = np.ones(LARGE)  # as after spilling
+    assert lies_in_store(exchange, waiting["x"])
 
 
 # --- in a cluster ---------------------------------------------------------------------------------

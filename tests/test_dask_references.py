@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from dask.base import tokenize
 from shmstore import ObjectNotFoundError, Store, StoreNotFoundError, tickets
 from shmstore.integrations.dask import Reference, WrongDomainError, refer
 
-pytestmark = lock_free_only
+pytestmark = [lock_free_only, pytest.mark.usefixtures("process_helpers")]
 COUNT = 100_000
 
 
@@ -49,7 +50,7 @@ def test_reference_goes_through_tasks_of_every_scheduler(store: Store, scheduler
     result = dask.delayed(total)(dask.delayed(passed_on)(reference))
     options: dict[str, Any] = {}
     if scheduler == "processes":
-        options["pool"] = ProcessPoolExecutor(1)
+        options["pool"] = ProcessPoolExecutor(1, multiprocessing.get_context("forkserver"))
     try:
         assert result.compute(scheduler=scheduler, **options) == COUNT
     finally:

@@ -16,6 +16,7 @@ from shmstore.integrations.dask import _exchange, _joining
 from shmstore.integrations.dask._exchange import DEFAULT_THRESHOLD, LOCK_TIMEOUT_S, Settings
 from shmstore.integrations.dask._family import HANDSHAKE
 from shmstore.integrations.dask._page import PagePlugin, add_to
+from shmstore.integrations.dask._resident import WHEN
 
 
 class Plugin(WorkerPlugin):  # type: ignore[misc]
@@ -27,6 +28,9 @@ class Plugin(WorkerPlugin):  # type: ignore[misc]
         Bytes of the store of each host, as an int or as "8GiB"; the default follows from the host.
     threshold
         Bytes from which on a result is shared, as an int or as "256KiB".
+    when
+        Results of tasks go into the store: "stored": at once; "sent": when another worker first
+        asks for them; "auto": at once, but those of tasks whose results others rarely ask for.
     root, group
         As in `Store.create`.
 
@@ -37,7 +41,7 @@ class Plugin(WorkerPlugin):  # type: ignore[misc]
     Examples
     --------
     >>> Plugin(capacity="2GiB")
-    <Plugin Settings(capacity='2GiB', threshold=262144, root=None, group=None)>
+    <Plugin Settings(capacity='2GiB', threshold=262144, when='auto', root=None, group=None)>
     """
 
     name = "shmstore"
@@ -48,10 +52,14 @@ class Plugin(WorkerPlugin):  # type: ignore[misc]
         *,
         capacity: int | str | None = None,
         threshold: int | str = DEFAULT_THRESHOLD,
+        when: str = "auto",
         root: str | None = None,
         group: str | int | None = None,
     ) -> None:
-        self.settings = Settings(capacity, parse_bytes(threshold), root, group)
+        if when not in WHEN:
+            message = f"when={when!r}: give one of {', '.join(WHEN)}"
+            raise ValueError(message)
+        self.settings = Settings(capacity, parse_bytes(threshold), when, root, group)
 
     async def setup(self, worker: distributed.Worker) -> None:
         """Begin."""
@@ -95,7 +103,7 @@ class LocalCluster(distributed.LocalCluster):  # type: ignore[misc]
     ----------
     *args, **kwargs
         As there.
-    capacity, threshold, root, group
+    capacity, threshold, when, root, group
         As in `Plugin`.
 
     Examples
@@ -109,13 +117,10 @@ class LocalCluster(distributed.LocalCluster):  # type: ignore[misc]
     def __init__(
         self,
         *args: Any,
-        capacity: int | str | None = None,
-        threshold: int | str = DEFAULT_THRESHOLD,
-        root: str | None = None,
-        group: str | int | None = None,
         **kwargs: Any,
     ) -> None:
-        plugin = Plugin(capacity=capacity, threshold=threshold, root=root, group=group)
+        given = Settings._fields & kwargs.keys()
+        plugin = Plugin(**{name: kwargs.pop(name) for name in given})
         kwargs["plugins"] = (*kwargs.get("plugins", ()), plugin)
         if kwargs.get("worker_class") is None and kwargs.get("processes", True) is not False:
             kwargs["worker_class"] = SharingNanny

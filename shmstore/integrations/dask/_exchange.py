@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import weakref
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
@@ -40,7 +41,7 @@ logger = logging.getLogger("shmstore.dask")
 Found = TypeVar("Found")
 
 DEFAULT_THRESHOLD: Final = 256 << 10
-LOCK_TIMEOUT_S: Final = 0.3
+LOCK_TIMEOUT_S: Final = 1.0
 TIDY_S: Final = 2.0
 
 _PAUSE_S: Final = 5.0
@@ -58,6 +59,7 @@ class Settings(NamedTuple):
 
     capacity: int | str | None = None
     threshold: int = DEFAULT_THRESHOLD
+    when: str = "auto"
     root: str | None = None
     group: str | int | None = None
 
@@ -69,6 +71,49 @@ class Lying(NamedTuple):
     hold: Hold
 
 
+class Loan:
+    """The twin of an object that was sent: it stays until the object dies here.
+
+    Attributes
+    ----------
+    adopted
+        Whether somebody else deletes it.
+    """
+
+    __slots__ = ("adopted", "lying")
+
+    def __init__(self, lying: Lying) -> None:
+        self.lying = lying
+        self.adopted = False
+
+
+class Resident(ABC):
+    """A result of a worker here, as it is known to those who send it.
+
+    Parameters
+    ----------
+    obj
+        It is kept by whoever has it, not here.
+    residents
+        Where it is listed, by its `id`, until it dies.
+    """
+
+    __slots__ = ("__weakref__", "_obj")
+
+    def __init__(self, obj: Any, residents: dict[int, Resident]) -> None:
+        number = id(obj)
+        residents[number] = self
+        self._obj = weakref.ref(obj, _forgetter(residents, number, self))
+
+    def is_for(self, obj: Any) -> bool:
+        """Return whether an object is this one."""
+        return self._obj() is obj
+
+    @abstractmethod
+    def hold(self) -> Hold | None:
+        """Return what it lies on in the store; None: it cannot lie there. For whoever sends it."""
+
+
 class Exchange:
     """The share of one process in the store of one cluster on one host.
 
@@ -78,9 +123,11 @@ class Exchange:
     Attributes
     ----------
     residents
-        What workers here hold, by the `id` of the object: it lives as long as it is listed.
+        The results of workers here that may be sent as tickets, by the `id` of the object.
     sent, received, declined
         How many objects went and came as tickets, and how many of the proper size did not.
+    held_nbytes
+        What workers here hold in the store.
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
@@ -95,12 +142,12 @@ class Exchange:
             lock_timeout=LOCK_TIMEOUT_S,
         )
         self.domain = domain_of(self.store)
-        self.residents: dict[int, Lying] = {}
-        self.sent = self.received = self.declined = 0
+        self.residents: dict[int, Resident] = {}
+        self.sent = self.received = self.declined = self.held_nbytes = 0
         self.members: list[str] = []
         self._ports: set[int | None] = set()
         self._arrived: dict[int, tuple[weakref.ref[Any], Hold]] = {}
-        self._lent: dict[int, list[Lying]] = {}
+        self._lent: dict[int, list[Loan]] = {}
         self._misfits: dict[type, int] = {}
         self._peers: frozenset[str] = frozenset()
         self._peers_until = 0.0
@@ -198,21 +245,22 @@ class Exchange:
             return None
         return Lying(twin, hold)
 
-    def lend(self, obj: Any) -> Hold | None:
-        """Put an object that is sent once, and keep it there until the object dies here."""
+    def lend(self, obj: Any) -> Loan | None:
+        """Put an object that is sent, and keep it there until the object dies here."""
         lying = self.deposit(obj)
         if lying is None:
             return None
-        number = id(obj)
+        number, loan = id(obj), Loan(lying)
         if number not in self._lent:
             self._lent[number] = []
             weakref.finalize(obj, self._take_back, number).atexit = False
-        self._lent[number].append(lying)
-        return lying.hold
+        self._lent[number].append(loan)
+        return loan
 
     def _take_back(self, number: int) -> None:
         """Called in any thread, at any moment: what takes time comes later."""
-        self._to_delete.extend(lying.hold.ref for lying in self._lent.pop(number, ()))
+        loans = self._lent.pop(number, ())
+        self._to_delete.extend(loan.lying.hold.ref for loan in loans if not loan.adopted)
 
     def delete(self, hold: Hold) -> None:
         """Let nobody come to an object any more; who has it keeps it."""
@@ -237,8 +285,8 @@ class Exchange:
             raise
         self.received += 1
         with contextlib.suppress(TypeError):
-            forget: Callable[[Any], Any] = _forgetter(self._arrived, id(obj))
-            self._arrived[id(obj)] = weakref.ref(obj, forget), hold
+            self._arrived[id(obj)] = weakref.ref(obj), hold
+            weakref.finalize(obj, self._arrived.pop, id(obj), None).atexit = False
         return obj
 
     def arrived(self, obj: Any) -> Hold | None:
@@ -246,10 +294,10 @@ class Exchange:
         found = self._arrived.pop(id(obj), None)
         return None if found is None or found[0]() is not obj else found[1]
 
-    def resident(self, obj: Any) -> Hold | None:
-        """Return what an object lies on that a worker here holds."""
+    def resident(self, obj: Any) -> Resident | None:
+        """Return an object as a result of a worker here, if it is one."""
         found = self.residents.get(id(obj))
-        return None if found is None or found.obj is not obj else found.hold
+        return found if found is not None and found.is_for(obj) else None
 
     def tidy(self) -> None:
         """Delete what dead owners left, and what is to be deleted."""
@@ -269,18 +317,22 @@ class Exchange:
             "domain": self.domain,
             "used": used,
             "capacity": capacity,
-            "held": sum(lying.hold.nbytes for lying in list(self.residents.values())),
+            "held": self.held_nbytes,
             "sent": self.sent,
             "received": self.received,
             "declined": self.declined,
         }
 
 
-def _forgetter(arrived: dict[int, Any], number: int) -> Callable[[Any], Any]:
-    def forget(reference: Any) -> None:
-        found = arrived.get(number)
-        if found is not None and found[0] is reference:
-            del arrived[number]
+def _forgetter(
+    residents: dict[int, Resident], number: int, resident: Resident
+) -> Callable[[Any], Any]:
+    """Return what takes an object off a list when it has died, unless that has another by then."""
+    of = weakref.ref(resident)
+
+    def forget(_: Any) -> None:
+        if residents.get(number) is of():
+            residents.pop(number, None)
 
     return forget
 

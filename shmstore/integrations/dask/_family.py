@@ -74,9 +74,14 @@ def _shared_with(recipient: dict[str, Any]) -> Exchange | None:
 
 
 def _ticket(exchange: Exchange, x: Any, sender: dict[str, Any]) -> Ticket | None:
-    hold = exchange.resident(x)
-    if hold is None and not exchange.is_listener(sender.get("address")):
-        hold = exchange.lend(x)
+    resident = exchange.resident(x)
+    if resident is not None:
+        hold = resident.hold()
+    elif exchange.is_listener(sender.get("address")):
+        hold = None
+    else:
+        loan = exchange.lend(x)
+        hold = None if loan is None else loan.lying.hold
     return None if hold is None else hold.ticket()
 
 

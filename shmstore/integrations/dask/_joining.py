@@ -90,6 +90,7 @@ class Joined:
             data = SharedData(data)
             worker.memory_manager.data = worker.state.data = data
         data.exchange = self.exchange
+        data.later = worker.loop.add_callback
         self.data = data
 
     def _ask_for_tickets(self, worker: Worker) -> None:
