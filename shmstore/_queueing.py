@@ -19,6 +19,7 @@ who waits is rung, and those who come too late wait again.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
@@ -251,6 +252,8 @@ class Putting:
         session, line = self._session, self._line
         _writing.begin(session, self._packages, overwrite=True)
         check(session, line)
+        if len(self._packages) > self.count + 1:
+            self._put_inline()
         while self.count < len(self._packages):
             if has_room(session, line) is None:
                 return False
@@ -264,6 +267,27 @@ class Putting:
             self.count += 1
         return True
 
+    def _put_inline(self) -> None:
+        """Put what comes first and lies in slots, all at once. Requires: the store lock."""
+        session, line = self._session, self._line
+        waiting = session.words[line.base + L.S_WAITING]
+        room = line.maxsize - waiting if line.maxsize else len(self._packages)
+        coming = self._packages[self.count : self.count + max(0, room)]
+        coming = list(itertools.takewhile(_is_inline, coming))
+        slots = session.slots.take_many(len(coming)) if len(coming) > 1 else None
+        if slots is None:
+            return
+        self._ring()
+        queue, number = states.generation_of(line.word), session.queues.next_number(line.slot)
+        contents = [
+            _content(package, L.KIND_QUEUED, (queue, number))
+            for number, package in enumerate(coming, number)
+        ]
+        session.slots.insert_many(slots, contents, session.pins.seat.serial, session.pid)
+        session.queues.append(line.slot, slots)
+        _puts.count(session, len(contents), sum([each.data_nbytes for each in contents]))
+        self.count += len(contents)
+
     def _insert(self, package: Package, slot: int, extent: Extent | None) -> None:
         session, line = self._session, self._line
         slots = session.slots
@@ -271,7 +295,7 @@ class Putting:
             _writing.copy(session, package, Place(slot, slots.next_generation(), extent))
         content = self._numbered(package)
         slots.insert(slot, content, session.pins.seat.serial, session.pid, extent)
-        session.queues.append(line.slot, slot)
+        session.queues.append(line.slot, [slot])
         _puts.count(session, 1, content.data_nbytes)
 
     def _publish(self) -> bool:
@@ -284,7 +308,7 @@ class Putting:
             return False
         package = package._replace(content=self._numbered(package))
         _writing.publish(session, package, place)
-        session.queues.append(line.slot, place.slot)
+        session.queues.append(line.slot, [place.slot])
         _puts.count(session, 1, package.content.data_nbytes)
         self.count += 1
         self._places.clear()
@@ -293,12 +317,16 @@ class Putting:
 
     def _numbered(self, package: Package) -> Content:
         """Wake who waits for objects; return what goes into the slot of the next one."""
+        self._ring()
         session, line = self._session, self._line
-        words = session.words
-        if words[L.W_WAITERS] and not words[line.base + L.S_HEAD]:
-            _announcing.ring(session, line.objects)
         digest = states.generation_of(line.word), session.queues.next_number(line.slot)
         return _content(package, L.KIND_QUEUED, digest)
+
+    def _ring(self) -> None:
+        """Wake who waits for objects."""
+        words = self._session.words
+        if words[L.W_WAITERS] and not words[self._line.base + L.S_HEAD]:
+            _announcing.ring(self._session, self._line.objects)
 
     def give_up(self, error: BaseException | None = None) -> None:
         """Give back what was reserved for an object that is not in the queue."""
@@ -309,6 +337,10 @@ class Putting:
             if session.slots.is_writing(place.slot, place.generation):
                 _writing.discard(session, self._packages[self.count :], places, error)
             places.clear()
+
+
+def _is_inline(package: Package) -> bool:
+    return not package.extent_nbytes
 
 
 def _content(package: Package, kind: int, digest: Digest) -> Content:
@@ -343,6 +375,9 @@ def take(session: Session, line: Line, count: int, mode: str) -> list[Taken]:
         if found and states.state_of(word) == states.SPILLED:
             break
         found.append(_take(session, line, slot, word, mode))
+    sizes = [len(each.held) for each in found if each.plan is None]
+    counts.add(session.counts, L.SEAT_GETS, len(sizes))
+    counts.add(session.counts, L.SEAT_GOT_NBYTES, sum(sizes))
     return found
 
 
@@ -367,14 +402,11 @@ def _secure(session: Session, slot: int, word: int, mode: str) -> Taken | None:
     What is small is read without a plan: the workload "queue" of the benchmarks pays for it.
     """
     slots = session.slots
-    if session.words[slots.state_index(slot) + L.S_KIND] & L.KINDS == _SMALL:
-        record = slots.read(slot)
-        start, end = slots.inline_range(record)
-        raw = session.memory[start:end]
-        if session.allowed_modules is None and slots.is_sound(record, raw[: record.header_nbytes]):
-            counts.add(session.counts, L.SEAT_GETS)
-            counts.add(session.counts, L.SEAT_GOT_NBYTES, record.data_nbytes)
-            return Taken(None, raw[record.header_nbytes :])
+    kinds = session.words[slots.state_index(slot) + L.S_KIND] & L.KINDS
+    if kinds == _SMALL and session.allowed_modules is None:
+        raw = slots.inline_pickle(slot)
+        if raw is not None:
+            return Taken(None, raw)
     plan = _reading.make_plan(session, slot, word)
     if plan is None:
         return None

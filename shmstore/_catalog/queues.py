@@ -12,7 +12,8 @@ Concurrency: changes require the store lock. Without it a look at a queue may be
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -181,17 +182,19 @@ class Queues(Chains):
         """Let a queue not be found any more."""
         self._unlink(L.W_QUEUES, queue, L.KIND_QUEUE)
 
-    def append(self, queue: int, slot: int) -> None:
-        """Put a new object behind the last one; its number was NUMBER."""
+    def append(self, queue: int, slots: Sequence[int]) -> None:
+        """Put new objects behind the last one; their numbers go on from NUMBER."""
         words, at = self._words, self.base(queue)
+        for slot, after in pairwise(slots):
+            words[self.base(slot) + L.S_CHAIN] = after + 1
         if words[at + L.S_HEAD] and words[at + L.S_TAIL]:
             last = self._checked(at + L.S_TAIL, L.KIND_QUEUED, self.generation(queue))
-            words[self.base(last) + L.S_CHAIN] = slot + 1
+            words[self.base(last) + L.S_CHAIN] = slots[0] + 1
         else:
-            words[at + L.S_HEAD] = slot + 1
-        words[at + L.S_TAIL] = slot + 1
-        words[at + L.S_WAITING] += 1
-        words[at + L.S_NUMBER] += 1
+            words[at + L.S_HEAD] = slots[0] + 1
+        words[at + L.S_TAIL] = slots[-1] + 1
+        words[at + L.S_WAITING] += len(slots)
+        words[at + L.S_NUMBER] += len(slots)
 
     def pop(self, queue: int, slot: int) -> None:
         """Take the first object out of the chain; the caller ends its life."""

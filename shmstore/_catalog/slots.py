@@ -261,6 +261,24 @@ class Slots(Inserts):
             f[L.S_EXPIRES_NS],
         )
 
+    def inline_pickle(self, slot: int) -> bytes | None:
+        """Return the pickle that lies in a slot, KIND_PLAIN and KIND_INLINE; None: it is damaged.
+
+        Flat: the workload "queue" of the benchmarks pays for it. Requires: the store lock.
+        """
+        words = self._words
+        base = self._start + slot * L.SLOT_WORDS
+        kinds, header_nbytes = words[base + L.S_KIND], words[base + L.S_HEADER_NBYTES]
+        end = DESCRIPTION.size + header_nbytes + words[base + L.S_DATA_NBYTES]
+        if end > DESCRIPTION.size + L.INLINE_NBYTES:
+            return None
+        start = base * L.WORD + DESCRIPTION_AT
+        body = bytes(self._bytes[start : start + end])
+        first = L.first_crc(self._store, slot, words[base], kinds & L.KINDS)
+        if crc32(body, first) != kinds >> L.CRC_SHIFT:
+            return None
+        return body[DESCRIPTION.size + header_nbytes :]
+
     def inline_range(self, record: Record) -> tuple[int, int]:
         """Return where the inline bytes of a slot start and end in the index file."""
         used = 0 if record.kind & L.KIND_HEADER_IN_EXTENT else record.header_nbytes
