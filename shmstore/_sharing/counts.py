@@ -29,8 +29,10 @@ def nowhere() -> Any:
 
 def add(counted: Any, field: int, count: int = 1) -> None:
     """Count something. A number that damage has made too large stays as it is."""
-    with contextlib.suppress(ValueError):
+    try:  # `contextlib.suppress` costs more than the rest
         counted[field] += count
+    except ValueError:
+        pass
 
 
 def read(counts: Any) -> list[int]:
