@@ -112,7 +112,8 @@ def _pages(now: Situation) -> Iterator[Remedy]:
 
 def _recovery(now: Situation) -> Iterator[Remedy]:
     census = now.census
-    doomed = census.are(states.DOOMED) & (census.looked_at() == 0)
+    looked_at = census.looked_at(), census.looked_at(alive=False)
+    doomed = census.are(states.DOOMED) & (looked_at[0] == 0) & (looked_at[1] > 0)
     lost = doomed | (census.are(states.WRITING) & census.left_by(with_the_dead=True))
     if lost.any():
         size = census.total(lost)
