@@ -7,13 +7,17 @@ not work). Warnings and problems make the exit code 1, and each has a remedy.
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from shmstore.cli import _diagnoses, _leftovers, _words
-from shmstore.cli._output import Output
+from shmstore.cli._output import Output, is_terminal
 
 BAD: Final = ("warning", "problem")
+_MARGIN: Final = " " * 25
 _STYLES: Final = {"ok": "green", "note": "cyan", "warning": "yellow", "problem": "bold red"}
 
 Diagnosis = Callable[[argparse.Namespace], Iterator["_diagnoses.Finding"]]
@@ -58,6 +62,19 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 def _tell(row: _Row, output: Output) -> None:
     level, topic = f"{row.level:<9}", f"{row.topic.replace(' ', '-'):<16}"
     style = _STYLES[row.level]
-    output.styled(f"[{style}]{level}[/]{topic}", level + topic, _words.clean(row.finding))
+    finding, *more = _wrapped(row.finding, len(_MARGIN))
+    output.styled(f"[{style}]{level}[/]{topic}", level + topic, finding)
+    for line in more:
+        output.lines([_MARGIN + line])
     if row.remedy:
-        output.styled(f"{'':<25}[bold]->[/bold] ", f"{'':<25}-> ", _words.clean(row.remedy))
+        remedy, *more = _wrapped(row.remedy, len(_MARGIN) + 3)
+        output.styled(f"{_MARGIN}[bold]->[/bold] ", f"{_MARGIN}-> ", remedy)
+        output.lines(f"{_MARGIN}   {line}" for line in more)
+
+
+def _wrapped(text: str, used: int) -> list[str]:
+    """Return text in lines as wide as the terminal; where there is none it stays one line."""
+    text = _words.clean(text)
+    if not is_terminal(sys.stdout):
+        return [text]
+    return textwrap.wrap(text, max(30, shutil.get_terminal_size().columns - used)) or [""]

@@ -96,7 +96,8 @@ def _draw(found: Stretches, title: str, lines: int, output: Output) -> None:
         for at, (colour, name) in enumerate(zip(_COLOURS, NAMES, strict=True))
     )
     output.styled(
-        f"{' ' * _LABEL}{coloured}[dim]; paler is older[/dim]\n", f"{' ' * _LABEL}{legend}\n"
+        f"{' ' * _LABEL}{coloured}[dim]; dim is older than an hour[/dim]\n",
+        f"{' ' * _LABEL}{legend}\n",
     )
 
 
@@ -110,5 +111,5 @@ def _kinds(found: Stretches, count: int) -> Any:
 
 def _coloured(kinds: list[int], ages: list[float]) -> Iterator[str]:
     for kind, age in zip(kinds, ages, strict=True):
-        shade = next(shade for bound, shade in _SHADES if age <= bound) if kind else ""
+        shade = next(s for bound, s in _SHADES if age <= bound) if np.isfinite(age) else ""
         yield f"[{shade}{_COLOURS[kind]}]{'█' if kind else '·'}[/]"
