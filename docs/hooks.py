@@ -27,6 +27,10 @@ _PAGES: Final = {
     "examples": "reference/examples.md",
 }
 
+# What the theme loads where a page cannot start a worker, and what we have for that.
+_SHIM: Final = "https://unpkg.com/iframe-worker/shim"
+_OURS: Final = "assets/frame-worker.js"
+
 _PLACE: Final = re.compile(r"<!-- include: (\S+) -->\n.*?<!-- end of include -->", re.DOTALL)
 _LINK: Final = re.compile(r"\]\((?!https?:|#)([^)\s]+)\)")
 
@@ -51,6 +55,18 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
         return f"]({_from_top(full + mark + anchor, here)})"
 
     return _LINK.sub(led, _PLACE.sub(included, markdown))
+
+
+def on_post_page(output: str, *, page: Any, **_: Any) -> str:
+    """Let the search of pages that are read from files need nothing from elsewhere."""
+    return output.replace(
+        _SHIM, posixpath.relpath(_OURS, posixpath.dirname(page.file.dest_uri) or ".")
+    )
+
+
+def on_post_template(output: str, **_: Any) -> str:
+    """Do the same for the page that is shown where there is none."""
+    return output.replace(_SHIM, _OURS)
 
 
 def _from_top(target: str, here: str) -> str:
