@@ -222,14 +222,7 @@ class KeyIndex:
         return count
 
     def _damaged(self, word: int, what: str) -> CorruptStoreError:
-        path, offset = self._index.path, word * L.WORD
-        return CorruptStoreError(
-            f"{path}: the key index is damaged: the word at offset {offset} {what} (invariant 4). "
-            "Call recover() to make it anew from the slots.",
-            path=path,
-            offset=offset,
-            invariant=4,
-        )
+        return self._index.damaged("the key index", word, what, 4)
 
     def _room(self) -> int:
         """Return how many buckets there are pages for."""

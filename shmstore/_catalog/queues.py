@@ -98,14 +98,7 @@ class Chains:
         raise self._damaged(at, f"leads to slot {slot}, which is not of this queue")
 
     def _damaged(self, word: int, what: str) -> CorruptStoreError:
-        path, offset = self._index.path, word * L.WORD
-        return CorruptStoreError(
-            f"{path}: a queue is damaged: the word at offset {offset} {what} (invariant 13). "
-            "Call recover() to make it anew from the slots.",
-            path=path,
-            offset=offset,
-            invariant=13,
-        )
+        return self._index.damaged("a queue", word, what, 13)
 
 
 class Queues(Chains):

@@ -247,14 +247,7 @@ class SlotTable:
 
     def _astray(self, word: int, what: str) -> CorruptStoreError:
         """Return the error for a word of a list, or a count, that cannot be right."""
-        path, offset = self._index.path, word * L.WORD
-        return CorruptStoreError(
-            f"{path}: the lists of slots are damaged: the word at offset {offset} {what} "
-            "(invariant 10). Call recover() to make them anew from the slots.",
-            path=path,
-            offset=offset,
-            invariant=10,
-        )
+        return self._index.damaged("a list of slots", word, what, 10)
 
     def damaged(self, slot: int, what: str) -> CorruptStoreError:
         """Return the error that says what is wrong with a slot."""

@@ -262,11 +262,4 @@ class Blocks:
         return self._nodes + node * L.NODE_WORDS
 
     def _damaged(self, what: str, word: int) -> CorruptStoreError:
-        path, offset = self._index.path, word * L.WORD
-        return CorruptStoreError(
-            f"{path}: the tables of the allocator are damaged at offset {offset}: {what} "
-            "(invariants 2 and 3). Call recover() to make them anew from the slots.",
-            path=path,
-            offset=offset,
-            invariant=2,
-        )
+        return self._index.damaged("a table of the allocator", word, f"says that {what}", 2)

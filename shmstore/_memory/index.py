@@ -200,6 +200,17 @@ class Index:
         reserve(self.fd, start * L.WORD + reserved, wanted - reserved)
         self.words[word] = wanted
 
+    def damaged(self, what: str, word: int, how: str, invariant: int) -> CorruptStoreError:
+        """Return the error for a word of a structure that can be made anew from the slots."""
+        offset = word * L.WORD
+        return CorruptStoreError(
+            f"{self.path}: {what} is damaged: the word at offset {offset} {how} (invariant "
+            f"{invariant}). Call recover() to make it anew from the slots.",
+            path=self.path,
+            offset=offset,
+            invariant=invariant,
+        )
+
     def close(self) -> None:
         """Close the descriptor. The mapping ends with the last view over it."""
         self.fd.close()
