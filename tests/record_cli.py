@@ -82,8 +82,11 @@ def scene() -> Iterator[None]:
     os.environ["SHMSTORE_ROOT"] = f"{folder}/shmstore"
     processes = []
     try:
-        for code in (OWNER, LOADER, VIEWER):
-            process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        for name, code in (("train", OWNER), ("load", LOADER), ("view", VIEWER)):
+            script = Path(folder) / f"{name}.py"
+            script.write_text(code)
+            command = [sys.executable, script.name]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=folder)
             processes.append(process)
             if code == OWNER:
                 assert process.stdout is not None

@@ -51,7 +51,7 @@ CLIENTS: Final = (
     Column("pins", "VIEWS", "count"),
     Column("pinned_nbytes", "PINNED", "size"),
     Column("oldest_pin", "OLDEST", "age"),
-    Column("name", "PROCESS"),
+    Column("command", "PROCESS"),
 )
 PINS: Final = (
     Column("id", "ID"),
@@ -305,6 +305,7 @@ def clients(arguments: argparse.Namespace, output: Output) -> int:
 def _row_of_client(client: shmstore.ClientInfo) -> Row:
     row = dataclasses.asdict(client)
     row["state"] = "alive" if client.alive else "dead"
+    row["command"] = _words.command(client.pid, client.name)
     row["mode"] = "read-only" if client.readonly else "read-write"
     return row
 
@@ -351,7 +352,7 @@ def _row_of_pin(row: Row, pin: shmstore.PinInfo) -> dict[str, Any]:
         "object": row["state"],
         "nbytes": row["stored_nbytes"] or row["nbytes"],
         "pid": pin.pid,
-        "process": pin.name,
+        "process": _words.command(pin.pid, pin.name),
         "state": "alive" if pin.alive else "dead",
         "views": pin.views,
         "since": pin.since,

@@ -6,6 +6,8 @@ import argparse
 import os
 import shutil
 from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -110,6 +112,13 @@ def _kinds(found: Stretches, count: int) -> Any:
 
 
 def _coloured(kinds: list[int], ages: list[float]) -> Iterator[str]:
-    for kind, age in zip(kinds, ages, strict=True):
-        shade = next(s for bound, s in _SHADES if age <= bound) if np.isfinite(age) else ""
-        yield f"[{shade}{_COLOURS[kind]}]{'█' if kind else '·'}[/]"
+    styles = map(_style, kinds, ages)
+    for style, same in groupby(zip(styles, kinds, strict=True), key=itemgetter(0)):
+        signs = "".join("█" if kind else "·" for _, kind in same)
+        yield f"[{style}]{signs}[/]"
+
+
+def _style(kind: int, age: float) -> str:
+    dated = kind and np.isfinite(age)
+    shade = next(s for bound, s in _SHADES if age <= bound) if dated else ""
+    return shade + _COLOURS[kind]

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 import shmstore
+from shmstore.cli import _words
 from shmstore.cli._looking import described
 
 # What is counted, and what is shown of it per second.
@@ -102,6 +103,7 @@ def clients(before: Sample | None, after: Sample) -> list[dict[str, Any]]:
             continue
         key = client.pid, client.attached
         row = dataclasses.asdict(client)
+        row["command"] = _words.command(client.pid, client.name)
         row["state"] = "alive" if client.alive else "dead"
         row |= dict.fromkeys(COUNTED)
         now = after.by_client.get(key)
@@ -117,10 +119,11 @@ def objects(sample: Sample, sort: str, count: int) -> list[dict[str, Any]]:
     survey = sample.survey
     rows = np.flatnonzero(np.isin(survey.state, (*_PRESENT, "deleted")) & ~survey.expired)
     keys = {"size": survey.data_nbytes, "age": survey.generation, "views": survey.views}[sort]
-    first = rows[np.argsort(-keys[rows], kind="stable")[:count]]
+    # Some have gone until they are described, where much is put.
+    first = rows[np.argsort(-keys[rows], kind="stable")[: 2 * count]]
     found = {row["id"]: row for row in described(survey, first)}
     order = [f"@{survey.slot[at]}.{survey.generation[at]}" for at in first]
-    return [found[name] for name in order if name in found]
+    return [found[name] for name in order if name in found][:count]
 
 
 def next_sort(sort: str) -> str:

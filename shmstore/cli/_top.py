@@ -27,7 +27,7 @@ CLIENTS: Final = (
     Column("lock_waits", "LOCKWAIT/S", "rate"),
     Column("pins", "VIEWS", "count"),
     Column("pinned_nbytes", "PINNED", "size"),
-    Column("name", "PROCESS"),
+    Column("command", "PROCESS"),
 )
 OBJECTS: Final = (
     Column("id", "ID"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _SPANS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 _KIB = 1024
+_LONGEST_COMMAND = 60
 
 
 def size(nbytes: float) -> str:
@@ -82,6 +84,24 @@ def clean(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def command(pid: int, name: str) -> str:
+    """Return how a process was called, if its name could be told; else what is told instead.
+
+    Examples
+    --------
+    >>> command(1 << 30, "gone")
+    'gone'
+    """
+    if name in ("gone", "not seen from here"):
+        return name
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return name
+    text = " ".join(" ".join([Path(words[0]).name, *words[1:]]).split()) or name
+    return text if len(text) <= _LONGEST_COMMAND else text[: _LONGEST_COMMAND - 3] + "..."
 
 
 def plural(count: int, one: str, many: str = "") -> str:
