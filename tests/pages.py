@@ -60,10 +60,11 @@ class Block(NamedTuple):
     @property
     def runs_here(self) -> bool:
         """Whether all is installed that it needs."""
-        return all(_is_installed(name) for name in self.how.get("needs", "").split())
+        return all(installed(name) for name in self.how.get("needs", "").split())
 
 
-def _is_installed(name: str) -> bool:
+def installed(name: str) -> bool:
+    """Return whether a module can be imported here."""
     with contextlib.suppress(ModuleNotFoundError):
         return importlib.util.find_spec(name) is not None
     return False

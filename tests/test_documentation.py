@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
-from pages import TOP, own_root, read_blocks, run_page, run_program
+from pages import TOP, installed, own_root, read_blocks, run_page, run_program
 
 import shmstore
 import shmstore.aio
@@ -60,8 +60,14 @@ def test_first_code_of_the_readme_gives_what_is_expected(tmp_path: Path) -> None
 @pytest.mark.parametrize("example", sorted((TOP / "examples").glob("*.py")), ids=lambda p: p.stem)
 def test_example_runs(example: Path, tmp_path: Path) -> None:
     """Each example is a program of its own."""
+    code = example.read_text(encoding="utf-8")
+    missing = [
+        name for name in re.findall(r"^from (\w+)", code, re.MULTILINE) if not installed(name)
+    ]
+    if missing:
+        pytest.skip(f"{missing[0]} is not installed")
     with own_root() as root:
-        assert run_program(example.read_text(encoding="utf-8"), tmp_path, root)
+        assert run_program(code, tmp_path, root)
 
 
 def _modules() -> list[str]:
@@ -141,6 +147,13 @@ def test_options_all_have_their_limit() -> None:
         assert f"{number:,}" in page
     assert f"{L.MAX_CAPACITY >> 40} TiB" in page
     assert f"{L.SLOT_NBYTES} bytes" in page
+
+
+def test_examples_are_all_shown() -> None:
+    """On one page, each under its name."""
+    page = (DOCS / "reference" / "examples.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^<!-- include: examples/(\S+) -->$", page, re.MULTILINE)
+    assert shown == sorted(path.name for path in (TOP / "examples").glob("*.py"))
 
 
 def test_pages_are_all_in_the_navigation() -> None:
