@@ -46,6 +46,7 @@ EXTRAS = {
     "h5py": ("serialization.handlers.h5py",),
     "joblib": ("integrations",),
     "lz4": ("serialization.codecs",),
+    "matplotlib": ("cli",),
     "netCDF4": ("serialization.handlers.netcdf4",),
     "polars": ("serialization.handlers.polars",),
     "prometheus_client": ("integrations.prometheus",),
