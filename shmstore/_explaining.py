@@ -97,6 +97,11 @@ class Explained(ABC):
 
         return _surveying.take(self._live())
 
+    def _repr_html_(self) -> str:
+        from shmstore import _display, _surveying  # noqa: PLC0415 - only in a notebook
+
+        return _display.of_store(self._live, _surveying.take)
+
     def metrics(self) -> Metrics:
         """Return what all processes have done with the store so far, and what each of them has.
 

@@ -117,6 +117,11 @@ class StoreStats:
     spills: int
     restores: int
 
+    def _repr_html_(self) -> str:
+        from shmstore import _display  # noqa: PLC0415 - only in a notebook
+
+        return _display.of_stats(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class ClientInfo:
@@ -336,6 +341,11 @@ class FullReport:
 
     def __str__(self) -> str:
         return _page.full_page(self)
+
+    def _repr_html_(self) -> str:
+        from shmstore import _display  # noqa: PLC0415 - only in a notebook
+
+        return _display.of_report(self)
 
 
 @dataclasses.dataclass(frozen=True)

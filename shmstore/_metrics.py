@@ -82,6 +82,11 @@ class Metrics(Counts):
     at: float
     clients: tuple[ClientMetrics, ...]
 
+    def _repr_html_(self) -> str:
+        from shmstore import _display  # noqa: PLC0415 - only in a notebook
+
+        return _display.of_metrics(self)
+
 
 _TOTALS: Final = (L.W_EVICTIONS, L.W_EXPIRATIONS, L.W_SPILLS, L.W_RESTORES)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
+from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -181,6 +182,14 @@ class ObjectRef:
             *(() if self._key is None and self._gid is None else (self._key,)),
             *(() if self._gid is None else (self._gid,)),
         )
+
+    def _repr_html_(self) -> str:
+        from shmstore import _display  # noqa: PLC0415 - only in a notebook
+
+        sessions = _lifecycle.sessions
+        session = sessions.get((self._uuid, False)) or sessions.get((self._uuid, True))
+        look = import_module("shmstore._surveying").take
+        return _display.of_ref(session, self, (self._slot, self._generation), look)
 
     def __repr__(self) -> str:
         name = self._path.rpartition("/")[2]

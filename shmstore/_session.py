@@ -133,10 +133,7 @@ class Session(Space):
             self.gid = group_of(folder_fd)
             self._read_flags()
             self._map_tables()
-            lock_fd = folder.open_file(folder_fd, LOCK_NAME, path)
-            self.lock = StoreLock(lock_fd, self.words, lock_timeout, self._mend, self._describe)
-            self.lock.path = self.index.path
-            self.news = self.lock.news = News(self.path_text)
+            self._open_lock(lock_timeout)
             opened.callback(self.lock.close)
             self.segment: Segment = open_segment(
                 folder_fd,
@@ -151,6 +148,12 @@ class Session(Space):
                 opened.callback(self.files.close)
             self._take_seat()
             opened.pop_all()
+
+    def _open_lock(self, timeout_s: float) -> None:
+        fd = folder.open_file(self.folder_fd, LOCK_NAME, self.path)
+        self.lock = StoreLock(fd, self.words, timeout_s, self._mend, self._describe)
+        self.lock.path = self.index.path
+        self.news = self.lock.news = News(self.path_text)
 
     def _read_flags(self) -> None:
         """Say what the options of the store mean for this session.

@@ -302,6 +302,6 @@ def test_explanation_is_plain_data() -> None:
 def test_notebooks_get_a_table_without_markup_of_the_object() -> None:
     """Names from the object are escaped."""
     page = explain({"<b>": np.zeros(9)})._repr_html_()
-    assert page.startswith("<table>")
+    assert "<table" in page
     assert "&lt;b&gt;" in page
     assert "<b>" not in page

@@ -7,7 +7,6 @@ for how it looks on and `accounting` for whose the bytes are.
 from __future__ import annotations
 
 import dataclasses
-import html
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -22,6 +21,7 @@ from shmstore.serialization.explaining.tracing import Leaf, watch
 from shmstore.serialization.family import DEFAULT_SERIALIZERS, encode, known
 from shmstore.serialization.frames import Frame, ensure_memoryview, nbytes
 from shmstore.serialization.handlers.builtins import serialize_bytes
+from shmstore.serialization.hypertext import Share, bar, box, table, text
 from shmstore.serialization.markers import Serialized
 from shmstore.serialization.registry import Header, custom_serialize
 from shmstore.serialization.splitting import restore
@@ -32,6 +32,8 @@ _PATIENCE_S: Final = 0.05
 _THOUSAND: Final = 1000  # longer numbers go to the next unit
 _MOST_LINES: Final = 40
 _PATH_LENGTH: Final = 60
+_BESIDE: Final = "#4c78a8"
+_INSIDE: Final = "#e45756"
 _COLUMNS: Final = ("part", "type", "family", "frames", "out-of-band", "in-band", "why")
 
 
@@ -148,13 +150,18 @@ class Explanation:
         return "\n".join([*text, *self._left_out(), self.summary])
 
     def _repr_html_(self) -> str:
-        head = "".join([f"<th>{name}</th>" for name in _COLUMNS])
-        body = [
-            "".join([f"<td>{html.escape(cell)}</td>" for cell in line]) for line in self._lines()
+        shares = [
+            Share("out-of-band", _BESIDE, self.out_of_band / max(1, self.nbytes), ""),
+            Share("in-band", _INSIDE, self.in_band / max(1, self.nbytes), ""),
         ]
-        rows = "".join([f"<tr>{row}</tr>" for row in [head, *body]])
-        below = "<br>".join([html.escape(line) for line in [*self._left_out(), self.summary]])
-        return f"<table>{rows}</table><p>{below}</p>"
+        sizes = (self.out_of_band, self.in_band)
+        told = [s._replace(said=_size(n)) for s, n in zip(shares, sizes, strict=True)]
+        return box(
+            text(self.summary, 300),
+            text(self.error, 600) if self.error else bar(told),
+            table(_COLUMNS, self._lines(), numbers=(3, 4, 5)),
+            *[text(line, 200) for line in self._left_out()],
+        )
 
     def _shown(self) -> list[Part]:
         """Return the largest parts, in the order of the stream."""
