@@ -33,6 +33,7 @@ lint: $(VENV)/.stamp-lint
 # The documentation, into build/site: open build/site/index.html. Whatever is wrong with it is an error.
 docs: $(VENV)/.stamp-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
+	$(BIN)/python tests/site_links.py build/site
 
 # Every workload with what is installed, about 15 minutes; make bench BENCH_ARGS='--quick put get'.
 # docs/benchmarks.md: make bench-peers, then make bench BENCH_ARGS='--render docs'.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from pages import TOP, installed, own_root, read_blocks, run_page, run_program
+from site_links import faults
 
 import shmstore
 import shmstore.aio
@@ -203,3 +204,17 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
         assert target.is_relative_to(TOP), link
         assert not anchor or anchor in _anchors(target), link
     assert set(_NAME.findall(text)) <= _documented()
+
+
+def test_broken_links_of_the_site_are_found_out(tmp_path: Path) -> None:
+    """`make docs` looks at what it has built: where links lead, and what is loaded."""
+    (tmp_path / "other.html").write_text('<h1 id="there">There</h1>')
+    (tmp_path / "index.html").write_text(
+        '<a href="other.html#there">1</a><a href="other.html#gone">2</a><a href="gone.html">3</a>'
+        '<script src="https://example.org/x.js"></script><a href="https://example.org">4</a>'
+    )
+    assert list(faults(tmp_path)) == [
+        "index.html loads https://example.org/x.js",
+        "index.html: other.html#gone has no such heading",
+        "index.html: gone.html leads nowhere",
+    ]
