@@ -18,10 +18,13 @@ FREE: Final = "rgba(128,128,128,.35)"
 
 _GREY: Final = "rgba(128,128,128,.3)"
 _BOX: Final = (
-    f"border:1px solid {_GREY};border-radius:6px;padding:8px 12px;margin:4px 0;max-width:60em;"
+    f"border:1px solid {_GREY};border-radius:6px;padding:8px 12px;margin:4px 0;max-width:76em;"
     "display:inline-block;font-size:13px;line-height:1.45"
 )
-_CELL: Final = f"padding:1px 10px 1px 0;border:0;border-bottom:1px solid {_GREY};text-align:left"
+_CELL: Final = (
+    f"padding:1px 10px 1px 0;border:0;border-bottom:1px solid {_GREY};vertical-align:top;"
+    "text-align:left"
+)
 _NUMBER: Final = _CELL.removesuffix("left") + "right;white-space:nowrap"
 _WIDTH: Final = 480
 _HEIGHT: Final = 20
