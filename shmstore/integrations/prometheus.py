@@ -118,7 +118,7 @@ class StoreCollector(Collector):  # type: ignore[misc]
                     if not field:
                         family.add_metric([store], float(values is not None))
                     elif values is not None:
-                        family.add_metric([store], values[field])
+                        family.add_metric([store], float(values[field]))
                 families.append(family)
         return families
 
