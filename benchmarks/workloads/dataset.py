@@ -19,9 +19,9 @@ from benchmarks.results import NBYTES, Result, collect
 from benchmarks.samples import MIB
 
 MEMORY, TIME = "PSS of program and 4 workers", "both epochs"
-COUNT, QUICK_COUNT = 1_000_000, 100_000
+COUNT, QUICK_COUNT = 300_000, 100_000
 FEW = 1_000
-ROUNDS, QUICK_ROUNDS = 3, 1
+ROUNDS, QUICK_ROUNDS = 2, 1
 OURS, PLAIN = "shmstore, SharedList", "plain list"
 
 

@@ -26,7 +26,7 @@ OURS, STOCK = "shmstore", "concurrent.futures"
 ARGUMENT, RESULTS = "256 MiB argument, 8 calls", "100 results of 64 MiB"
 SMALL_ARGUMENT, FEW_RESULTS = "16 MiB argument, 8 calls", "8 results of 4 MiB"
 WORKERS, CALLS = 2, 8
-ROUNDS, QUICK_ROUNDS = 3, 1
+ROUNDS, QUICK_ROUNDS = 2, 1
 
 
 def run(arena: Arena) -> Iterator[Result]:

@@ -23,7 +23,7 @@ from benchmarks.samples import ARRAY_1M, MIB, SMALL, Sample
 
 MEASURE = "through a queue"
 SIZE, BATCH = 64, 32
-ROUNDS, QUICK_ROUNDS = 7, 1
+ROUNDS, QUICK_ROUNDS = 5, 1
 SAMPLES = {SMALL.label: (SMALL, 51_200), ARRAY_1M.label: (ARRAY_1M, 2_048)}
 QUICK_SHARE = 8
 OURS, OURS_MANY = "shmstore", f"shmstore, {BATCH} at once"
