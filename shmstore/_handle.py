@@ -117,6 +117,43 @@ class Handle:
         return cls._of(enter, options)
 
     @classmethod
+    def look(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        group: str | int | None = None,
+        root: str | os.PathLike[str] | None = None,
+        lock_timeout: float = 30.0,
+    ) -> Self:
+        """Look at a store from outside, without becoming a client of it.
+
+        Nothing of the store is written, so this works when its file system is full, when it has as
+        many clients as it takes, and while its lock is stuck (`survey` needs none; other calls
+        raise `LockTimeoutError`). Objects with buffers cannot be got: nothing would keep their
+        memory. Not for a child that is forked meanwhile.
+
+        Parameters
+        ----------
+        name_or_path, group, root, lock_timeout
+            As in `attach`.
+
+        Raises
+        ------
+        StoreNotFoundError, NotAStoreError, FormatVersionError, CorruptStoreError, UnsafePathError
+            As in `attach`.
+
+        Examples
+        --------
+        >>> from shmstore import Store
+        >>> with Store.create(capacity="1MiB") as store, Store.look(store.path) as outside:
+        ...     store["word"] = "kept"
+        ...     outside.stats().objects, len(outside.clients())
+        (1, 1)
+        """
+        options = Options(root=root, group=group, lock_timeout=lock_timeout)
+        return cls._of(partial(_lifecycle.look, name_or_path, options), options)
+
+    @classmethod
     def open(cls, name: str, *, capacity: int | str | None = None, **options: Any) -> Self:
         """Join a store, or make it when there is none; it goes when its last client leaves.
 

@@ -119,6 +119,23 @@ def attach(
             folder_fd.close()
 
 
+def look(name_or_path: str | os.PathLike[str], options: Options, held: list[Session]) -> None:
+    """Open a store without a seat, see `create`; the session is of this one handle."""
+    path = _path_of(name_or_path, options)
+    with shortage.told(path):
+        with folder.open_root(path.parent, create=False, gid=options.gid) as root_fd:
+            folder_fd = folder.open_store(root_fd, path.name, path)
+        try:
+            session = Session(
+                folder_fd, path, options.lock_timeout, readonly=True, visit=True, seated=False
+            )
+        except BaseException:
+            folder_fd.close()
+            raise
+        session.handles = 1
+        held.append(session)
+
+
 def open_or_create(name: str, options: Options, held: list[Session]) -> None:
     """Join a store, or make it when there is none, see `create`; race-free between processes."""
     while not held:
@@ -356,7 +373,8 @@ def _release_memory(session: Session) -> None:
 def forget(session: Session, *, keep_seat: bool = False) -> None:
     """End a session: close its files. Views keep their mappings."""
     closed, session.closed = session.closed, True  # what is interrupted is not done again
-    sessions.pop((session.uuid, session.readonly), None)
+    if sessions.get((session.uuid, session.readonly)) is session:
+        del sessions[session.uuid, session.readonly]
     if not closed:
         session.close_files(keep_seat=keep_seat)
 

@@ -15,7 +15,7 @@ import contextlib
 import os
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from shmstore import _recovery, _room
 from shmstore._catalog.keys import KeyIndex
@@ -33,6 +33,7 @@ from shmstore._memory.spill_files import SpillFiles
 from shmstore._options import ttl_ns
 from shmstore._sharing.clients import Clients
 from shmstore._sharing.lock import StoreLock
+from shmstore._sharing.onlooking import NoPins
 from shmstore._sharing.seats import SEATS_NAME, Pins, Seat
 from shmstore._sharing.tracing import TracedPins
 from shmstore._sharing.waking import Bells
@@ -89,6 +90,8 @@ class Session(Space):
         Seconds to wait for the store lock.
     visit
         Leave what the dead have left as it is, unless there is no seat.
+    seated
+        False: only look, without a seat, and so without views.
 
     Attributes
     ----------
@@ -104,6 +107,7 @@ class Session(Space):
         *,
         readonly: bool = False,
         visit: bool = False,
+        seated: bool = True,
     ) -> None:
         self.folder_fd = folder_fd
         self.path = path
@@ -146,7 +150,7 @@ class Session(Space):
             if self.spills:
                 self.files = SpillFiles(folder_fd, path, self.identity.uuid)
                 opened.callback(self.files.close)
-            self._take_seat()
+            (self._take_seat if seated else self._look_on)()
             opened.pop_all()
 
     def _open_lock(self, timeout_s: float) -> None:
@@ -263,6 +267,16 @@ class Session(Space):
             self.clients.know(self.row, seat)
             self.lock.words = self.words
 
+    def _look_on(self) -> None:
+        """Be nobody: without a seat nothing of the store is written, and no lock is needed."""
+        if self.words[L.W_DESTROYED]:
+            raise StoreNotFoundError(f"the store {self.path} is being removed", path=str(self.path))
+        self.counts = self.lock.counts
+        self.pins = cast("Pins", NoPins())
+        self.index.protect(self.index.map_readonly())
+        self._map_tables()
+        self.lock.words = self.words
+
     def _enter(self) -> tuple[int, Seat]:
         if self.words[L.W_DESTROYED]:
             raise StoreNotFoundError(f"the store {self.path} is being removed", path=str(self.path))
@@ -320,6 +334,8 @@ class Session(Space):
         words are taken away, (2) the pins are counted. It pins before it looks at the word. So
         either it finds no word and gives up, or its pin is counted.
         """
+        if self.row < 0:
+            return True
         words, self.words = self.words, _Closed()
         if self.pins.in_use():
             self.words = words

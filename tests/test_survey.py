@@ -13,7 +13,14 @@ import rooms
 from stores import HOLD_A_STORE, MakeStore, StartPython, wait_until
 
 import shmstore
-from shmstore import LockTimeoutError, Store, StoreExistsError, StoreNotFoundError
+from shmstore import (
+    LockTimeoutError,
+    ReadOnlyStoreError,
+    Store,
+    StoreExistsError,
+    StoreFullError,
+    StoreNotFoundError,
+)
 from shmstore._memory import layout as L
 
 
@@ -166,3 +173,110 @@ def test_remove_takes_a_store_that_lacks_a_file_only_with_force() -> None:
         shmstore.remove("cut")
     shmstore.remove("cut", force=True)
     wait_until(lambda: not path.exists())
+
+
+# --- looking on ----------------------------------------------------------------------------------
+
+
+def test_onlooker_is_told_everything_and_changes_nothing(store: Store) -> None:
+    """No seat, no row, no file; afterwards the store is as it was, to the byte."""
+    store["array"], store["plain"] = np.zeros(1000), {"a": 1}
+    files = {path: path.read_bytes() for path in store.path.rglob("*") if path.is_file()}
+    with Store.look(store.name) as outside:
+        assert outside.readonly
+        assert outside.stats() == store.stats()
+        assert len(outside.clients()) == len(outside.survey().clients) == 1
+        assert [info.key for info in outside.objects()] == ["array", "plain"]
+        assert list(outside) == ["array", "plain"]
+        assert outside.metrics().puts == 2
+        assert "It is not full" in outside.why_full().reason
+        assert outside.check() == []
+        assert outside.info("array").type == "numpy.ndarray"
+        same = {path: path.read_bytes() for path in store.path.rglob("*") if path.is_file()}
+        assert same == files
+
+
+def test_onlooker_gets_no_views_and_changes_nothing(store: Store) -> None:
+    """Nothing would keep their memory; the message says what to do."""
+    store["array"] = np.zeros(1000)
+    store["list"] = [np.zeros(1000)]
+    with Store.look(store.path) as outside:
+        for call in (
+            lambda: outside["array"],
+            lambda: outside.get("array", mode="copy"),
+            lambda: outside.get("list", decode=False),
+            lambda: outside.get("none", timeout=0.1),
+            lambda: outside.put(1),
+            lambda: outside.delete("array"),
+            outside.recover,
+            outside.destroy,
+        ):
+            with pytest.raises(ReadOnlyStoreError):
+                call()
+    assert store.check() == []
+
+
+def test_onlooker_and_client_of_one_process_leave_each_other_alone(store: Store) -> None:
+    """The client's handle works on when the onlooker has gone, and the other way round."""
+    with Store.attach(store.path, readonly=True) as reader:
+        outside = Store.look(store.path)
+        store["array"] = np.arange(5)
+        outside.close()
+        assert reader["array"].sum() == 10
+        outside = Store.look(store.path)
+    assert outside.survey().named.tolist() == [True]
+    outside.close()
+    assert outside.closed
+
+
+def test_onlooker_needs_no_room_and_no_lock(make_store: MakeStore) -> None:
+    """Full of clients, or with a lock that is stuck."""
+    store = make_store(max_clients=1)
+    store["array"] = np.arange(5)
+    with pytest.raises(StoreFullError), Store.attach(store.path, readonly=True):
+        pass
+    with (store.path / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with Store.look(store.path, lock_timeout=0.05) as outside:
+            assert [info.key for info in outside.survey().infos([0])] == ["array"]
+            with pytest.raises(LockTimeoutError):
+                outside.stats()
+
+
+def test_onlooker_works_on_a_full_file_system() -> None:
+    """When it matters most."""
+    with (
+        rooms.small_file_system(1 << 20) as folder,
+        Store.create("full", capacity="256KiB", root=folder / "root") as store,
+    ):
+        store["array"] = np.arange(5)
+        ballast = rooms.fill_up(folder)
+        with pytest.raises(StoreFullError), Store.attach(store.path, readonly=True):
+            pass
+        with Store.look(store.path) as outside:
+            assert outside.stats().objects == 1
+            assert "file system" in str(outside.why_full())
+        ballast.unlink()
+
+
+def test_onlooker_leaves_a_dead_store_as_it_is(start_python: StartPython) -> None:
+    """Looked at as often as one likes."""
+    child = start_python(HOLD_A_STORE, name="left", persist=False)
+    child.hear()
+    child.kill()
+    for _ in range(2):
+        with Store.look("left") as outside:
+            assert [client.alive for client in outside.clients()] == [False]
+            assert outside.stats().objects == 1
+    assert shmstore.prune() == ["left"]
+
+
+def test_onlooker_of_a_store_that_ends_learns_it(store: Store) -> None:
+    """With its next call; closing is no error."""
+    outside = Store.look(store.path)
+    store.destroy()
+    with pytest.raises(shmstore.StoreClosedError):
+        outside.survey()
+    outside.close()
+    with pytest.raises(StoreNotFoundError):
+        Store.look("gone")

@@ -46,7 +46,8 @@ def check(arguments: argparse.Namespace, output: Output) -> int:
 
 def _findings(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     try:
-        with _stores.looked_at(arguments) as store:
+        opened = _stores.viewed if arguments.deep else _stores.looked_at
+        with opened(arguments) as store:
             found = store.check(deep=arguments.deep)
     except (shmstore.CorruptStoreError, shmstore.NotAStoreError) as error:
         offset, path = error.facts.get("offset"), error.facts.get("path", "")

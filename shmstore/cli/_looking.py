@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import fnmatch
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
@@ -162,14 +161,15 @@ def info(arguments: argparse.Namespace, output: Output) -> int:
             stats = dataclasses.asdict(store.stats())
             problems = store.survey().problems
             row |= stats
-            row["clients"] = stats["clients"] - 1  # without this command
             row["share"] = stats["used"] / stats["capacity"]
+            row["state"] = "damaged" if problems else row["state"]
     except shmstore.ShmStoreError as error:
         if summary is None:
             raise
         problems = (str(error),)
+        if isinstance(error, shmstore.CorruptStoreError):
+            row["state"] = "damaged"
     row["problem"] = "; ".join(map(_words.clean, problems))
-    row["state"] = "damaged" if problems else row["state"]
     for field in _RARE:
         if not output.as_json and not row.get(field):
             row.pop(field, None)
@@ -297,7 +297,7 @@ def clients(arguments: argparse.Namespace, output: Output) -> int:
     """List the attached processes; 1 when a seat cannot be read."""
     with _stores.looked_at(arguments) as store:
         survey = store.survey()
-    rows = [_row_of_client(client) for client in survey.clients if client.pid != os.getpid()]
+    rows = [_row_of_client(client) for client in survey.clients]
     output.table(CLIENTS, rows)
     return _tell(survey.problems)
 

@@ -75,7 +75,7 @@ def get(arguments: argparse.Namespace, output: Output) -> int:
     """Write an object to a file."""
     to_stdout = arguments.file == "-"
     form = arguments.format or (None if to_stdout else _format_of(arguments, Path(arguments.file)))
-    with _stores.looked_at(arguments) as store:
+    with _stores.viewed(arguments) as store:
         target = _stores.target_of(store, arguments.key)
         value = _value(store, target, form, arguments)
         if to_stdout:

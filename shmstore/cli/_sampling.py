@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -44,7 +43,7 @@ class Sample(NamedTuple):
 
 
 def take(store: shmstore.Store) -> Sample:
-    """Look at a store; what this process does there is left out."""
+    """Look at a store."""
     survey = store.survey()
     try:
         metrics = store.metrics()
@@ -53,11 +52,7 @@ def take(store: shmstore.Store) -> Sample:
     counts = _counts(metrics)
     by_client = {}
     for client in metrics.clients:
-        mine = _counts(client)
-        if client.pid == os.getpid():
-            counts = {name: counts[name] - mine[name] for name in COUNTED}
-        else:
-            by_client[client.pid, client.attached] = mine
+        by_client[client.pid, client.attached] = _counts(client)
     trouble = "; ".join(survey.problems)
     return Sample(time.monotonic(), survey, counts, by_client, trouble)
 
@@ -99,8 +94,6 @@ def clients(before: Sample | None, after: Sample) -> list[dict[str, Any]]:
     """Return a row for each attached process, the busiest first."""
     rows = []
     for client in after.survey.clients:
-        if client.pid == os.getpid():
-            continue
         key = client.pid, client.attached
         row = dataclasses.asdict(client)
         row["command"] = _words.command(client.pid, client.name)

@@ -41,7 +41,7 @@ _LONGEST_HEADER: Final = 4000
 
 def show(arguments: argparse.Namespace, output: Output) -> int:
     """Show one object; 1 when it is damaged."""
-    with _stores.looked_at(arguments) as store:
+    with _stores.viewed(arguments) as store:
         target = _stores.target_of(store, arguments.key)
         about = _about(store, target)
         found = store.get(target, mode="readonly", decode=False)

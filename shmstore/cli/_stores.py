@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import shmstore
@@ -16,27 +17,36 @@ _ID = "@"
 
 @contextlib.contextmanager
 def looked_at(arguments: argparse.Namespace) -> Iterator[shmstore.Store]:
-    """Give the store of a command, read-only."""
-    with _attach(arguments, readonly=True) as store:
+    """Give the store of a command, to look at it from outside."""
+    with _opened(arguments, shmstore.Store.look) as store:
+        yield store
+
+
+@contextlib.contextmanager
+def viewed(arguments: argparse.Namespace) -> Iterator[shmstore.Store]:
+    """Give the store of a command, to get objects from it."""
+    attach = partial(shmstore.Store.attach, readonly=True, visit=True)
+    with _opened(arguments, attach) as store:
         yield store
 
 
 @contextlib.contextmanager
 def changed(arguments: argparse.Namespace) -> Iterator[shmstore.Store]:
     """Give the store of a command, to change what is in it."""
-    with _attach(arguments, readonly=False) as store:
+    attach = partial(shmstore.Store.attach, visit=True)
+    with _opened(arguments, attach) as store:
         yield store
 
 
-def _attach(arguments: argparse.Namespace, *, readonly: bool) -> shmstore.Store:
+def _opened(
+    arguments: argparse.Namespace, opening: Callable[..., shmstore.Store]
+) -> shmstore.Store:
     try:
-        return shmstore.Store.attach(
+        return opening(
             arguments.store,
-            readonly=readonly,
             root=arguments.root,
             group=arguments.group,
             lock_timeout=arguments.timeout,
-            visit=True,
         )
     except shmstore.StoreNotFoundError as error:
         raise CommandError(_not_there(arguments, error)) from error

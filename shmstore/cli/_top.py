@@ -105,7 +105,7 @@ def _print(store: shmstore.Store, arguments: argparse.Namespace, tell: Any) -> i
 
 
 def _row(before: Sample, after: Sample) -> dict[str, Any]:
-    living = sum(client.alive for client in after.survey.clients) - 1  # without this command
+    living = sum(client.alive for client in after.survey.clients)
     now = time.strftime("%H:%M:%S")
     return {
         "time": now,
@@ -250,7 +250,7 @@ def _head(
     parts = [f"{name} {_words.size(memory[field])}" for name, field in _SIZES]
     yield f"{'':<{_LABEL}}{'  '.join(parts)}", ""
     dead = sum(not client.alive for client in after.survey.clients)
-    living = len(after.survey.clients) - dead - 1
+    living = len(after.survey.clients) - dead
     told = f"{memory['objects']:,} objects, {memory['spilled']:,} of them in files; "
     told += f"{_words.plural(living, 'process', 'processes')}" + (f", {dead} dead" if dead else "")
     yield f"{'holds':<{_LABEL}}{told}", ""

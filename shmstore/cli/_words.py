@@ -46,7 +46,7 @@ def duration(seconds: float) -> str:
     Examples
     --------
     >>> duration(2.5e-6), duration(0.0123), duration(1.5)
-    ('2.5us', '12ms', '1.5s')
+    ('2.5us', '12.3ms', '1.5s')
     """
     for scale, unit in ((1e-6, "us"), (1e-3, "ms")):
         if seconds < 1000 * scale:
@@ -97,10 +97,10 @@ def command(pid: int, name: str) -> str:
     if name in ("gone", "not seen from here"):
         return name
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        parts = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return name
-    text = " ".join(" ".join([Path(words[0]).name, *words[1:]]).split()) or name
+    text = " ".join(" ".join([Path(parts[0]).name, *parts[1:]]).split()) or name
     return text if len(text) <= _LONGEST_COMMAND else text[: _LONGEST_COMMAND - 3] + "..."
 
 
