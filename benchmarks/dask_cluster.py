@@ -4,8 +4,9 @@
 
 A cluster of `distributed` and one of `shmstore.integrations.dask` run side by side, and take turns
 at every round of every workload: what disturbs the machine disturbs both. Both results are held
-against each other. Times are medians, bytes are those of the loopback device, PSS is that of all
-workers of a cluster at the end of the workload, above what it was at the beginning.
+against each other. All figures are medians. The time of the processors is that of all workers, the
+bytes are those of the loopback device, and PSS is that of all workers of a cluster at the end of
+the workload, above what it was at the beginning.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Figures(NamedTuple):
     """What one round took."""
 
     seconds: float
+    cpu_seconds: float
     sent_nbytes: int
     pss_nbytes: int
 
@@ -59,6 +61,10 @@ class Cluster:
     def pss(self) -> int:
         """Return the memory of all workers, what they share counted once."""
         return sum(psutil.Process(pid).memory_full_info().pss for pid in self.pids)
+
+    def cpu(self) -> float:
+        """Return the processor time that all workers have taken."""
+        return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in self.pids)
 
     def close(self) -> None:
         """End the cluster."""
@@ -217,10 +223,10 @@ def measure(cluster: Cluster, workload: Any, nbytes: int, number: int) -> tuple[
     pss = cluster.pss()
     steps = workload(cluster, nbytes, number)
     next(steps)
-    sent, begun = _sent(), time.perf_counter()
+    sent, cpu, begun = _sent(), cluster.cpu(), time.perf_counter()
     result = next(steps)
     seconds = time.perf_counter() - begun
-    figures = Figures(seconds, _sent() - sent, max(0, cluster.pss() - pss))
+    figures = Figures(seconds, cluster.cpu() - cpu, _sent() - sent, max(0, cluster.pss() - pss))
     del steps
     time.sleep(0.3)
     return figures, result
@@ -243,6 +249,7 @@ def compare(clusters: list[Cluster], name: str, nbytes: int, rounds: int) -> Non
     ratios = [b.seconds / a.seconds for a, b in zip(*found, strict=True)]
     print(
         f"{name:14} {stock.seconds:8.3f} {shared.seconds:8.3f} {statistics.median(ratios):6.2f}"
+        f" {stock.cpu_seconds:10.2f} {shared.cpu_seconds:8.2f}"
         f" {stock.sent_nbytes / MIB:10.1f} {shared.sent_nbytes / MIB:8.1f}"
         f" {stock.pss_nbytes / MIB:10.1f} {shared.pss_nbytes / MIB:8.1f}",
         flush=True,
@@ -262,7 +269,8 @@ def main() -> None:
             clusters.append(Cluster(kind, arguments.workers))
             stack.callback(clusters[-1].close)
         print(f"{arguments.workers} workers, {arguments.mib} MiB; stock and shared, side by side")
-        print(f"{'':14} {'seconds':>17} {'ratio':>6} {'MiB over TCP':>19} {'MiB of PSS':>19}")
+        titles = ("s of processor", "MiB over TCP", "MiB of PSS")
+        print(f"{'':14} {'seconds':>17} {'ratio':>6}", *(f"{each:>19}" for each in titles))
         for name in arguments.workloads or WORKLOADS:
             compare(clusters, name, arguments.mib * MIB, arguments.rounds)
 

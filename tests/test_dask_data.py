@@ -22,7 +22,8 @@ from distributed.spill import SpillBuffer
 import shmstore
 from shmstore.integrations.dask import SharedData
 from shmstore.integrations.dask import _exchange as exchanging
-from shmstore.integrations.dask._exchange import Exchange, Settings, is_large
+from shmstore.integrations.dask._exchange import Exchange, Settings
+from shmstore.integrations.dask._sizes import is_large
 
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 THRESHOLD = 256 << 10

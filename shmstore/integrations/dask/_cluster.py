@@ -27,7 +27,8 @@ class Plugin(WorkerPlugin):  # type: ignore[misc]
     capacity
         Bytes of the store of each host, as an int or as "8GiB"; the default follows from the host.
     threshold
-        Bytes from which on a result is shared, as an int or as "256KiB".
+        Bytes from which on an array is shared, as an int or as "256KiB"; other data from four
+        times as many.
     when
         Results of tasks go into the store: "stored": at once; "sent": when another worker first
         asks for them; "auto": at once, but those of tasks whose results others rarely ask for.

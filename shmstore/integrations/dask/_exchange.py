@@ -19,12 +19,9 @@ from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-import numpy as np
-from dask.sizeof import sizeof
-
 from shmstore import ObjectRef, Store, prune
 from shmstore.errors import LockTimeoutError, SerializationError, ShmStoreError, StoreFullError
-from shmstore.serialization import custom_serialize
+from shmstore.integrations.dask._sizes import is_large
 from shmstore.tickets import (
     Hold,
     Ticket,
@@ -51,7 +48,6 @@ _PEER: Final = "peer/"
 
 # A type whose objects had nothing in the store that they could lie on is not tried again.
 _MISFITS: Final = 3
-_TABLES: Final = frozenset({"pandas", "pyarrow", "polars"})
 
 
 class Settings(NamedTuple):
@@ -124,8 +120,8 @@ class Exchange:
     ----------
     residents
         The results of workers here that may be sent as tickets, by the `id` of the object.
-    sent, received, declined
-        How many objects went and came as tickets, and how many of the proper size did not.
+    sent, received
+        How many objects went and came as tickets.
     held_nbytes
         What workers here hold in the store.
     """
@@ -143,7 +139,7 @@ class Exchange:
         )
         self.domain = domain_of(self.store)
         self.residents: dict[int, Resident] = {}
-        self.sent = self.received = self.declined = self.held_nbytes = 0
+        self.sent = self.received = self.held_nbytes = 0
         self.members: list[str] = []
         self._ports: set[int | None] = set()
         self._arrived: dict[int, tuple[weakref.ref[Any], Hold]] = {}
@@ -228,6 +224,10 @@ class Exchange:
         return self.is_open() and monotonic() >= self._deaf_until
 
     # --- objects ---------------------------------------------------------------------------------
+
+    def is_shareable(self, obj: Any) -> bool:
+        """Return whether an object is data, and large enough."""
+        return is_large(obj, self.settings.threshold)
 
     def deposit(self, obj: Any) -> Lying | None:
         """Put an object that is large; return its twin in the store. None: it stays as it is."""
@@ -320,7 +320,6 @@ class Exchange:
             "held": self.held_nbytes,
             "sent": self.sent,
             "received": self.received,
-            "declined": self.declined,
         }
 
 
@@ -358,20 +357,3 @@ def at(path: str) -> Exchange | None:
     """Return the exchange of the store in a folder."""
     found = list(exchanges.values())
     return next((e for e in found if not e.store.closed and str(e.store.path) == path), None)
-
-
-def is_large(obj: Any, threshold: int) -> bool:
-    """Return whether an object is data, of a size that is worth sharing. Asked of everything."""
-    kind = type(obj)
-    if kind is np.ndarray:
-        return bool(obj.nbytes >= threshold and not obj.dtype.hasobject and 0 not in obj.strides)
-    if not kind.__weakrefoffset__ or not _is_data(kind):
-        return False
-    dtypes = getattr(obj, "dtypes", None)
-    dtypes = [getattr(obj, "dtype", None)] if dtypes is None else list(np.atleast_1d(dtypes))
-    return object not in dtypes and sizeof(obj) >= threshold
-
-
-def _is_data(kind: type) -> bool:
-    root = kind.__module__.partition(".")[0]
-    return root in _TABLES or custom_serialize.find(kind) is not None

@@ -50,14 +50,13 @@ def dumps(x: Any, context: dict[str, Any] | None = None) -> tuple[dict[str, Any]
     if type(x) is Reference:
         return _dumps_reference(x, context)
     exchange = _shared_with(context.get("recipient") or {})
-    if exchange is None or not _exchange.is_large(x, exchange.settings.threshold):
+    if exchange is None:
         raise _decline()
     try:
         ticket = _ticket(exchange, x, context.get("sender") or {})
     except (ShmStoreError, OSError, MemoryError) as error:
         raise _decline() from error
     if ticket is None:
-        exchange.declined += 1
         raise _decline()
     exchange.sent += 1
     return {"ticket": tuple(ticket)}, []
@@ -74,12 +73,11 @@ def _shared_with(recipient: dict[str, Any]) -> Exchange | None:
 
 
 def _ticket(exchange: Exchange, x: Any, sender: dict[str, Any]) -> Ticket | None:
+    hold = None
     resident = exchange.resident(x)
     if resident is not None:
         hold = resident.hold()
-    elif exchange.is_listener(sender.get("address")):
-        hold = None
-    else:
+    elif not exchange.is_listener(sender.get("address")) and exchange.is_shareable(x):
         loan = exchange.lend(x)
         hold = None if loan is None else loan.lying.hold
     return None if hold is None else hold.ticket()

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from dask.utils import key_split
 
-from shmstore.integrations.dask._exchange import Exchange, Loan, Lying, Resident, is_large
+from shmstore.integrations.dask._exchange import Exchange, Loan, Lying, Resident
 from shmstore.tickets import Hold
 
 logger = logging.getLogger("shmstore.dask")
@@ -126,7 +126,7 @@ class SharedData(MutableMapping[Hashable, Any]):
         hold = exchange.arrived(value)
         if hold is not None:
             return self._keep(key, Lying(value, hold))
-        if not is_large(value, exchange.settings.threshold):
+        if not exchange.is_shareable(value):
             return False
         demand = self._demand_for(key)
         demand.made += 1
