@@ -15,7 +15,7 @@ from site_links import faults
 
 import shmstore
 import shmstore.aio
-from shmstore import errors, serialization
+from shmstore import errors, serialization, testing
 from shmstore._arguments import MAX_KEY_NBYTES
 from shmstore._memory import layout as L
 from shmstore._options import LONGEST_TTL_S
@@ -111,7 +111,7 @@ def _documented() -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", [shmstore, shmstore.aio, serialization], ids=lambda m: m.__name__
+    "module", [shmstore, shmstore.aio, serialization, testing], ids=lambda m: m.__name__
 )
 def test_public_names_are_all_in_the_reference(module: object) -> None:
     """By their docstrings."""
