@@ -35,7 +35,8 @@ def delete(
     targets
         The objects.
     """
-    session.check_writeable()
+    if session.readonly:
+        session.check_writeable()
     deleted, counted = session.lock.run(_delete, session, find, targets), session.counts
     try:  # as `counts.add`
         counted[_DELETES] += deleted
