@@ -236,11 +236,11 @@ def test_map_as_png_needs_matplotlib_and_says_so(
     assert shell("map", "it", "-o", tmp_path / "it.bmp").code == 2
 
 
-def test_map_as_png_is_a_picture(shell: Shell, it: Store, tmp_path: Path) -> None:
+def test_map_as_png_is_a_picture(it: Store, tmp_path: Path) -> None:
     """Where matplotlib is there."""
     pytest.importorskip("matplotlib")
     path = tmp_path / "it.png"
-    assert shell("map", "it", "-o", path).code == 0
+    assert run_command("map", "it", "-o", path).code == 0
     assert path.read_bytes().startswith(b"\x89PNG")
 
 

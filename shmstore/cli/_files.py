@@ -192,16 +192,18 @@ def _write_csv(stream: BinaryIO, value: Any) -> None:
         form: Any = "%s" if value.dtype.names else "%.18g"
         np.savetxt(stream, value, delimiter=",", header=names, comments="", fmt=form)
     else:
-        _needed("pyarrow.csv", "csv").write_csv(_as_arrow(value), stream)
+        table = _as_arrow(value)
+        _needed("pyarrow.csv", "csv").write_csv(table, stream)
 
 
 def _write_parquet(stream: BinaryIO, value: Any) -> None:
-    _needed("pyarrow.parquet", "parquet").write_table(_as_arrow(value), stream)
+    table = _as_arrow(value)
+    _needed("pyarrow.parquet", "parquet").write_table(table, stream)
 
 
 def _write_arrow(stream: BinaryIO, value: Any) -> None:
-    arrow = _needed("pyarrow", "arrow")
     table = _as_arrow(value)
+    arrow = _needed("pyarrow", "arrow")
     with arrow.ipc.new_file(stream, table.schema) as file:
         file.write_table(table)
 
@@ -212,19 +214,18 @@ def _is_frame(value: Any) -> bool:
 
 def _as_arrow(value: Any) -> Any:
     """Return a frame of pandas or polars, or columns of a dict, as an Arrow table."""
+    columns = hasattr(value, "columns") or hasattr(value, "to_arrow")
+    if not (columns or isinstance(value, dict)):
+        message = "it is no table"
+        raise TypeError(message)
     arrow = _needed("pyarrow", "arrow")
     if isinstance(value, arrow.RecordBatch):
         return arrow.Table.from_batches([value])
     if isinstance(value, arrow.Table):
         return value
-    if _is_frame(value) and hasattr(value, "columns"):
-        return arrow.Table.from_pandas(value)
     if hasattr(value, "to_arrow"):
         return value.to_arrow()
-    if isinstance(value, dict):
-        return arrow.table(value)
-    message = "it is no table"
-    raise TypeError(message)
+    return arrow.Table.from_pandas(value) if _is_frame(value) else arrow.table(value)
 
 
 def _write_json(stream: BinaryIO, value: Any) -> None:
