@@ -204,6 +204,7 @@ def test_temporary_root_takes_away_what_is_left() -> None:
 
 def test_plugin_gives_stores_to_tests_in_many_processes(pytester: pytest.Pytester) -> None:
     """Each test has a root of its own, which its processes find, and which goes."""
+    pytest.importorskip("xdist")
     pytester.makepyfile(
         """
         import os, subprocess, sys
