@@ -48,7 +48,7 @@ class Cluster:
         self.cluster = kind(
             n_workers=workers,
             threads_per_worker=1,
-            dashboard_address=None,
+            dashboard_address=":0",
             memory_limit=0,
             silence_logs=50,
         )
