@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 from shmstore import cli
-from shmstore.cli import _corpus, _crew, _jobs, _readers
 from shmstore.cli._errors import CommandError, UsageError
+from shmstore.cli.demo import corpus, jobs, readers
+from shmstore.cli.demo.crew import Crew
 
 
 def _run_demo(*arguments):
@@ -76,14 +77,14 @@ def test_folder_is_read_as_the_kind_with_most_bytes(tmp_path):
     (tmp_path / "a.txt").write_text("some text")
     (tmp_path / ".hidden.npy").write_bytes(b"x" * 100)
     (tmp_path / "blob").write_bytes(b"\0" * 100)
-    assert bytes(_corpus.load(tmp_path).data["text"]) == b"some text\n"
+    assert bytes(corpus.load(tmp_path).data["text"]) == b"some text\n"
 
 
 def test_passages_end_at_lines_and_cover_the_text(tmp_path):
     """No word is cut in two, none is lost."""
     path = tmp_path / "text.txt"
     path.write_text("".join(f"line {at}\n" for at in range(3000)))
-    data = _readers.read_text([path])
+    data = readers.read_text([path])
     text, starts = data["text"], data["starts"]
     assert starts[0] == 0
     assert starts[-1] == text.size
@@ -94,8 +95,8 @@ def test_passages_end_at_lines_and_cover_the_text(tmp_path):
 def test_words_are_counted_like_python_counts_them():
     """Words of two to eight bytes, without the one-letter and the long ones."""
     text = np.frombuffer(b"self.x = self.value, anotherlongword", np.uint8)
-    words, counts = _jobs.count_words([text])
-    top = _jobs.summarize_words([(words, counts)]).rows
+    words, counts = jobs.count_words([text])
+    top = jobs.summarize_words([(words, counts)]).rows
     assert [(word, share) for word, share, _ in top] == [("self", "666.67"), ("value", "333.33")]
 
 
@@ -103,8 +104,8 @@ def test_gaps_in_a_table_are_left_out_of_the_figures(tmp_path):
     """Empty cells, words and infinities are no numbers."""
     path = tmp_path / "gaps.csv"
     path.write_text("a,b\n" + "1,inf\n,3\nx,3\n" * 40)
-    labels, rows = _readers.read_csv([path])
-    mean, *_ = _jobs.sample_rows({"rows": rows}, 0)
+    labels, rows = readers.read_csv([path])
+    mean, *_ = jobs.sample_rows({"rows": rows}, 0)
     assert labels == ["a", "b"]
     assert mean.tolist() == [1.0, 3.0]
 
@@ -114,21 +115,21 @@ def test_arrays_of_objects_are_refused(tmp_path):
     path = tmp_path / "objects.npy"
     np.save(path, np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(UsageError, match="Python objects"):
-        _corpus.load(path)
+        corpus.load(path)
 
 
 @pytest.mark.usefixtures("process_helpers")
 def test_worker_that_fails_is_reported_with_its_reason():
     """An exception in a worker comes home; its process stays usable until the end."""
-    with _crew.Crew(1) as crew:
+    with Crew(1) as crew:
         crew.hand_over({"rows": np.zeros((4, 1))})
         with pytest.raises(CommandError, match="KeyError"):
-            crew.map(_jobs.sample_words, 1, lambda: None)
+            crew.map(jobs.sample_words, 1, lambda: None)
 
 
 def test_worker_that_dies_is_reported():
     """A killed worker ends the wait for its answer."""
-    with _crew.Crew(2) as crew:
+    with Crew(2) as crew:
         for pid in crew.pids:
             subprocess.run(["kill", "-9", str(pid)], check=True)
         with pytest.raises(CommandError, match="died"):

@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 import shmstore
-from shmstore.cli._crew import sigint_blocked
+from shmstore.cli._interrupts import sigint_blocked
 
 _PAGE: Final = 4096
 _FEWEST: Final = 5

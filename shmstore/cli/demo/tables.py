@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from shmstore.cli import _memory_use
-from shmstore.cli._corpus import Corpus
-from shmstore.cli._jobs import Summary
-from shmstore.cli._race import Outcome
+from shmstore.cli.demo import memory_use
+from shmstore.cli.demo.corpus import Corpus
+from shmstore.cli.demo.jobs import Summary
+from shmstore.cli.demo.race import Outcome
 
 WHAT_WAS_DONE = """\
 shmstore: create a store, put the corpus once, send each worker a reference.
@@ -23,7 +23,7 @@ def of_costs(corpus: Corpus, workers: int, stored: Outcome, pickled: Outcome) ->
     table.add_column("")
     for heading in ("shmstore", "pickle", "ratio"):
         table.add_column(heading, justify="right", no_wrap=True)
-    measure = _memory_use.name_of_measure()
+    measure = memory_use.name_of_measure()
     for label, field, show in (
         ("time to hand over", "handover_s", _seconds),
         ("time for the work", "work_s", _seconds),

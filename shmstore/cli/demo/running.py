@@ -9,9 +9,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from shmstore.cli import _corpus, _race, _tables
 from shmstore.cli._errors import CommandError
-from shmstore.cli._jobs import Answer
+from shmstore.cli.demo import race, tables
+from shmstore.cli.demo.corpus import Corpus, load
+from shmstore.cli.demo.jobs import Answer
 
 _TASKS = 64
 
@@ -33,15 +34,15 @@ def run(path: Path | None, workers: int) -> None:
     """
     with _progress() as progress:
         loading = progress.add_task("loading", total=None)
-        corpus = _corpus.load(path)
+        corpus = load(path)
         progress.update(loading, total=1, completed=1)
         stored = _run_way("shmstore", progress, corpus, workers)
         pickled = _run_way("pickle", progress, corpus, workers)
     _require_same(stored.answers, pickled.answers)
     console = Console(markup=False, highlight=False, emoji=False)
-    console.print(_tables.of_costs(corpus, workers, stored, pickled))
-    console.print(_tables.WHAT_WAS_DONE, style="dim", end="\n\n")
-    console.print(_tables.of_findings(corpus.job.summarize(stored.answers)))
+    console.print(tables.of_costs(corpus, workers, stored, pickled))
+    console.print(tables.WHAT_WAS_DONE, style="dim", end="\n\n")
+    console.print(tables.of_findings(corpus.job.summarize(stored.answers)))
     console.print(f"Over {_TASKS} random samples; both ways gave the same answers.", style="dim")
 
 
@@ -52,10 +53,10 @@ def _progress() -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _run_way(name: str, progress: Progress, corpus: _corpus.Corpus, workers: int) -> _race.Outcome:
+def _run_way(name: str, progress: Progress, corpus: Corpus, workers: int) -> race.Outcome:
     bar = progress.add_task(name, total=_TASKS)
-    way = {"shmstore": _race.through_store, "pickle": _race.through_pickles}[name]
-    return _race.run(
+    way = {"shmstore": race.through_store, "pickle": race.through_pickles}[name]
+    return race.run(
         way, corpus, workers=workers, tasks=_TASKS, on_done=lambda: progress.advance(bar)
     )
 

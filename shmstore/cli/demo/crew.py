@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import pickle
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Self, cast
@@ -21,7 +19,8 @@ import numpy as np
 
 import shmstore
 from shmstore.cli._errors import CommandError
-from shmstore.cli._jobs import Answer, Data
+from shmstore.cli._interrupts import sigint_blocked
+from shmstore.cli.demo.jobs import Answer, Data
 
 _JOIN_TIMEOUT_S = 5
 _LARGE_BLOCK_NBYTES = 31 << 20
@@ -172,14 +171,3 @@ def _receive(pipe: Connection) -> Any:
 
 def _pickled(message: object) -> bytes:
     return pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-
-
-@contextlib.contextmanager
-def sigint_blocked() -> Iterator[None]:
-    """Hold Ctrl-C back; processes that start here never get it: the parent is who ends them."""
-    resource_tracker.ensure_running()  # it would unblock the signal when it is started later
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -13,10 +13,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import shmstore
-from shmstore.cli import _memory_use
-from shmstore.cli._corpus import Corpus
-from shmstore.cli._crew import Crew
-from shmstore.cli._jobs import Answer, Data
+from shmstore.cli.demo import memory_use
+from shmstore.cli.demo.corpus import Corpus
+from shmstore.cli.demo.crew import Crew
+from shmstore.cli.demo.jobs import Answer, Data
 
 _ROOM_NBYTES = 16 << 20
 
@@ -78,12 +78,12 @@ def run(
     """
     with Crew(workers) as crew:
         processes = [os.getpid(), *crew.pids]
-        memory_before = _memory_use.measure(processes)
+        memory_before = memory_use.measure(processes)
         start = time.perf_counter()
         with way(corpus) as (parcel, put):
             sent = crew.hand_over(parcel)
             handover_s = time.perf_counter() - start
-            memory = _memory_use.measure(processes)
+            memory = memory_use.measure(processes)
             crew.settle()
             start = time.perf_counter()
             answers = crew.map(corpus.job.sample, tasks, on_done)

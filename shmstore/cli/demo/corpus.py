@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shmstore.cli import _jobs, _readers
 from shmstore.cli._errors import UsageError
+from shmstore.cli.demo import jobs, readers
 
 _KIND_OF_SUFFIX = {".npy": "npy", ".csv": "csv"}
 _PROBE_NBYTES = 8192
@@ -20,8 +20,8 @@ class Corpus:
     """What is handed to the workers, and what do they do with it?"""
 
     title: str
-    data: _jobs.Data
-    job: _jobs.Job
+    data: jobs.Data
+    job: jobs.Job
 
     @property
     def nbytes(self) -> int:
@@ -107,8 +107,8 @@ def _corpus(source: str, kind: str, files: Sequence[Path]) -> Corpus:
     count = "1 file" if len(files) == 1 else f"{len(files):,} files"
     title = f"{source}: {count}, {_total_nbytes(files) / 1e6:,.1f} MB"
     if kind == "text":
-        return Corpus(title, _readers.read_text(files), _jobs.WORDS)
-    labels, rows = (_readers.read_npy if kind == "npy" else _readers.read_csv)(files)
+        return Corpus(title, readers.read_text(files), jobs.WORDS)
+    labels, rows = (readers.read_npy if kind == "npy" else readers.read_csv)(files)
     if rows.size == 0:
         raise UsageError(f"{source} holds no numbers")
-    return Corpus(title, {"rows": rows}, _jobs.numbers(labels))
+    return Corpus(title, {"rows": rows}, jobs.numbers(labels))

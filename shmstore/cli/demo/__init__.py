@@ -1,0 +1,1 @@
+"""What does sharing real data through a store save? See `running`."""
