@@ -372,9 +372,9 @@ def _release_memory(session: Session) -> None:
 
 def forget(session: Session, *, keep_seat: bool = False) -> None:
     """End a session: close its files. Views keep their mappings."""
-    closed, session.closed = session.closed, True  # what is interrupted is not done again
     if sessions.get((session.uuid, session.readonly)) is session:
         del sessions[session.uuid, session.readonly]
+    closed, session.closed = session.closed, True  # what is interrupted is not done again
     if not closed:
         session.close_files(keep_seat=keep_seat)
 
