@@ -185,7 +185,7 @@ def _descriptors() -> _Things:
 def _of_store(path: Path) -> tuple[_Things, _Things]:
     """Return the views of this process in a store, by object, and the clients that have died."""
     group = path.stat().st_gid if path.stat().st_mode & 0o020 else None
-    with shmstore.Store.attach(path, readonly=True, visit=True, group=group) as store:
+    with shmstore.Store.look(path, group=group) as store:
         dead = Counter(f"pid {c.pid} in {path}" for c in store.clients() if not c.alive)
         count = sum(c.pins for c in store.clients() if c.pid == os.getpid())
         views: _Things = Counter()

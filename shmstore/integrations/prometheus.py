@@ -86,9 +86,9 @@ class StoreCollector(Collector):  # type: ignore[misc]
 
     Notes
     -----
-    A store that is given by name is visited, read-only, each time: the collector does not keep it
-    alive, and is not counted among its clients. What cannot be read has ``shmstore_up`` 0 and no
-    other sample.
+    A store that is given by name is looked at from outside, each time (`Store.look`): the collector
+    does not keep it alive, and is none of its clients. What cannot be read has ``shmstore_up`` 0
+    and no other sample.
     """
 
     def __init__(
@@ -123,35 +123,29 @@ class StoreCollector(Collector):  # type: ignore[misc]
         return families
 
     def _ask_all(self) -> Iterator[tuple[str, dict[str, float] | None]]:
-        living: dict[str, int] = {}
-        if not all(isinstance(store, shmstore.Store) for store in self._stores or ("",)):
-            found = shmstore.stores(self._root, group=self._group)
-            living = {store.name: store.clients for store in found}
-        for store in self._stores or living:
+        for store in self._stores or self._names():
             if isinstance(store, str):
-                yield store, self._visit(store, living.get(store, 0))
+                yield store, self._look(store)
             elif not store.closed:
                 yield store.name, _ask(store)
 
-    def _visit(self, name: str, clients: int) -> dict[str, float] | None:
+    def _names(self) -> list[str]:
+        return [found.name for found in shmstore.stores(self._root, group=self._group)]
+
+    def _look(self, name: str) -> dict[str, float] | None:
+        where: dict[str, Any] = {"root": self._root, "group": self._group}
         try:
-            with shmstore.Store.attach(
-                name,
-                readonly=True,
-                visit=True,
-                root=self._root,
-                group=self._group,
-                lock_timeout=_LOCK_TIMEOUT_S,
-            ) as store:
-                return _ask(store, clients)
+            with shmstore.Store.look(name, **where, lock_timeout=_LOCK_TIMEOUT_S) as store:
+                return _ask(store)
         except (shmstore.ShmStoreError, OSError):
             return None
 
 
-def _ask(store: shmstore.Store, clients: int | None = None) -> dict[str, float] | None:
+def _ask(store: shmstore.Store) -> dict[str, float] | None:
     try:
-        living = sum(client.alive for client in store.clients()) if clients is None else clients
-        return vars(store.stats()) | vars(store.metrics()) | {"clients": living}
+        metrics = store.metrics()
+        living = sum(client.alive for client in metrics.clients)
+        return vars(store.stats()) | vars(metrics) | {"clients": living}
     except (shmstore.ShmStoreError, OSError):
         return None
 
