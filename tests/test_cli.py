@@ -64,6 +64,11 @@ def test_help_lists_every_command_and_the_exit_codes(shell: Shell) -> None:
     assert "exit codes: 0" in done.out
 
 
+def test_nothing_at_all_gives_the_help(shell: Shell) -> None:
+    """On the standard error: no command was given."""
+    assert shell() == (2, "", shell("--help").out)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_help_of_a_command_gives_examples_that_the_parser_takes(shell: Shell, name: str) -> None:
     """What is shown as an example is no error of usage."""

@@ -32,7 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     try:
-        code = _run(parser().parse_args(argv))
+        given = sys.argv[1:] if argv is None else list(argv)
+        if not given:
+            parser().print_help(sys.stderr)
+            return 2
+        code = _run(parser().parse_args(given))
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
