@@ -303,7 +303,7 @@ SCENARIOS["spilled while written, brought back: array"] = Scenario(
     spilled(writes=True, returns=True), options=_SPILL, deep=True
 )
 SCENARIOS["death while evicting: array"] = Scenario(
-    evicted(remembered=True, again=False), options=_EVICT, mortal=(1,)
+    evicted(remembered=True, again=False), options=_EVICT, mortal=(1,), deep=True
 )
 SCENARIOS["death while spilling: array"] = Scenario(
     dying_spiller, ("victim", "other"), options=_SPILL, mortal=(0,), deep=True

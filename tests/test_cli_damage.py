@@ -26,7 +26,7 @@ from shmstore import Store, cli
 from shmstore._memory import layout as L
 
 FEW = 12
-MANY = 400
+MANY = 40
 LIMIT_S = 20
 
 LOOKS = (

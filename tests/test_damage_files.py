@@ -37,7 +37,7 @@ def targets() -> Iterator[FileTargets]:
 @pytest.mark.parametrize("kind", fuzzing.FILE_KINDS)
 def test_damaged_files_give_the_right_value_or_an_error_of_ours(kind: str) -> None:
     """No crash, no hang, no other error, nothing lost that the damage does not concern."""
-    count = COUNT // 20
+    count = COUNT // 40
     report = fuzzing.run({kind: count}, seed=COUNT, most_failures=5)
     assert not report.failures
     assert report.tried[kind] == count

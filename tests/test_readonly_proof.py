@@ -163,7 +163,8 @@ def files_of(store: Store) -> dict[str, Any]:
     found = {name: seen for name, seen in found.items() if not name.startswith("seats/")}
     found["seats/1"] = strangers.digest_of(store.path / "seats" / "1")
     counts = {L.W_NEXT_SERIAL, L.W_CLIENT_TOP}
-    found["index"] = strangers.digest_of(store.path / "index", but={*counts, *rows})
+    left = range(L.W_LEFT, L.W_LEFT + L.LEFT_END - L.SEAT_PUTS)
+    found["index"] = strangers.digest_of(store.path / "index", but={*counts, *left, *rows})
     if store._session.spills:
         found |= strangers.fingerprint(store._session.files.path)
     return found
