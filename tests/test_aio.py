@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import stores
 from stores import MakeStore, StartPython, forked, wait_until
-from waits import Run, activity_at_rest, activity_of, waiters
+from waits import Run, activity_at_rest, activity_of, threads_of_waiters, waiters
 
 import shmstore
 from shmstore import ChangesLostError, ObjectNotFoundError, Store, WaitTimeoutError, aio
@@ -54,7 +53,7 @@ def test_get_waits_for_what_another_process_puts(store: Store, run: Run) -> None
 
     async def main() -> None:
         view = aio.Store(store)
-        threads, ticks = threading.active_count(), 0
+        threads, ticks = threads_of_waiters(), 0
 
         async def tick() -> None:
             nonlocal ticks
@@ -66,7 +65,7 @@ def test_get_waits_for_what_another_process_puts(store: Store, run: Run) -> None
         later(0.1, lambda: store.put(5, key="key"))
         assert await view.get("key", timeout=stores.WAIT_S) == 5
         assert ticks >= 2
-        assert threading.active_count() == threads
+        assert threads_of_waiters() == threads
         ticker.cancel()
 
     run(main())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
 from queue import Empty, Full
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import stores
 from stores import MIB, MakeStore, StartPython, exit_code, forked, used, wait_until
-from waits import Run, waiters
+from waits import Run, threads_of_waiters, waiters
 
 from shmstore import Store, StoreClosedError, aio
 
@@ -46,7 +45,7 @@ def test_get_waits_for_another_process_without_a_thread(store: Store, run: Run) 
 
     async def main() -> None:
         jobs = aio.Store(store).queue("jobs")
-        threads = threading.active_count()
+        threads = threads_of_waiters()
 
         def child() -> None:
             time.sleep(0.1)
@@ -56,7 +55,7 @@ def test_get_waits_for_another_process_without_a_thread(store: Store, run: Run) 
         got = asyncio.create_task(jobs.get(timeout=stores.WAIT_S))
         await asyncio.sleep(0.02)
         assert not got.done()
-        assert threading.active_count() == threads
+        assert threads_of_waiters() == threads
         assert await got == "from a child"
         assert exit_code(pid) == 0
 
