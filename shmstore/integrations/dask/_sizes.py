@@ -29,14 +29,19 @@ def is_large(obj: Any, threshold: int) -> bool:
 
 
 def _nbytes_of(obj: Any) -> int:
-    """Return the size of data, about: dask's `sizeof` takes longer for a frame than small ones."""
+    """Return the size of data, about: dask's `sizeof` takes longer for a frame than small ones.
+
+    A frame is not asked for what it has not: it would look among its columns, and say so.
+    """
+    kind = type(obj)
+    if kind.__module__.startswith("pandas") and len(obj.shape) == 2:
+        rows, columns = obj.shape
+        return int(rows * columns * _CELL_NBYTES)
     nbytes = getattr(obj, "nbytes", None)
     if isinstance(nbytes, int):
         return nbytes
     if hasattr(obj, "estimated_size"):
         return int(obj.estimated_size())
-    if _is_table(type(obj)):
-        return int(np.prod(obj.shape)) * _CELL_NBYTES
     return int(sizeof(obj))
 
 
