@@ -47,9 +47,9 @@ def _nbytes_of(obj: Any) -> int:
 
 def _has_objects(obj: Any) -> bool:
     dtypes = getattr(obj, "dtypes", None)
-    if dtypes is None:
+    if dtypes is None or not hasattr(dtypes, "__iter__"):
         dtypes = [getattr(obj, "dtype", None)]
-    return object in list(np.atleast_1d(dtypes))
+    return object in list(dtypes)
 
 
 def _is_data(kind: type) -> bool:
