@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from family_helpers import own_families, own_handlers
 from forgeries import SAFE, custom, put_packed
-from stores import exit_code, forked, used, wait_until
+from stores import exit_code, forked, lock_free_only, used, wait_until
 
 from shmstore import Store, _writing
 from shmstore._catalog.inserts import Content
@@ -304,11 +304,12 @@ def test_many_small_frames_are_one_object(make_store: Callable[..., Store]) -> N
         gc.collect()
 
 
+@lock_free_only
 def test_depth_is_bounded_by_errors_of_ours(store: Store) -> None:
     """Lists, tuples and dicts in each other, however they are put."""
     for wrap in (lambda x: [x], lambda x: (x,), lambda x: {"k": x}):
         x: Any = np.arange(3)
-        for _ in range(sys.getrecursionlimit() * 4):
+        for _ in range(sys.getrecursionlimit() * 20):
             x = wrap(x)
         for serializers in (None, SAFE, ("msgpack",)):
             with pytest.raises(SerializationError):
