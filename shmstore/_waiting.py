@@ -36,8 +36,8 @@ from shmstore.errors import StoreFullError
 
 Result = TypeVar("Result")
 
-# What comes within this time is waited for without sleep.
-SPIN_S: Final = 100e-6
+# What comes within this time is waited for without sleep; sleeping costs both sides about as much.
+SPIN_S: Final = 300e-6
 
 # So often a woken waiter looks before he lets others go first.
 _TURNS: Final = 10
