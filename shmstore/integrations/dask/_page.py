@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from distributed import Client, Scheduler, SchedulerPlugin
 from distributed.core import Status
-from tornado import web
+from tornado.web import Application, RequestHandler
 
 
 class HostUse(NamedTuple):
@@ -91,10 +91,10 @@ def add_to(scheduler: Scheduler) -> None:
     if scheduler.status == Status.running and scheduler not in _with_page:
         _with_page.add(scheduler)
         routes = [(rf"/{name}", page, {"scheduler": scheduler}) for name, page in _PAGES.items()]
-        scheduler.http_application.add_application(web.Application(routes))
+        scheduler.http_application.add_application(Application(routes))
 
 
-class _Figures(web.RequestHandler):  # type: ignore[misc]
+class _Figures(RequestHandler):  # type: ignore[misc]
     """The figures as JSON."""
 
     def initialize(self, scheduler: Scheduler) -> None:
