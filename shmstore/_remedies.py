@@ -48,21 +48,7 @@ class Remedy(NamedTuple):
 
 def remedies(now: Situation) -> list[str]:
     """Return what would help, best first."""
-    found = [
-        remedy
-        for source in (
-            _slots,
-            _pages,
-            _recovery,
-            _views,
-            _pieces,
-            _puts,
-            _queues,
-            _deletions,
-            _creation,
-        )
-        for remedy in source(now)
-    ]
+    found = [remedy for source in _SOURCES for remedy in source(now)]
     return [r.text for r in sorted(found, key=lambda r: (r.rank, -r.nbytes))]
 
 
