@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -33,10 +34,14 @@ def call(function: Callable[..., Any], *args: object) -> Any:
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def pss() -> int:
-    """Return the proportional set size of this process and of all its children, in bytes."""
-    me = psutil.Process()
-    return sum(_pss_of(each.pid) for each in [me, *me.children(recursive=True)])
+def pss(*pids: int) -> int:
+    """Return the proportional set size of processes with their children, in bytes.
+
+    Without any: of this one.
+    """
+    processes = [psutil.Process(pid) for pid in pids or (os.getpid(),)]
+    children = [child for each in processes for child in each.children(recursive=True)]
+    return sum(_pss_of(each.pid) for each in processes + children)
 
 
 class Peak:

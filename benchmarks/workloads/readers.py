@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from time import perf_counter_ns
 
 import numpy as np
-import psutil
 
 from benchmarks import actor
 from benchmarks.actor import Stand
+from benchmarks.apart import pss
 from benchmarks.arena import Arena
 from benchmarks.crew import Team
 from benchmarks.report import progress
@@ -102,13 +102,4 @@ def delete(stand: Stand, dumped: bytes) -> None:
 
 def _pss(team: Team) -> int:
     """Return the memory of all processes of a team."""
-    processes = [psutil.Process(each.pid) for each in team.all]
-    children = [child for each in processes for child in each.children(recursive=True)]
-    return sum(_pss_of(each) for each in processes + children)
-
-
-def _pss_of(process: psutil.Process) -> int:
-    try:
-        return process.memory_full_info().pss
-    except psutil.NoSuchProcess:
-        return 0
+    return pss(*(each.pid for each in team.all))
