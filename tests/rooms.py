@@ -25,10 +25,6 @@ PAGE = 4096
 SHARED_MEMORY = "/dev/shm" if sys.platform == "linux" else None
 
 
-class Anchor:
-    """Anything that takes weak references: what a pin lives and dies with."""
-
-
 @contextlib.contextmanager
 def memory_folder() -> Iterator[Path]:
     """Give an empty folder of mode 0700 in shared memory, and remove it with what is in it."""

@@ -15,7 +15,7 @@ import rooms
 from shmstore._memory import layout as L
 from shmstore._memory.index import Index
 from shmstore._sharing.clients import Client, Clients, process_name, process_start_ns
-from shmstore._sharing.seats import Pins, Seat
+from shmstore._sharing.seats import Anchor, Pins, Seat
 from shmstore.errors import CorruptStoreError
 
 ATTACHING = """
@@ -23,9 +23,8 @@ import os, sys
 from shmstore._memory.descriptors import open_descriptor
 from shmstore._memory.index import Index
 from shmstore._sharing.clients import Clients
-from shmstore._sharing.seats import Pins
+from shmstore._sharing.seats import Anchor, Pins
 
-class Anchor: pass
 
 folder = sys.argv[1]
 index = Index(open_descriptor(folder + "/index", os.O_RDWR), folder)
@@ -128,7 +127,7 @@ def test_serial_number_is_never_used_twice(table: Table) -> None:
 
 def test_client_removed_takes_its_pins_along(table: Table) -> None:
     """Nobody waits for the views of a client that has left."""
-    anchor = rooms.Anchor()
+    anchor = Anchor()
     row, seat = table.join()
     Pins(seat).pin(anchor, 5)
     assert table.pinned() == {5}
@@ -261,12 +260,12 @@ def test_stray_seat_files_are_removed_and_others_stay(table: Table) -> None:
 def test_pins_of_all_clients_are_one_set(table: Table) -> None:
     """A slot that two clients look at is there until both have let go."""
     first, second = (Pins(table.join()[1]) for _ in range(2))
-    anchors = [rooms.Anchor() for _ in range(3)]
+    anchors = [Anchor() for _ in range(3)]
     first.pin(anchors[0], 0)
     first.pin(anchors[1], 10)
     second.pin(anchors[2], 10)
     assert table.pinned() == {0, 10}
-    anchors[1] = rooms.Anchor()
+    anchors[1] = Anchor()
     assert table.pinned() == {0, 10}
     anchors.pop()
     assert table.pinned() == {0}
@@ -274,7 +273,7 @@ def test_pins_of_all_clients_are_one_set(table: Table) -> None:
 
 def test_pins_of_a_row_used_again_are_those_of_its_new_client(table: Table) -> None:
     """The mapping of a former seat is not mistaken for that of the new one."""
-    anchors = [rooms.Anchor(), rooms.Anchor()]
+    anchors = [Anchor(), Anchor()]
     row, seat = table.join()
     Pins(seat).pin(anchors[0], 1)
     assert table.pinned() == {1}
@@ -287,7 +286,7 @@ def test_pins_of_a_row_used_again_are_those_of_its_new_client(table: Table) -> N
 
 def test_pins_of_a_row_used_again_by_others_are_those_of_its_new_client(table: Table) -> None:
     """Somebody else has removed the client whose seat is still mapped here."""
-    anchors = [rooms.Anchor(), rooms.Anchor()]
+    anchors = [Anchor(), Anchor()]
     row, seat = table.join()
     Pins(seat).pin(anchors[0], 1)
     observer = Clients(table.index, table._seats_fd)

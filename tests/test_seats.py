@@ -10,16 +10,14 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import rooms
-from rooms import Anchor
 
 from shmstore._memory import layout as L
 from shmstore._memory.mapping import reserve
 from shmstore._sharing.lock import is_locked
-from shmstore._sharing.seats import _FIRST_CELLS, Pins, Seat
+from shmstore._sharing.seats import _FIRST_CELLS, Anchor, Pins, Seat
 from shmstore.errors import CorruptStoreError, StoreFullError
 
 
@@ -282,12 +280,17 @@ def test_anchors_shared_by_threads_drop_each_pin_once(folder: Path, pins: Pins) 
     assert len(set(pins.free)) == len(pins.free)
 
 
+class Linked(Anchor):
+    """An anchor that may lead to another one."""
+
+    other: Linked
+
+
 def test_anchors_in_a_circle_drop_their_pins_when_they_are_collected(
     folder: Path, pins: Pins
 ) -> None:
     """The garbage collector calls the same callback."""
-    first: Any = Anchor()
-    second: Any = Anchor()
+    first, second = Linked(), Linked()
     first.other, second.other = second, first
     pins.pin(first, 1)
     pins.pin(second, 2)
