@@ -87,10 +87,10 @@ class Queue(Closing):
                     return put() if small else await asyncio.to_thread(put)
                 except Full:  # somebody was faster
                     pass
-            if _waiting.left_until(deadline) == 0:
+            left_s = _waiting.left_until(deadline)
+            if left_s == 0:
                 raise Full
             look = partial(_queueing.has_room, session, line)
-            left_s = _waiting.left_until(deadline)
             await _waiting_async.sleep_until(session, look, [line.room], left_s)
 
     async def get(self, timeout: float | None = None, *, mode: str = "shared") -> Any:  # noqa: ASYNC109

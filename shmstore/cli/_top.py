@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Final
 
 import shmstore
-from shmstore.cli import _sampling, _stores, _words
+from shmstore.cli import _looking, _sampling, _stores, _words
 from shmstore.cli._errors import UsageError
 from shmstore.cli._output import Column, Output, aligned, is_terminal, note
 from shmstore.cli._sampling import Sample
@@ -29,16 +29,7 @@ CLIENTS: Final = (
     Column("pinned_nbytes", "PINNED", "size"),
     Column("command", "PROCESS"),
 )
-OBJECTS: Final = (
-    Column("id", "ID"),
-    Column("nbytes", "SIZE", "size"),
-    Column("created", "AGE", "age"),
-    Column("pid", "PID", "number"),
-    Column("views", "VIEWS", "count"),
-    Column("state", "STATE"),
-    Column("type", "TYPE"),
-    Column("key", "KEY"),
-)
+OBJECTS: Final = tuple(each for each in _looking.OBJECTS if each.field != "stored_nbytes")
 SAMPLES: Final = (
     Column("time", "TIME"),
     Column("used", "USED", "size"),
