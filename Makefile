@@ -3,17 +3,21 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-PYTEST_ARGS ?= --numprocesses=auto --maxprocesses=4
+PYTEST_ARGS ?= --numprocesses=auto --maxprocesses=4 --dist=worksteal
 DEMO_ARGS ?=
 SOAK_DEATHS ?= 1
 SOAK_SECONDS ?= 600
 SOAK_OPERATIONS ?= 1000000
+SOAK_STRESS_SECONDS ?= 60
 BENCH_ARGS ?=
 BENCH_PEERS ?=
 FUZZ_ARGS ?= --count 100000
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+# The suite starts hundreds of processes: without bytecode each of them compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .NOTPARALLEL:
 .PHONY: demo test lint docs docs-rows bench bench-peers fuzz soak clean
@@ -35,7 +39,7 @@ docs: $(VENV)/.stamp-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
 	$(BIN)/python tests/site_links.py build/site
 
-# Every workload with what is installed, about 15 minutes; make bench BENCH_ARGS='--quick put get'.
+# Every workload with what is installed, about half an hour with all peers; make bench BENCH_ARGS='--quick put get'.
 # docs/benchmarks.md: make bench-peers, then make bench BENCH_ARGS='--render docs'.
 bench: $(VENV)/.stamp-bench
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
@@ -60,8 +64,10 @@ soak: $(VENV)/.stamp-test
 	$(BIN)/python tests/faults.py --interrupts 7
 	$(BIN)/python tests/interleave.py --deep
 	$(BIN)/python tests/history.py --operations $(SOAK_OPERATIONS)
+	$(BIN)/python tests/ref_history.py --operations $(SOAK_OPERATIONS)
 	$(BIN)/python tests/soak.py --seconds $(SOAK_SECONDS)
 	$(BIN)/python tests/leaks.py
+	SHMSTORE_STRESS_SECONDS=$(SOAK_STRESS_SECONDS) $(BIN)/python -m pytest -q tests/test_stress.py tests/test_stress_sent.py
 	$(BIN)/python -m pytest -q -k race tests/test_strangers.py tests/test_group_life.py
 	$(BIN)/python tests/proofs.py $(SHMSTORE_NOTE_PROOFS)
 

@@ -14,17 +14,20 @@ directly.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# isort: split  # before NumPy makes threads, see there
+# isort: split
+# Before NumPy makes threads, see there.
 import shmstore._sharing.barrier  # noqa: F401
+
+# isort: split
+# Here, and not deep in the imports of others: Python calls itself faster from here.
+import numpy as np  # noqa: F401
 
 # isort: split
 from shmstore import _process
 from shmstore._awaiting import Waited
-from shmstore._building import Allocation
 from shmstore._options import Options
 from shmstore._ref import ObjectRef
 from shmstore._store import Store
-from shmstore._watching import Change, Watch
 from shmstore.errors import (
     ChangesLostError,
     CodecNotFoundError,
@@ -52,6 +55,7 @@ from shmstore.errors import (
 )
 
 if TYPE_CHECKING:
+    from shmstore._building import Allocation
     from shmstore._info import (
         ClientInfo,
         ClientUse,
@@ -72,6 +76,7 @@ if TYPE_CHECKING:
     from shmstore._queue import Queue
     from shmstore._surveying import Survey
     from shmstore._traveling import dumps_by_reference
+    from shmstore._watching import Change, Watch
 
 __version__ = "0.1.0"
 
@@ -79,6 +84,8 @@ _process.install()
 
 # Names of modules that most processes never need, and that take time to import (see PEP 562).
 _LATER = {
+    "Allocation": "_building",
+    "Change": "_watching",
     "ClientInfo": "_info",
     "ClientMetrics": "_metrics",
     "ClientUse": "_info",
@@ -96,6 +103,7 @@ _LATER = {
     "StoreStats": "_info",
     "StoreSummary": "_listing",
     "Survey": "_surveying",
+    "Watch": "_watching",
     "dumps_by_reference": "_traveling",
     "prune": "_pruning",
     "remove": "_pruning",

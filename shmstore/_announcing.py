@@ -17,13 +17,14 @@ Concurrency: everything here requires the store lock.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from shmstore._arguments import MAX_KEY_NBYTES
 from shmstore._catalog import states
 from shmstore._catalog.keys import Digest, digest_of
 from shmstore._memory import layout as L
 from shmstore._sharing.waking import JUST_RING
+from shmstore._tuples import NamedTuple
 from shmstore.errors import CorruptStoreError, ShmStoreError
 from shmstore.serialization import headers, trust
 

@@ -7,12 +7,11 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from shmstore import _filing, _no_room, _puts, _spilling, _writing
+from shmstore import _copying, _filing, _no_room, _puts, _spilling, _writing
 from shmstore._arguments import check_shape
 from shmstore._memory import layout as L
 from shmstore._packing import Package, lay_out
@@ -21,6 +20,9 @@ from shmstore._session import Session
 from shmstore.errors import ShmStoreError
 from shmstore.serialization import headers, typename
 from shmstore.serialization.handlers.numpy import array_header
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 class Allocation:
@@ -106,7 +108,9 @@ class Allocation:
         segment = self._session.segment
         if place.extent.cold:
             segment.reserve(place.extent.offset, place.extent.nbytes)
-        _writing.copy(self._session, self._package, place)
+        else:
+            segment.meet(place.extent.offset, place.extent.nbytes)
+        _copying.copy(self._session, self._package, place)
         array: npt.NDArray[Any] = np.ndarray(
             self._shape, self._dtype, segment.writeable, place.extent.offset
         )
@@ -139,7 +143,7 @@ class Allocation:
             if self._draft is not None:
                 self._draft.publish(overwrite=self._overwrite)
             else:
-                _writing.seal(session, package, place)
+                _copying.seal(session, package, place)
                 session.lock.run(_writing.publish_all, session, [package], [place], self._overwrite)
             self.ref = _puts.refer(session, package, place)
             self._draft = None

@@ -7,11 +7,11 @@ and telling can be done afterwards, with NumPy: it costs little at any number of
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from shmstore import _claiming
 from shmstore._catalog import states
 from shmstore._catalog.clock import boottime_ns
 from shmstore._catalog.queues import are_of
@@ -20,6 +20,7 @@ from shmstore._inspection import name_of, wall_clock
 from shmstore._memory import layout as L
 from shmstore._session import Session
 from shmstore._sharing.clients import Client
+from shmstore._tuples import NamedTuple
 
 Words = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
@@ -109,6 +110,11 @@ class Census(NamedTuple):
         """Return which slots hold an object that can be got."""
         return self.are(states.READY) | self.are(states.SPILLED)
 
+    @property
+    def half_made(self) -> Flags:
+        """Return which slots a put fills that has not ended."""
+        return self.are(states.WRITING) | self.are(states.FILLING)
+
     def left_by(self, *, with_the_dead: bool) -> Flags:
         """Return which slots were filled by processes without a seat, or also by dead ones."""
         there = [s.client.serial for s in self.sitters if s.alive or not with_the_dead]
@@ -128,14 +134,21 @@ def take(session: Session) -> Census:
 def _take(session: Session) -> Census:
     """Requires: the store lock."""
     session.check_alive()
+    if not session.readonly:
+        _claiming.seize(session)
     session.reclaim_all()
     table = session.slots.table()
     state = states.states_of(table[:, L.S_STATE])
     present = states.are_present(table[:, L.S_STATE])
     in_memory = holds_extent(table)
+    used = int(session.words[L.W_USED])
     # Sizes beyond the store, clocks beyond all times: such a slot is damaged, the rest is not.
     sizes = np.minimum(table[:, L.S_EXTENT_NBYTES], np.uint64(session.identity.capacity))
     expires = table[:, L.S_EXPIRES_NS]
+    if session.readonly:
+        kept = _kept(session, state, in_memory)
+        in_memory[kept] = False
+        used -= int(sizes[kept].sum())
     return Census(
         words=table[:, L.S_STATE].copy(),
         state=state,
@@ -150,10 +163,21 @@ def _take(session: Session) -> Census:
         age=time.time() - table[:, L.S_CREATED_NS] / 1e9,
         queue=np.where(present & are_of(table, L.KIND_QUEUED), table[:, L.S_DIGEST], np.uint64(0)),
         sitters=[_sitter(session, client, state) for client in session.clients.rows()],
-        used=int(session.words[L.W_USED]),
+        used=used,
         largest_free=session.allocator.largest_free(),
         free_extents=_free_extents(session),
     )
+
+
+def _kept(session: Session, state: Words, in_memory: Flags) -> npt.NDArray[np.intp]:
+    """Return the slots whose extents clients keep, who cannot be robbed of them: these are free.
+
+    Those that somebody looks at are deleted, also in `state`.
+    """
+    kept = np.flatnonzero(in_memory & (state == states.SPARE))
+    looked_at = np.isin(kept, list(session.clients.pinned()))
+    state[kept[looked_at]] = states.DOOMED
+    return kept[~looked_at]
 
 
 def _sitter(session: Session, client: Client, state: Words) -> Sitter:
@@ -162,7 +186,7 @@ def _sitter(session: Session, client: Client, state: Words) -> Sitter:
     slots, since, sites = seat.views()
     inside = (slots >= 0) & (slots < len(state))
     slots, since, sites = slots[inside], since[inside], sites[inside]
-    views = (state[slots] != states.FREE) & (state[slots] != states.WRITING)
+    views = ~np.isin(state[slots], (states.FREE, states.WRITING, states.FILLING))
     slots, since, sites = slots[views], since[views], sites[views]
     sites = sites[(state[slots] == states.DOOMED) & (sites != 0)]
     numbers, counts = np.unique(sites, return_counts=True)

@@ -189,6 +189,8 @@ def headers_parse(session: Session, table: Table) -> Iterator[Found]:
     for slot in np.flatnonzero(states.are_present(words)).tolist():
         try:
             plan = make_plan(session, slot, int(words[slot]), deep=False)
+            if plan is not None:
+                plan.examine()
         except ShmStoreError:
             plan = None
         if plan is None:
@@ -206,6 +208,8 @@ def _look_again(session: Session, slots: list[int]) -> list[Found]:
             continue
         try:
             plan = make_plan(session, slot, word, deep=False)
+            if plan is not None:
+                plan.examine()
         except ShmStoreError as error:
             found.append(error)
             continue
@@ -217,15 +221,18 @@ def _look_again(session: Session, slots: list[int]) -> list[Found]:
 
 
 def writers_live(session: Session, table: Table) -> Iterator[Found]:
-    """6: a WRITING slot's owner is a client (a dead one's is reclaimable by `recover`)."""
+    """6: the owner of a slot without an object is a client; else ORPHANS tells that one is gone."""
+    if session.words[L.W_ORPHANS]:
+        return
     owners = {client.serial for client in session.clients.rows()}
-    for slot in np.flatnonzero(_state(table) == states.WRITING).tolist():
+    held = (_state(table) == states.WRITING) | states.are_set_aside(table[:, L.S_STATE])
+    for slot in np.flatnonzero(held).tolist():
         if int(table[slot, L.S_OWNER]) not in owners:
             yield f"slot {slot} is being written by nobody", session.slots.state_index(slot)
 
 
 def generations_only_grow(session: Session, table: Table) -> Iterator[Found]:
-    """7: the generation of a slot never falls: all are different and below the next one."""
+    """7: the generations of all slots are different, and below the next one."""
     generations = states.generations_of(table[:, L.S_STATE])
     following = session.words[L.W_NEXT_GENERATION]
     if len(generations) and int(generations.max()) >= following:
@@ -289,15 +296,16 @@ def counts_agree(session: Session, table: Table) -> Iterator[Found]:
     has_key = table[:, L.S_KIND] & np.uint64(L.KIND_NAMED) != 0
     present, spilled = _present(table), state == states.SPILLED
     found = (
-        int(present.sum()),
+        int(states.are_counted(table[:, L.S_STATE]).sum()),
         int((present & has_key).sum()),
         int(spilled.sum()),
         int(table[spilled, L.S_EXTENT_NBYTES].sum()),
     )
     counted = tuple(words[w] for w in (L.W_OBJECTS, L.W_NAMED, L.W_SPILLED, L.W_SPILLED_BYTES))
     if found != counted:
-        what = "(objects, named, spilled, bytes of these)"
+        what = "(objects and slots set aside, named, spilled, bytes of these)"
         yield f"{what} are {found}, counted {counted}", L.W_OBJECTS
+    yield from _told_is_set_aside(session, table)
     doomed = set(session.slots.doomed())
     waiting = set(np.flatnonzero(state == states.DOOMED).tolist())
     if doomed != waiting:
@@ -308,6 +316,31 @@ def counts_agree(session: Session, table: Table) -> Iterator[Found]:
     free, are_free = session.slots.count_free(), int((state == states.FREE).sum())
     if free != are_free:
         yield f"the list of free slots has {free}, {are_free} are FREE", L.W_FREE_SLOT
+
+
+def _told_is_set_aside(session: Session, table: Table) -> Iterator[Found]:
+    """Each client has the slots that it tells of: no fewer, where it does not change them just now.
+
+    Who was stopped between two stores may tell of one more.
+    """
+
+    def suspects() -> set[tuple[int, int, int]]:
+        aside = table[states.are_set_aside(table[:, L.S_STATE]), L.S_OWNER]
+        found = set()
+        for client in session.clients.rows():
+            words = session.words[client.at : client.at + L.CLIENT_WORDS].tolist()
+            told, held = words[L.C_SPARES] & L.SPARE_MASK, int((aside == client.serial).sum())
+            if told > held + 1 and not words[L.C_SEIZED]:
+                found.add((client.at, told, held))
+        return found
+
+    lasting = suspects()
+    for _ in range(_SECOND_LOOKS):
+        if lasting:
+            time.sleep(_PAUSE_S)
+            lasting &= suspects()
+    for row, told, held in lasting:
+        yield f"a client tells of {told} slots set aside, it has {held}", row + L.C_SPARES
 
 
 def files_are_there(session: Session, _: Table) -> Iterator[Found]:

@@ -9,16 +9,15 @@ Concurrency: under the store lock.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from typing import TypeVar
 
-from shmstore import _room
+from shmstore import _claiming, _room, _spares
 from shmstore._memory import layout as L
 from shmstore._session import Session
+from shmstore._sharing import counts
 from shmstore.errors import ShmStoreError
 
 Target = TypeVar("Target")
-
-_DELETES: Final = L.SEAT_DELETES
 
 
 def delete(
@@ -37,11 +36,8 @@ def delete(
     """
     if session.readonly:
         session.check_writeable()
-    deleted, counted = session.lock.run(_delete, session, find, targets), session.counts
-    try:  # as `counts.add`
-        counted[_DELETES] += deleted
-    except ValueError:
-        return deleted
+    deleted = session.lock.run(_delete, session, find, targets)
+    counts.add(session.counts, L.SEAT_DELETES, deleted)
     return deleted
 
 
@@ -51,14 +47,22 @@ def _delete(
     """Requires: the store lock."""
     session.check_alive()
     words, slots = session.words, session.slots
-    deleted = 0
+    deleted, refused = 0, False
     for target in targets:
         slot = find(session, target)
         if slot < 0:
             continue
-        if words[slots.state_index(slot) + L.S_KIND] & L.KINDS_OF_QUEUES:
+        at = slots.state_index(slot)
+        if words[at + L.S_LINK] == L.LINK_OWN:
+            refused |= words[at + L.S_OWNER] == session.spares.serial
+            _claiming.claim(session, slot)
+            if find(session, target) < 0:
+                continue
+        if words[at + L.S_KIND] & L.KINDS_OF_QUEUES:
             raise ShmStoreError("it is part of a queue: `get` or `destroy` of that takes it away")
         if not _room.end_if_over(session, slot):
             _room.end(session, slot)
             deleted += 1
+    if refused:  # to be taken back: there may be too many
+        _spares.make_room(session)
     return deleted

@@ -12,7 +12,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from shmstore._memory import folder, removal
 from shmstore._memory import layout as L
@@ -21,6 +20,7 @@ from shmstore._session import LOCK_NAME, Session, open_index
 from shmstore._sharing.lock import hold
 from shmstore._sharing.seats import SEATS_NAME, is_taken
 from shmstore._sharing.waking import serial_in
+from shmstore._tuples import NamedTuple
 from shmstore.errors import (
     CorruptStoreError,
     LockTimeoutError,
@@ -117,12 +117,17 @@ def root_locked(root: Path, timeout_s: float, *, create: bool, gid: int | None) 
     something must not leave a folder.
     """
     while True:
-        with folder.open_root(root, create=create, gid=gid) as root_fd:
-            if not hold(root_fd, timeout_s):
-                raise _lock_is_busy(root, timeout_s)
-            if folder.is_linked(root_fd, root):
-                yield root_fd
-                return
+        root_fd = folder.open_root(root, create=create, gid=gid)
+        try:
+            with root_fd:
+                if not hold(root_fd, timeout_s):
+                    raise _lock_is_busy(root, timeout_s)
+                if folder.is_linked(root_fd, root):
+                    yield root_fd
+                    return
+        finally:
+            # A signal handler that raised as the block ended has kept it open, and so locked.
+            root_fd.close()
 
 
 def _lock_is_busy(path: Path, timeout_s: float) -> LockTimeoutError:

@@ -1,4 +1,4 @@
-"""Who looks at an object, and why is there no room?"""
+"""What is there, who looks at it, and why is there no room?"""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shmstore import _reading, _ref
+from shmstore import _inspection, _reading, _ref
 from shmstore._arguments import check_key
 from shmstore._catalog import states
-from shmstore._inspection import name_of, wall_clock
 from shmstore._memory import layout as L
 from shmstore._options import parse_size
 from shmstore._ref import ObjectRef
 
 if TYPE_CHECKING:
-    from shmstore._info import FullReport, PinInfo
+    from shmstore._info import ClientInfo, FullReport, ObjectInfo, PinInfo, StoreStats
     from shmstore._metrics import Metrics
     from shmstore._session import Session
     from shmstore._sharing.clients import Client
@@ -24,13 +23,37 @@ if TYPE_CHECKING:
 
 
 class Explained(ABC):
-    """Calls of `Store` that tell why something is as it is."""
+    """Calls of `Store` that tell what is there, and why it is so."""
 
     __slots__ = ()
 
     @abstractmethod
     def _live(self) -> Session:
         """Return the session of an open handle."""
+
+    def info(self, target: ObjectRef | str) -> ObjectInfo:
+        """Return size, type, age and owner of an object, and who looks at it."""
+        session = self._live()
+        if isinstance(target, ObjectRef):
+            _ref.check_owner(session, target)
+            return target.info()
+        key = check_key(target)
+        plan = _reading.plan_of_key(session, key)
+        if plan is None:
+            raise _reading.missing_key(session, key)
+        return _inspection.describe(plan, _ref.refer(plan), _inspection.pins_by_slot(session))
+
+    def stats(self) -> StoreStats:
+        """Return how much is used, free, pinned and waiting, in bytes."""
+        return _inspection.stats(self._live())
+
+    def objects(self) -> list[ObjectInfo]:
+        """Return what is known of each object, named or not, oldest first."""
+        return _inspection.objects(self._live(), _ref.refer)
+
+    def clients(self) -> list[ClientInfo]:
+        """Return what is known of each attached process."""
+        return _inspection.clients(self._live())
 
     def why_full(self, asked: int | str | None = None) -> FullReport:
         """Return what holds the memory of the store, and what would free it.
@@ -186,8 +209,9 @@ def _pins_on(session: Session, slot: int, generation: int) -> list[PinInfo]:
     """Return who looks at the object of one put. Requires: the store lock."""
     session.check_alive()
     session.pins.sweep()
-    there = 0 <= slot < session.words[L.W_SLOT_TOP]
-    if not there or states.generation_of(session.slots.word(slot)) != generation:
+    word = session.slots.word(slot) if 0 <= slot < session.words[L.W_SLOT_TOP] else 0
+    filled = states.state_of(word) == states.FILLING  # the pin is that of the next put
+    if not word or filled or states.generation_of(word) != generation:
         return []
     pins = [_pin_of(session, client, slot) for client in session.clients.rows()]
     return sorted((pin for pin in pins if pin.views), key=lambda pin: -pin.views)
@@ -206,10 +230,10 @@ def _pin_of(session: Session, client: Client, slot: int) -> PinInfo:
             sites[text] = sites.get(text, 0) + int(count)
     return PinInfo(
         pid=client.pid,
-        name=name_of(client, alive=alive),
+        name=_inspection.name_of(client, alive=alive),
         alive=alive,
         views=int(mine.sum()),
-        since=wall_clock(float(views.since[mine].min(initial=np.inf))),
+        since=_inspection.wall_clock(float(views.since[mine].min(initial=np.inf))),
         own=client.row == session.row,
         sites=sites,
     )

@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import numpy as np
-import numpy.typing as npt
 
-from shmstore import _puts, _spilling, _writing
+from shmstore import _copying, _puts, _spilling, _writing
 from shmstore._catalog import states
 from shmstore._memory import layout as L
 from shmstore._memory.folder import NO_ROOM
@@ -37,6 +36,8 @@ from shmstore._sharing.seats import Anchor
 
 if TYPE_CHECKING:
     import mmap
+
+    import numpy.typing as npt
 
     from shmstore._session import Session
 
@@ -71,11 +72,11 @@ def _put_where_room_is(
                 _write(session, package, place, names[-1])
             else:
                 names.append("")
-                _writing.copy(session, package, place)
+                _copying.copy(session, package, place)
         session.lock.run(publish, session, packages, places, names, overwrite)
         names.clear()
         return _puts.refer_all(session, packages, places)
-    except _writing.PlanFailed as failed:
+    except _copying.PlanFailed as failed:
         own = failed.error
     except BaseException as error:
         guard = None  # the traceback keeps this frame

@@ -38,7 +38,7 @@ def report(session: Session, asked: int | None) -> FullReport:
     users = clients(census)
     capacity = session.identity.capacity
     free = max(0, capacity - census.used)
-    doomed, writing = census.are(states.DOOMED), census.are(states.WRITING)
+    doomed, writing = census.are(states.DOOMED), census.half_made
     spilled = census.are(states.SPILLED)
     situation = _situation.Situation(session, census, disk, users, free, asked)
     return FullReport(
@@ -64,6 +64,7 @@ def report(session: Session, asked: int | None) -> FullReport:
         expired_nbytes=census.total(census.expired),
         spilled=int(spilled.sum()),
         spilled_nbytes=int(census.spilled_nbytes.sum()),
+        set_aside=int(census.are(states.SPARE).sum()),
         clients=users,
         ages=ages(census),
         types=types(session, census),
@@ -77,7 +78,7 @@ def report(session: Session, asked: int | None) -> FullReport:
 def clients(census: Census) -> tuple[ClientUse, ...]:
     """Return what each process holds, most first: attached ones, and those that left objects."""
     put = _sums_by(census.owner, census.present, census.nbytes)
-    begun = _sums_by(census.owner, census.are(states.WRITING), census.nbytes)
+    begun = _sums_by(census.owner, census.half_made, census.nbytes)
     users = [_use_of(census, sitter, put, begun) for sitter in census.sitters]
     users += _departed(census)
     return tuple(sorted(users, key=lambda u: -(u.nbytes + u.half_made_nbytes + u.deleted_nbytes)))

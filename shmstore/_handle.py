@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from shmstore import _lifecycle
+from shmstore import _lifecycle, _spares
 from shmstore._memory import layout as L
 from shmstore._options import Options
 from shmstore._session import Session
@@ -266,11 +266,10 @@ class Handle:
         if self.closed:
             return "<Store closed>"
         session = self._live()
-        used, capacity = session.words[L.W_USED], session.identity.capacity
-        return (
-            f"<Store {session.path.name!r} {session.words[L.W_OBJECTS]:,} objects, {used:,} of "
-            f"{capacity:,} bytes>"
-        )
+        used = session.words[L.W_USED] - _spares.kept_nbytes(session.clients)
+        capacity = session.identity.capacity
+        objects = _spares.count_objects(session.clients)
+        return f"<Store {session.path.name!r} {objects:,} objects, {used:,} of {capacity:,} bytes>"
 
 
 def _arrive(

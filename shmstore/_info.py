@@ -87,7 +87,8 @@ class StoreStats:
     reclaimable
         Bytes of deleted objects that wait for the death of their last view.
     largest_free
-        The largest extent that a put could get now.
+        The largest extent in one piece. It may be more once a put needs what processes keep of
+        their deleted objects.
     objects, named
         Number of objects, and of those that have a key.
     max_objects
@@ -292,7 +293,7 @@ class FullReport:
         1 - largest_free / free: 0 when the free bytes are in one piece.
     objects, named, max_objects, slots_used
         Published objects, those with a key, how many there may be, and how many slots are taken
-        by objects, half-made ones, and deleted ones that are still looked at.
+        by objects, half-made ones, deleted ones that are still looked at, and by being set aside.
     pinned_nbytes
         Bytes that some process looks at.
     deleted, deleted_nbytes
@@ -303,6 +304,8 @@ class FullReport:
         Objects whose time to live is over and whose memory nobody has needed yet.
     spilled, spilled_nbytes
         Objects on disk; they hold no memory, but a slot.
+    set_aside
+        Slots that processes keep for their next small objects, which they put without the lock.
     clients
         What each process holds, the most first.
     ages, types
@@ -334,6 +337,7 @@ class FullReport:
     expired_nbytes: int
     spilled: int
     spilled_nbytes: int
+    set_aside: int
     clients: tuple[ClientUse, ...]
     ages: tuple[ObjectsUse, ...]
     types: tuple[ObjectsUse, ...]

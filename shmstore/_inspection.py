@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from shmstore import _spares
 from shmstore._catalog import states
 from shmstore._catalog.clock import boottime_ns
 from shmstore._catalog.keys import digest_of
@@ -137,7 +138,10 @@ def _pins_by_slot(session: Session) -> dict[int, set[int]]:
 
 
 def stats(session: Session) -> StoreStats:
-    """Return the sums over a store, after taking back what nobody looks at."""
+    """Return the sums over a store, after taking back what nobody looks at.
+
+    What clients keep for their next puts is free, but for what is looked at.
+    """
     return session.lock.run(_stats, session)
 
 
@@ -145,17 +149,20 @@ def _stats(session: Session) -> StoreStats:
     from shmstore._info import StoreStats  # noqa: PLC0415 - takes time that most processes can save
 
     session.check_alive()
+    _spares.give_back_extents(session)
     session.reclaim_all()
     words = session.words
-    pinned = session.clients.pinned()
+    pinned, sizes = session.clients.pinned(), session.slots.extent_nbytes
+    looked_at = sum(sizes(slot) for slot in pinned if _is_kept(session, slot))
+    used = words[L.W_USED] - max(0, _spares.kept_nbytes(session.clients) - looked_at)
     return StoreStats(
         capacity=session.identity.capacity,
-        used=words[L.W_USED],
-        free=session.identity.capacity - words[L.W_USED],
-        pinned=sum(map(session.slots.extent_nbytes, pinned)),
-        reclaimable=words[L.W_DOOMED_BYTES],
+        used=used,
+        free=session.identity.capacity - used,
+        pinned=sum(map(sizes, pinned)),
+        reclaimable=words[L.W_DOOMED_BYTES] + looked_at,
         largest_free=session.allocator.largest_free(),
-        objects=words[L.W_OBJECTS],
+        objects=_spares.count_objects(session.clients),
         named=words[L.W_NAMED],
         max_objects=session.identity.max_objects,
         clients=sum(1 for _ in session.clients.rows()),
@@ -166,6 +173,12 @@ def _stats(session: Session) -> StoreStats:
         spills=words[L.W_SPILLS],
         restores=words[L.W_RESTORES],
     )
+
+
+def _is_kept(session: Session, slot: int) -> bool:
+    """Return whether the object of a slot was deleted by its owner, who keeps the extent."""
+    known = 0 <= slot < session.identity.max_objects
+    return known and states.state_of(session.slots.word(slot)) == states.SPARE
 
 
 def clients(session: Session) -> list[ClientInfo]:

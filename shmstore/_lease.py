@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from shmstore.serialization import headers
-from shmstore.serialization.compression import decompress_frame
 from shmstore.serialization.frames import allocate, ensure_memoryview
 
 if TYPE_CHECKING:
@@ -32,15 +31,27 @@ class Lease:
     slot word is looked at, and passed on to the anchors: the reclaimer loads one cell after the
     other, so that a pin which came later, in a cell already passed, would be missed when the
     lease's own goes.
+
+    Parameters
+    ----------
+    plan
+        Of the object.
+    cells
+        Where it is pinned already, as often as that.
     """
 
     __slots__ = ("__weakref__", "_anchors", "_cells", "_plan")
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, cells: list[int] | None = None) -> None:
         self._plan = plan
         self._anchors: dict[str, memoryview] = {}
-        pin, slot = plan.session.pins.pin, plan.slot
-        self._cells = [pin(self, slot), pin(self, slot)]
+        pins, slot = plan.session.pins, plan.slot
+        if cells is None:
+            cells = [pins.pin(self, slot), pins.pin(self, slot)]
+        else:
+            for cell in cells:
+                pins.pass_on(cell, self)
+        self._cells = cells
 
     def view(self, row: headers.FrameRow, mode: str) -> Any:
         """Return a frame as the mode and its flag want it."""
@@ -54,6 +65,8 @@ class Lease:
         return self.anchor(mode)[row.offset : row.offset + row.nbytes]
 
     def _decompress(self, row: headers.FrameRow, *, writeable: bool) -> memoryview:
+        from shmstore.serialization.compression import decompress_frame  # noqa: PLC0415 - takes time that most processes can save
+
         name, raw_nbytes = row.codec or (None, None)
         stored = self.anchor("readonly")[row.offset : row.offset + row.nbytes]
         raw: memoryview = ensure_memoryview(decompress_frame(name, stored, raw_nbytes))

@@ -20,11 +20,11 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from shmstore import _announcing
+from shmstore import _announcing, _reading
 from shmstore._catalog import states
 from shmstore._catalog.table import extents_of, holds_extent
 from shmstore._ending import make_way, name_is_taken, remove_folder, root_locked
-from shmstore._memory import folder, news, removal, shortage, spill_files
+from shmstore._memory import folder, news, removal, shortage
 from shmstore._memory import layout as L
 from shmstore._memory.descriptors import Descriptor
 from shmstore._memory.index import INDEX_NAME, create_index, new_identity
@@ -107,6 +107,7 @@ def attach(
                 )
             session.found_dead &= visit
             _enter(session, held)
+            _reading.rehearse(session)
         except BaseException as error:
             if held:
                 raise
@@ -238,10 +239,12 @@ def _write_files(folder_fd: int, name: str, capacity: int, flags: int, options: 
     folder.make_seats(folder_fd, SEATS_NAME)
     folder.create_file(folder_fd, LOCK_NAME).close()
     with folder.create_file(folder_fd, SEGMENT_NAME) as fd:
-        Segment.create(fd, identity.uuid.int, capacity, prefault=options.prefault)
+        Segment.create(fd, identity.uuid, capacity, prefault=options.prefault)
     with folder.create_file(folder_fd, INDEX_NAME) as fd:
         create_index(fd, identity, backed=backed)
     if options.on_full == "spill":
+        from shmstore._memory import spill_files  # noqa: PLC0415 - takes time that most processes can save
+
         spill_files.make_folder(folder_fd, options.spill_path, name, identity.uuid, options.gid)
 
 
@@ -305,9 +308,9 @@ def _doom_store(session: Session) -> None:
         return
     _announcing.wake_all(session)
     session.words[L.W_DESTROYED] = 1
+    session.pass_barrier()  # who puts without the lock and has not seen that has published by now
     states.doom_all(session.slots.table()[:, L.S_STATE])
-    if session.lock_free:
-        barrier.membarrier()
+    session.pass_barrier()
     _release_memory(session)
 
 
@@ -359,7 +362,8 @@ def _find_others(session: Session) -> bool:
 def _release_memory(session: Session) -> None:
     """Give the pages of all extents that nobody pins or writes back. Requires: the store lock."""
     table = session.slots.table()
-    writing = states.states_of(table[:, L.S_STATE]) == states.WRITING
+    state = states.states_of(table[:, L.S_STATE])
+    writing = (state == states.WRITING) | (state == states.FILLING)
     kept = session.clients.pinned() | set(writing.nonzero()[0].tolist())
     rows = table[sorted(kept)]
     rows = rows[holds_extent(rows)]
@@ -404,7 +408,7 @@ def _path_of(name_or_path: str | os.PathLike[str], options: Options) -> Path:
 
 def _identity_of(folder_fd: int, path: Path) -> bytes:
     with contextlib.closing(open_index(folder_fd, path)) as index:
-        return index.identity.uuid.bytes
+        return index.identity.uuid.to_bytes(16)
 
 
 def _shared(identity: bytes, *, readonly: bool) -> Session | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import re
 from pathlib import Path
 from typing import Any, Final
 
+from shmstore import _spares
 from shmstore._disk import nbytes_below
 from shmstore._memory import folder, shortage
 from shmstore._memory import layout as L
@@ -117,7 +117,7 @@ def stores(
         stack.enter_context(contextlib.suppress(StoreNotFoundError))
         root_fd = stack.enter_context(folder.open_root(path, create=False, gid=options.gid))
         for name in sorted(entry.name for entry in folder.entries(root_fd)):
-            if re.fullmatch(folder.NAME_PATTERN, name) and not name.startswith("."):
+            if folder.is_name(name):
                 with contextlib.suppress(StoreNotFoundError, FileNotFoundError):
                     found.append(_summary(root_fd, name, path / name))
     return found
@@ -144,20 +144,20 @@ def _read(folder_fd: Descriptor, path: Path, summary: StoreSummary) -> StoreSumm
         clients = Clients(index, seats_fd)
         alive = [clients.is_alive(client) for client in clients.rows()]
         living = sum(alive)
-        return dataclasses.replace(
-            summary, clients=living, dead=len(alive) - living, **_words(index)
-        )
+        found = _words(index, clients)
+        return dataclasses.replace(summary, clients=living, dead=len(alive) - living, **found)
 
 
-def _words(index: Index) -> dict[str, Any]:
+def _words(index: Index, clients: Clients) -> dict[str, Any]:
     identity, words = index.identity, index.words
+    used = words[L.W_USED] - _spares.kept_nbytes(clients)
     on_full = "evict" if identity.flags & L.FLAG_EVICT else "raise"
     return {
         "created": identity.created_ns / 1e9,
         "creator_pid": identity.creator_pid,
         "capacity": identity.capacity,
-        "used": min(words[L.W_USED], identity.capacity),
-        "objects": words[L.W_OBJECTS],
+        "used": min(used, identity.capacity),
+        "objects": _spares.count_objects(clients),
         "named": words[L.W_NAMED],
         "max_objects": identity.max_objects,
         "spilled": words[L.W_SPILLED],

@@ -15,10 +15,11 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from shmstore import _announcing, _deleting, _packing, _reading, _waiting, _writing
 from shmstore._catalog.keys import Digest, digest_of
+from shmstore._tuples import NamedTuple
 from shmstore.errors import ObjectTooLargeError, StoreFullError
 from shmstore.serialization.fingerprints import fingerprint, fingerprint_of_code
 

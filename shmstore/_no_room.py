@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shmstore import _spares
 from shmstore._catalog import states
 from shmstore._memory import layout as L
 from shmstore._memory import news
@@ -26,21 +27,24 @@ def check_size(session: Session, nbytes: int) -> None:
 
 def full(session: Session, asked: int) -> StoreFullError:
     """Return the error that tells why there is no room. Requires: the store lock."""
-    words = session.words
+    words, objects = session.words, _spares.count_objects(session.clients)
     stuck, holders = _what_is_held(session)
     facts = {
         "asked": asked,
         "free": session.identity.capacity - words[L.W_USED],
         "largest_free": session.allocator.largest_free(),
         "capacity": session.identity.capacity,
-        "objects": words[L.W_OBJECTS],
+        "objects": objects,
         "pinned": words[L.W_DOOMED_BYTES],
         "stuck": stuck,
         "pinned_by": holders,
         "out_of_slots": session.slots.take() is None,
+        "set_aside": max(0, words[L.W_OBJECTS] - objects),
     }
     if facts["out_of_slots"]:
-        reason = f"it holds {facts['objects']:,} objects, as many as it takes"
+        kept = f"{facts['set_aside']:,} slots are set aside for the next ones of some processes"
+        also = f" and {kept}" if facts["set_aside"] else ""
+        reason = f"it holds {facts['objects']:,} objects{also}, as many as it takes"
         remedy = "create the store with a larger max_objects"
     else:
         reason = (

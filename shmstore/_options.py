@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import grp
 import math
 import os
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NoReturn, dataclass_transform
 
 from shmstore._memory import layout as L
 from shmstore._memory.folder import default_root
@@ -58,8 +56,50 @@ def parse_size(size: int | str) -> int:
     return int(whole + fraction) * _UNITS[match[2].upper()] // tenths
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class _Frozen:
+    """What a frozen dataclass is whose fields have defaults, and are given by name.
+
+    `dataclasses` writes and compiles methods for each class, which took as long as importing ten
+    modules.
+    """
+
+    def __init__(self, *unnamed: Any, **given: Any) -> None:
+        if unnamed:
+            message = f"{type(self).__name__}() takes its fields by name, not {unnamed!r:.100}"
+            raise TypeError(message)
+        for name in given.keys() - self.__annotations__.keys():
+            message = f"{type(self).__name__}() got an unexpected keyword argument {name!r}"
+            raise TypeError(message)
+        self.__dict__.update(given)
+        self._check()
+
+    def _check(self) -> None:
+        """Raise unless the values make sense."""
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple([getattr(self, name) for name in self.__annotations__])
+
+    def __repr__(self) -> str:
+        given = zip(self.__annotations__, self._values(), strict=True)
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given)})"
+
+    def __eq__(self, other: object) -> bool:
+        return self._values() == other._values() if type(other) is type(self) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        message = f"cannot assign to {name!r}: make another {type(self).__name__}"
+        raise AttributeError(message)
+
+    def __delattr__(self, name: str) -> NoReturn:
+        message = f"cannot delete {name!r}"
+        raise AttributeError(message)
+
+
+class Options(_Frozen):
     """The choices made at creation; they hold for the life of the store.
 
     Parameters
@@ -133,7 +173,7 @@ class Options:
     trace_pins: bool = False
     allowed_modules: Collection[str] | None = None
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         if self.capacity is not None:
             _check_range("capacity", parse_size(self.capacity), 1, L.MAX_CAPACITY)
         _check_range("max_objects", self.max_objects, 1, L.MAX_OBJECTS)
@@ -229,6 +269,8 @@ def gid_of(group: str | int) -> int:
     if isinstance(group, int):  # in a container it may have no name
         _check_range("group", group, 0, 2**32 - 2)
         return group
+    import grp  # noqa: PLC0415 - takes time that most processes can save
+
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError:

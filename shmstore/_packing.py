@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
+from shmstore._catalog.batches import Batch
 from shmstore._catalog.inserts import Content
 from shmstore._catalog.keys import NO_KEY, Digest, digest_of
 from shmstore._memory import layout as L
+from shmstore._tuples import NamedTuple
 from shmstore.serialization import (
     DEFAULT_SERIALIZERS,
     Serialized,
     custom_serialize,
     headers,
 )
-from shmstore.serialization.compression import maybe_compress
 from shmstore.serialization.family import check_serialized, check_sizes, encode, known
 from shmstore.serialization.frames import (
     Frame,
@@ -33,8 +34,15 @@ from shmstore.serialization.frames import (
 )
 from shmstore.serialization.handlers.builtins import serialize_bytes
 from shmstore.serialization.handlers.numpy import array_header, memory_of, serialize_array
-from shmstore.serialization.pickling import dumps_plain, is_plain
-from shmstore.serialization.splitting import restore
+from shmstore.serialization.pickling import (
+    BYTES,
+    SMALL_NBYTES,
+    Pickled,
+    dump,
+    dumps_plain,
+    header_and_frames,
+)
+from shmstore.serialization.plain import BUILTIN, dumps_each
 
 # Frames up to this size are copied while the store lock is held, so they must be ready by then.
 COPY_LOCKED_NBYTES: Final = 64 << 10
@@ -42,7 +50,7 @@ COPY_LOCKED_NBYTES: Final = 64 << 10
 Placed = tuple[int, memoryview | Planned]
 """What lies at an offset in the extent: bytes, or a plan to make them there."""
 
-_PLAIN: Final = L.KIND_PLAIN | L.KIND_INLINE
+PLAIN: Final = L.KIND_PLAIN | L.KIND_INLINE
 
 # Where each put pays for it: what a named tuple does itself, but for its defaults.
 _new = tuple.__new__
@@ -83,17 +91,45 @@ def pack(
     readonly
         True: all frames are recorded as read-only. None or False: as they are.
     """
-    kind = type(obj)
-    if serializers is None and compression is None:  # the common cases
-        handler = custom_serialize.find(kind)
-        if handler in _PLAIN_HANDLERS and is_plain(obj):
-            return _pack_plain(kind.__name__, dumps_plain(obj), key)
-        if kind is np.ndarray and handler is serialize_array:
-            package = _pack_array(obj, key, readonly=readonly)
-            if package is not None:
-                return package
+    if serializers is None and compression is None:
+        package = _pack_common(obj, key, readonly=readonly)
+        if package is not None:
+            return package
     names = DEFAULT_SERIALIZERS if serializers is None else known(serializers)
     header, frames = _encoded(obj, names, compression)
+    return _lay_out_frames(header, frames, key, readonly=readonly, compression=compression)
+
+
+def _pack_common(obj: Any, key: str | None, *, readonly: bool | None) -> Package | None:
+    """Pack an object in one of the ways that most go; None: it needs the general way."""
+    kind = type(obj)
+    if kind is np.ndarray:
+        return _pack_array(obj, key, readonly=readonly)
+    if kind not in known_headers() or (kind in BYTES and len(obj) > SMALL_NBYTES):
+        return None
+    pickled = dump(obj)
+    return None if pickled is None else pack_pickled(obj, pickled, key, readonly=readonly)
+
+
+def pack_pickled(
+    obj: Any, pickled: bytes | Pickled, key: str | None, *, readonly: bool | None
+) -> Package:
+    """Pack an object of a builtin type that has been pickled."""
+    if isinstance(pickled, bytes):
+        return _pack_plain(type(obj).__name__, pickled, key)
+    header, frames = header_and_frames(obj, pickled)
+    return _lay_out_frames(header, frames, key, readonly=readonly, compression=None)
+
+
+def _lay_out_frames(
+    header: dict[str, Any],
+    frames: Sequence[Frame],
+    key: str | None,
+    *,
+    readonly: bool | None,
+    compression: str | None,
+) -> Package:
+    """Lay out what a family has made of an object."""
     if len(frames) == 1 and header.get("serializer") == "pickle" and compression is None:
         return _pack_plain(header["type"], frames[0], key)
     header, flags = hoist_flags(header, frames)
@@ -119,28 +155,34 @@ def pack(
 def _pack_array(
     x: np.ndarray[Any, Any], key: str | None, *, readonly: bool | None
 ) -> Package | None:
-    """Lay out an array in C order, as `serialize_array` would; None if it is another one.
+    """Lay out an array in C order, as `serialize_array` would; None if it is another one."""
+    array = pack_array(x, readonly)
+    if array is None:
+        return None
+    packed, view = array
+    size = view.nbytes
+    writeable = not (view.readonly or readonly)
+    if key is not None:
+        packed = _pack_array_header(x.shape, x.dtype, size, writeable, key)
+    sealed = () if writeable else ((0, size),)
+    return lay_out(packed, [(0, view)], L.align(size), key, sealed=sealed)
+
+
+def pack_array(x: np.ndarray[Any, Any], readonly: bool | None) -> tuple[bytes, memoryview] | None:  # noqa: FBT001 - a put calls it
+    """Return header and memory of an array in C order without key; None if it is another one.
 
     Flat: the workload "put" of the benchmarks pays for it.
     """
     dtype = x.dtype
-    if not x.flags.c_contiguous or not x.nbytes or dtype.kind not in _PLAIN_KINDS:
+    if Headers.known[0] is not custom_serialize.cache:
+        known_headers()
+    if not (Headers.arrays and x.nbytes and x.flags.c_contiguous):
+        return None
+    if dtype.kind not in _PLAIN_KINDS or dtype.metadata is not None:
         return None
     view = memory_of(x)
-    size = view.nbytes
-    writeable = not (view.readonly or readonly)
-    if key is None and dtype.metadata is None:
-        packed = _header_of_array(x.shape, dtype, size, writeable)
-        content = Content(0, packed, b"", size, NO_KEY)
-        if len(packed) <= L.INLINE_NBYTES:
-            sealed = () if writeable else ((0, size),)
-            return Package(content, [(0, view)], L.align(size), None, sealed)
-    try:
-        packed = _pack_array_header(x.shape, dtype, size, writeable, key)
-    except NotImplementedError:
-        return None
-    sealed = () if writeable else ((0, size),)
-    return lay_out(packed, [(0, view)], L.align(size), key, sealed=sealed)
+    header = _header_of_array(x.shape, dtype, view.nbytes, not (view.readonly or readonly))
+    return (header, view) if len(header) <= L.INLINE_NBYTES else None
 
 
 # Of dtypes that are told by their text and that buffers have formats for.
@@ -178,7 +220,10 @@ def _encoded(
     if isinstance(obj, Serialized):
         check_serialized(header, frames)
     # What a transport or a handler cut and compressed is undone: the store does it by itself.
-    header, frames = restore(header, frames)
+    if headers.COUNTS in header or headers.COMPRESSION in header:
+        from shmstore.serialization.splitting import restore  # noqa: PLC0415 - takes time that most processes can save
+
+        header, frames = restore(header, frames)
     if isinstance(obj, Serialized):
         check_sizes(header, frames)
     if "frame-nbytes" in header:
@@ -188,6 +233,8 @@ def _encoded(
 
 def _compress(frame: Frame, compression: str) -> tuple[list[Any] | None, Frame]:
     """Return the column "codec" of the frame table, and the frame, shorter if it is worth it."""
+    from shmstore.serialization.compression import maybe_compress  # noqa: PLC0415 - takes time that most processes can save
+
     raw = ensure_memoryview(frame)
     name, payload = maybe_compress(raw, compression=compression)
     return (None, raw) if name is None else ([name, raw.nbytes], payload)
@@ -202,6 +249,55 @@ def _place(frame: Frame, offset: int, size: int) -> list[Placed]:
         placed.append((offset, part))
         offset += part.nbytes
     return placed
+
+
+class Headers:
+    """What packs without asking handlers, as long as nobody has registered another one.
+
+    Attributes
+    ----------
+    known
+        The cache of handlers that this was found with, and the headers of plain types.
+    arrays
+        Whether arrays are packed as `serialize_array` does it.
+    """
+
+    known: ClassVar[tuple[Any, dict[type, bytes]]] = (None, {})
+    arrays: ClassVar[bool] = False
+
+
+def known_headers() -> dict[type, bytes]:
+    """Return the headers of the builtin types that have no handlers that others have registered."""
+    cache = custom_serialize.cache  # before it is asked: who registers meanwhile begins another
+    if Headers.known[0] is cache:
+        return Headers.known[1]
+    plain = [kind for kind in BUILTIN if custom_serialize.find(kind) in _PLAIN_HANDLERS]
+    found = {kind: _header_of_type(kind.__name__) for kind in plain}
+    Headers.arrays = custom_serialize.find(np.ndarray) is serialize_array
+    Headers.known = cache, found
+    return found
+
+
+def pack_batch(objects: Sequence[Any]) -> Batch | None:
+    """Return small values of one builtin type as they enter together; None: they are not such."""
+    kinds = set(map(type, objects))
+    header = known_headers().get(kinds.pop())
+    if kinds or header is None:
+        return None
+    pickled = dumps_each(objects)
+    if pickled is None:
+        return None
+    fits = max(pickled[1]) + len(header) <= L.INLINE_NBYTES
+    return Batch(PLAIN, header, *pickled) if fits else None
+
+
+def pack_again(batch: Batch) -> list[Package]:
+    """Return each object of a batch as it is put by itself."""
+    kind, header, streams, sizes = batch
+    return [
+        Package(Content(kind, header, stream, size, NO_KEY), (), 0, None)
+        for stream, size in zip(streams, sizes, strict=True)
+    ]
 
 
 def pack_plain(type_name: str, value: Any, key: str | None = None) -> Package:
@@ -219,9 +315,9 @@ def _pack_plain(type_name: str, stream: Frame, key: str | None) -> Package:
         return lay_out(packed, placed, L.align(size), key, L.KIND_PLAIN, sealed=sealed)
     if key is None:
         return _new(
-            Package, (_new(Content, (_PLAIN, packed, stream, size, NO_KEY, 0)), (), 0, None, ())
+            Package, (_new(Content, (PLAIN, packed, stream, size, NO_KEY, 0)), (), 0, None, ())
         )
-    content = Content(_PLAIN | L.KIND_NAMED, packed, stream, size, digest_of(key))
+    content = Content(PLAIN | L.KIND_NAMED, packed, stream, size, digest_of(key))
     return Package(content, (), 0, key)
 
 

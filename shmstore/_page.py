@@ -118,6 +118,8 @@ def _facts(report: FullReport) -> Iterator[tuple[str, str]]:
     ):
         if count:
             yield name, f"{plural(count, 'object')}, {nbytes(size)}, {text}"
+    if report.set_aside:
+        yield "set aside", f"{plural(report.set_aside, 'slot')}, for the next small objects"
     disk = report.file_system
     users = f"this store has {nbytes(disk.own)}, others {nbytes(disk.others)}"
     yield "file system", f"{disk.path}: {nbytes(disk.free)} of {nbytes(disk.size)} free; {users}"

@@ -21,7 +21,7 @@ import os
 import sys
 import threading
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from shmstore import _ending, _lifecycle
 from shmstore._memory import folder, news
@@ -31,6 +31,7 @@ from shmstore._session import LOCK_NAME, Session
 from shmstore._sharing import barrier
 from shmstore._sharing.lock import hold_noted, let_noted
 from shmstore._sharing.seats import Seat
+from shmstore._tuples import NamedTuple
 from shmstore.errors import ShmStoreError
 
 _EXIT_TIMEOUT_S = 1.0

@@ -22,11 +22,11 @@ import contextlib
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
-from shmstore import _announcing, _packing, _puts, _reading, _tallies, _writing
+from shmstore import _announcing, _copying, _packing, _puts, _reading, _tallies, _writing
 from shmstore._catalog import states
 from shmstore._catalog.inserts import Content
 from shmstore._catalog.keys import Digest, digest_of
@@ -38,6 +38,7 @@ from shmstore._puts import Place
 from shmstore._session import Session
 from shmstore._sharing import counts
 from shmstore._sharing.seats import Anchor
+from shmstore._tuples import NamedTuple
 from shmstore.errors import StoreClosedError, StoreFullError
 from shmstore.serialization import deserialize
 from shmstore.serialization.pickling import loads
@@ -241,7 +242,7 @@ class Putting:
             if self._guard is not None:
                 if not self._copied:
                     package, place = self._packages[self.count], self._places[0]
-                    _writing.copy(self._session, package, place, self._guard)
+                    _copying.copy(self._session, package, place, self._guard)
                     self._copied = True
                 if not run(self._publish):
                     return False
@@ -292,7 +293,7 @@ class Putting:
         session, line = self._session, self._line
         slots = session.slots
         if extent is not None:
-            _writing.copy(session, package, Place(slot, slots.next_generation(), extent))
+            _copying.copy(session, package, Place(slot, slots.next_generation(), extent))
         content = self._numbered(package)
         slots.insert(slot, content, session.pins.seat.serial, session.pid, extent)
         session.queues.append(line.slot, [slot])

@@ -7,32 +7,22 @@ this object for ever.
 
 from __future__ import annotations
 
-import functools
+from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
 
-from shmstore import _restoring
 from shmstore._catalog import states
 from shmstore._catalog.clock import boottime_ns
 from shmstore._catalog.keys import digest_of
 from shmstore._catalog.slots import Record
+from shmstore._heads import NONSENSE, unpack
 from shmstore._memory import layout as L
 from shmstore._plans import GONE, ArrayPlan, InlinePlan, PicklePlan, Plan
 from shmstore._session import Session
 from shmstore.errors import CorruptStoreError, ObjectNotFoundError, ShmStoreError
-from shmstore.serialization import custom_deserialize, headers, trust
+from shmstore.serialization import custom_deserialize, headers
 from shmstore.serialization.handlers.numpy import deserialize_array
-
-# What a header that somebody has tampered with may raise when it is read.
-_NONSENSE: Final = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
 
 _UNCERTAIN_TRIES: Final = 20
 
@@ -60,11 +50,32 @@ def make_plan(session: Session, slot: int, word: int, *, deep: bool = True) -> P
         plan = _interpret(session, record, packed)
     except ShmStoreError:
         raise
-    except _NONSENSE as error:
+    except NONSENSE as error:
         raise session.slots.damaged(slot, f"its header makes no sense: {error!r}") from error
     if deep and record.kind & L.KIND_DATA_CRC and states.state_of(word) != states.SPILLED:
         return plan if _has_sound_data(plan) else None
     return plan
+
+
+def rehearse(session: Session) -> None:
+    """Go the way of a first get, as far as it goes without an object.
+
+    Code that runs for the first time, and memory that is touched for the first time, take several
+    times as long as later. Nothing is changed, and damage is left to who gets what is damaged.
+    """
+    with suppress(ShmStoreError):
+        if session.words[L.W_SLOT_TOP]:  # else there may be no page
+            record = session.slots.read(0)
+            session.slots.is_sound(record, b"")
+        _interpret(session, _ANY_ARRAY, headers.pack(_ITS_HEADER, [[0, L.WORD, False, None]]))
+
+
+_ANY_ARRAY: Final = Record(0, 0, 0, 0, 0, 0, 0, L.PAGE, 0, 0, L.WORD, (0, 0), 0, 0, 0)
+_ITS_HEADER: Final = {
+    "serializer": "custom",
+    "type": "numpy.ndarray",
+    "sub-header": {"dtype": "<f8", "shape": [1]},
+}
 
 
 def is_over(record: Record) -> bool:
@@ -92,22 +103,14 @@ def _has_sound_data(plan: Plan) -> bool:
 
 def _interpret(session: Session, record: Record, packed: bytes) -> Plan:
     """Choose the plan that fits what a header says."""
-    modules = session.allowed_modules
-    same_for_many = modules is None and not record.kind & L.KIND_NAMED
-    if same_for_many and len(packed) <= L.INLINE_NBYTES:
-        header, table = _unpack_once(packed, record.extent_nbytes)
-    else:
-        with trust.reading(trust.Policy(modules=modules)):
-            header, table = headers.unpack(packed, record.extent_nbytes)
-    if record.kind & L.KIND_PLAIN:
-        header = {**header, "serializer": "pickle"}
-        table = [headers.FrameRow(0, record.data_nbytes, writeable=False)]
-    _check_texts(session, record, header)
     if record.kind & L.KIND_INLINE:
-        return InlinePlan(session, record, header)
+        return InlinePlan(session, record, packed)
+    header, table = unpack(session, record, packed)
     if any(row.offset + row.nbytes > record.extent_nbytes for row in table):
         raise session.slots.damaged(record.slot, "a frame leaves its extent")
     if states.state_of(record.word) == states.SPILLED:
+        from shmstore import _restoring  # noqa: PLC0415 - takes time that most processes can save
+
         return _restoring.FilePlan(session, record, header, table)
     is_array = (header.get("serializer"), header["type"]) == ("custom", "numpy.ndarray")
     plain = is_array and len(table) == 1 and "dtype" in header["sub-header"]
@@ -119,25 +122,9 @@ def _interpret(session: Session, record: Record, packed: bytes) -> Plan:
     return kind(session, record, header, table)
 
 
-@functools.lru_cache(maxsize=1024)
-def _unpack_once(packed: bytes, room: int) -> tuple[dict[str, Any], list[headers.FrameRow]]:
-    """Unpack a header as many objects have it, all of one type and shape; nobody changes it."""
-    with trust.reading(trust.Policy(modules=None)):
-        return headers.unpack(packed, room)
-
-
 def _is_handled_here() -> bool:
     """Return whether arrays are still rebuilt by our own handler."""
     return custom_deserialize.find(np.ndarray) is deserialize_array
-
-
-def _check_texts(session: Session, record: Record, header: dict[str, Any]) -> None:
-    """Raise unless family, type and, of a named object, the key are text."""
-    texts = [header.get("serializer", ""), header["type"]]
-    if record.kind & L.KIND_NAMED:
-        texts.append(header["key"])
-    if not all(isinstance(text, str) for text in texts):
-        raise session.slots.damaged(record.slot, f"its header names {texts!r:.100}")
 
 
 def read_header(session: Session, record: Record) -> bytes | None:
@@ -146,6 +133,8 @@ def read_header(session: Session, record: Record) -> bytes | None:
         packed = session.slots.inline_header(record)
         return packed if session.slots.word(record.slot) == record.word else None
     if states.state_of(record.word) == states.SPILLED:
+        from shmstore import _restoring  # noqa: PLC0415 - takes time that most processes can save
+
         return _restoring.read_header(session, record)
     _pinned = session.pins.hold(record.slot)
     start = record.extent + record.header_offset
@@ -240,6 +229,8 @@ def _in_memory(session: Session, slot: int, word: int) -> tuple[int, int]:
     Meanwhile the slot may have got another object, of which nothing must be returned.
     """
     if states.state_of(word) == states.SPILLED:
+        from shmstore import _restoring  # noqa: PLC0415 - takes time that most processes can save
+
         now = _restoring.bring_back(session, slot, word)
         if states.is_present(now) and states.generation_of(now) == states.generation_of(word):
             return slot, now

@@ -6,6 +6,7 @@ left behind               undone by
 a lock held               the kernel; the next holder finds DIRTY and calls `mend`
 a half-made change        `mend`: key index, allocator, lists and counts made anew from the slots
 a half-made put           `bury`: the slot is WRITING, its owner's seat not locked (ORPHANS)
+slots set aside           `bury`: they are SPARE or FILLING, their owner gone (ORPHANS)
 pins                      `bury`: they lie in a seat that is not locked
 a seat                    `bury`: its row is cleared, then its file removed
 a seat without a row      `bury`, `mend`: the file is removed
@@ -36,12 +37,11 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
-from shmstore import _tallies
+from shmstore import _claiming, _spares, _tallies
 from shmstore._catalog import states
 from shmstore._catalog.slots import Record
 from shmstore._catalog.soundness import unsound
@@ -49,15 +49,19 @@ from shmstore._catalog.table import are_placed, extents_of, first_end, holds_ext
 from shmstore._memory import layout as L
 from shmstore._memory import news
 from shmstore._memory.segment import Absent
+from shmstore._tuples import NamedTuple
 from shmstore.errors import CorruptStoreError, UnsafePathError
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from shmstore._info import Recovered
     from shmstore._session import Session
     from shmstore._sharing.clients import Client
 
-Table = npt.NDArray[np.uint64]
-Slots = npt.NDArray[np.intp]
+    Table = npt.NDArray[np.uint64]
+    Slots = npt.NDArray[np.intp]
+
 
 _DEAD: Final = "ended without leaving: %s; half-made puts undone: %d, bytes freed: %d"
 _MENDED: Final = "all tables were made anew; found dead: %s, half-made puts undone: %d"
@@ -116,7 +120,7 @@ def recover(session: Session) -> Recovered:
     if used > session.identity.capacity:
         used = words[L.W_USED]
     table = session.slots.table()
-    lost = _damaged(session, table)
+    lost = [slot for slot in _damaged(session, table) if _stays_damaged(session, slot)]
     if lost:
         session.news.add(news.WARNING, "%d damaged objects are given up", len(lost))
         for slot in lost:
@@ -153,7 +157,7 @@ def mend(session: Session) -> tuple[int, int]:
     present = states.are_present(table[:, L.S_STATE])
     named = present & _have_keys(table)
     words = session.index.words
-    words[L.W_OBJECTS] = int(present.sum())
+    words[L.W_OBJECTS] = int(states.are_counted(table[:, L.S_STATE]).sum())
     words[L.W_NAMED] = int(named.sum())
     _count_special(session, table)
     words[L.W_NEXT_GENERATION] = _next_generation(session, table)
@@ -163,6 +167,8 @@ def mend(session: Session) -> tuple[int, int]:
             session.keys.remove(slot)
         session.doom(slot)
     abandoned = _doom_abandoned(session)
+    _claiming.recount_seized(session, table)
+    _spares.recount(session, table)
     _sweep_files(session)
     session.lock.mending = False
     session.news.add(news.WARNING, _MENDED, _pids(dead), abandoned)
@@ -173,7 +179,7 @@ def _return_withdrawn(session: Session, table: Table) -> None:
     """Make objects READY that were about to leave memory, or have just come back to it."""
     away = states.states_of(table[:, L.S_STATE]) == states.SPILLED
     if session.spills:
-        placed = (table[:, L.S_NODE] != 0) & are_placed(table)
+        placed = (table[:, L.S_NODE] != 0) & are_placed(table, np.arange(len(table)))
         away &= placed | (table[:, L.S_EXTENT_NBYTES] == 0)
     for slot in np.flatnonzero(away).tolist():
         table[slot, L.S_STATE] = states.move(int(table[slot, L.S_STATE]), states.READY)
@@ -236,6 +242,13 @@ def _damaged(session: Session, table: Table) -> list[int]:
     return lost + [slot for slot in spilled if not _is_whole(session, slot)]
 
 
+def _stays_damaged(session: Session, slot: int) -> bool:
+    """Return whether that is so when the owner of a slot no longer changes it without the lock."""
+    if _claiming.is_own(session, slot):
+        _claiming.claim(session, slot)
+    return states.is_present(session.slots.word(slot)) and not _is_whole(session, slot)
+
+
 def _is_whole(session: Session, slot: int) -> bool:
     """Return whether a published slot and its checksum agree, as far as that can be told."""
     slots = session.slots
@@ -283,6 +296,7 @@ def _doom_abandoned(session: Session) -> int:
     abandoned = [slot for slot in writing if int(table[slot, L.S_OWNER]) not in owners]
     for slot in abandoned:
         session.doom(slot)
+    _claiming.give_back_of_dead(session, table, owners)
     session.index.words[L.W_ORPHANS] = 0
     return len(abandoned)
 
@@ -336,13 +350,15 @@ def _rebuild_extents(session: Session, table: Table) -> None:
     ready = (state == states.READY) & (table[:, L.S_EXTENT_NBYTES] != 0)
     slots = np.flatnonzero(holds_extent(table) | ready)
     slots = slots[np.argsort(_offsets(table, slots), kind="stable")]
-    inside = _are_inside(table[slots, : L.S_HEADER_NBYTES], session.identity.capacity)
+    inside = _are_inside(table[slots, : L.S_HEADER_NBYTES], slots, session.identity.capacity)
     kept = _disjoint(session, table, slots[inside])
     lost = np.setdiff1d(slots, kept, assume_unique=True)
     for slot in session.clients.pinned().intersection(lost.tolist()) if len(lost) else ():
         raise session.slots.damaged(slot, "its extent overlaps another or leaves the segment")
     table[lost, L.S_NODE] = 0
-    again = lost[are_placed(table[lost])]
+    aside = lost[states.are_set_aside(table[lost, L.S_STATE])]
+    table[aside, L.S_LINK] = 0  # its owner does not write there
+    again = lost[are_placed(table[lost], lost)]
     table[again, L.S_EXTENT] ^= np.uint64(_NEVER) << np.uint64(L.EXTENT_SHIFT)  # for good
     sizes = table[kept, L.S_EXTENT_NBYTES]
     nodes = session.allocator.rebuild(_offsets(table, kept), sizes, kept)
@@ -367,13 +383,13 @@ def _offsets(table: Table, slots: Slots) -> Table:
     return offsets
 
 
-def _are_inside(rows: Table, capacity: int) -> npt.NDArray[np.bool_]:
+def _are_inside(rows: Table, slots: Slots, capacity: int) -> npt.NDArray[np.bool_]:
     """Return which extents lie where their slots say, inside the segment."""
     offsets, sizes = extents_of(rows), rows[:, L.S_EXTENT_NBYTES]
     limit = np.uint64(capacity)
     aligned = (offsets | sizes) % np.uint64(L.ALIGNMENT) == 0
     inside = (sizes != 0) & (sizes <= limit) & (offsets <= limit - np.minimum(sizes, limit))
-    found: npt.NDArray[np.bool_] = are_placed(rows) & aligned & inside
+    found: npt.NDArray[np.bool_] = are_placed(rows, slots) & aligned & inside
     return found
 
 

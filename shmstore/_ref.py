@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable, Sequence
 from importlib import import_module
+from itertools import count, repeat
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from shmstore import (
     _announcing,
+    _claiming,
     _deleting,
     _inspection,
     _lifecycle,
     _plans,
     _reading,
-    _waiting,
+    _spares,
 )
 from shmstore._arguments import check_mode
 from shmstore._catalog import states
 from shmstore._catalog.keys import Digest
 from shmstore._memory import layout as L
+from shmstore._sharing import counts
 from shmstore.errors import ObjectNotFoundError, StoreNotFoundError
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from shmstore._session import Session
 
 _GONE = _plans.GONE
+_new = object.__new__
 
 # How often an object may move between memory and file while it is looked at.
 _TRIES = 20
@@ -106,7 +110,7 @@ class ObjectRef:
             It has been deleted before.
         """
         session = _session_of(self)
-        if not _deleting.delete(session, find, [self]):
+        if not (take_back(session, self) or _deleting.delete(session, find, [self])):
             raise missing(self)
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -133,6 +137,8 @@ class ObjectRef:
         ...     ref.wait(timeout=0.01)
         False
         """
+        from shmstore import _waiting  # noqa: PLC0415 - takes time that most processes can save
+
         deadline = _waiting.deadline_of(_waiting.check_timeout(timeout))
         try:
             session = _session_of(self)
@@ -235,11 +241,48 @@ def refer(plan: _plans.Plan) -> ObjectRef:
     return ObjectRef(session.uuid, session.path_text, *place, key, session.gid)
 
 
+def refer_to_many(
+    store: bytes,
+    path: str,
+    slots: Iterable[int],
+    generation: int,
+    sizes: Sequence[int],
+    gid: int | None,
+) -> list[ObjectRef]:
+    """Return references to objects without keys; their generations follow each other.
+
+    Flat: the workload "many" of the benchmarks pays for it.
+    """
+    refs = list(map(_new, repeat(ObjectRef, len(sizes))))
+    for ref, slot, number, nbytes in zip(refs, slots, count(generation), sizes):
+        # As `ObjectRef.__init__`.
+        ref._uuid = store
+        ref._path = path
+        ref._slot = slot
+        ref._generation = number
+        ref._nbytes = nbytes
+        ref._key = None
+        ref._gid = gid
+        ref._plan = None
+    return refs
+
+
 def check_owner(session: Session, ref: ObjectRef) -> None:
     """Raise ValueError for a reference into another store."""
     if ref._uuid != session.uuid:
         message = f"{ref!r} belongs to another store than {session.path}; use ref.get() instead"
         raise ValueError(message)
+
+
+def take_back(session: Session, target: ObjectRef | str) -> bool:
+    """Delete an object without the lock, if that can be; False: `_deleting.delete` has to."""
+    if not isinstance(target, ObjectRef) or target._key is not None:
+        return False
+    place = target._slot, target._generation
+    if target._uuid != session.uuid or not _spares.take_back(session, *place):
+        return False
+    counts.add(session.counts, L.SEAT_DELETES)
+    return True
 
 
 def find(session: Session, target: ObjectRef | Digest) -> int:
@@ -261,6 +304,8 @@ def is_there(session: Session, ref: ObjectRef) -> bool:
 
 def _wait_for_end(session: Session, ref: ObjectRef, deadline: float | None) -> bool:
     """Wait until the object of a reference is gone; False: the time is over before."""
+    from shmstore import _waiting  # noqa: PLC0415 - takes time that most processes can save
+
     look, topics = end_of(session, ref)
     while look() is None:
         timeout_s = patience(session, ref, deadline)
@@ -271,8 +316,14 @@ def _wait_for_end(session: Session, ref: ObjectRef, deadline: float | None) -> b
 
 
 def end_of(session: Session, ref: ObjectRef) -> tuple[Callable[[], bool | None], list[int]]:
-    """Return how to look whether an object is gone, and what is rung for it."""
+    """Return how to look whether an object is gone, and what is rung for it.
+
+    From now on it ends under the lock, where bells are rung.
+    """
     words = session.words
+    if 0 <= ref._slot < words[L.W_SLOT_TOP] and _claiming.is_own(session, ref._slot):
+        with session.writeable_clients() as clients:
+            session.lock.run(_claiming.claim, session, ref._slot, clients.words)
 
     def look() -> bool | None:
         return True if words[L.W_DESTROYED] or not is_there(session, ref) else None
@@ -282,6 +333,8 @@ def end_of(session: Session, ref: ObjectRef) -> tuple[Callable[[], bool | None],
 
 def patience(session: Session, ref: ObjectRef, deadline: float | None) -> float | None:
     """Return for how long the end of an object is to be waited for: by then its time is over."""
+    from shmstore import _waiting  # noqa: PLC0415 - takes time that most processes can save
+
     waits = _waiting.left_until(deadline), _reading.seconds_left(session, ref._slot)
     return min((wait_s for wait_s in waits if wait_s is not None), default=None)
 

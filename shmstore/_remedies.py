@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from shmstore._memory.folder import HOW_TO_ENLARGE
 from shmstore._page import nbytes, plural, process
 from shmstore._reading import make_plan
 from shmstore._situation import Situation
+from shmstore._tuples import NamedTuple
 from shmstore.errors import ShmStoreError
 
 _LITTLE: Final = 1 << 10
@@ -100,7 +101,7 @@ def _recovery(now: Situation) -> Iterator[Remedy]:
     census = now.census
     looked_at = census.looked_at(), census.looked_at(alive=False)
     doomed = census.are(states.DOOMED) & (looked_at[0] == 0) & (looked_at[1] > 0)
-    lost = doomed | (census.are(states.WRITING) & census.left_by(with_the_dead=True))
+    lost = doomed | (census.half_made & census.left_by(with_the_dead=True))
     if lost.any():
         size = census.total(lost)
         dead = plural(len(now.dead), "dead process", "dead processes")

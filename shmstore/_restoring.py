@@ -16,7 +16,7 @@ gone, what a get writes to LAST_USED. Of two who bring the same object back the 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
 from shmstore._catalog import states
@@ -29,6 +29,7 @@ from shmstore._memory.segment import Absent
 from shmstore._plans import GONE, Plan
 from shmstore._sharing import counts
 from shmstore._sharing.seats import Anchor
+from shmstore._tuples import NamedTuple
 from shmstore.serialization import headers
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def _finish(session: Session, coming: _Return, whole: bool) -> None:  # noqa: FB
         session.allocator.mark_warm(node)
         slots.return_to_memory(record.slot)
         session.files.remove(record.slot, states.generation_of(record.word))
-        words[L.W_RESTORES] += 1
+        counts.add(words, L.W_RESTORES)
         counts.add(session.counts, L.SEAT_RESTORES)
     slots.doom(helper)
 

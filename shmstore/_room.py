@@ -16,24 +16,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from shmstore import _announcing
 from shmstore._catalog import states
 from shmstore._catalog.clock import boottime_ns
 from shmstore._catalog.queues import are_of
-from shmstore._catalog.table import Table, extents_of, first_end, holds_extent
+from shmstore._catalog.table import extents_of, first_end, holds_extent
 from shmstore._memory import layout as L
 from shmstore._memory import news
 from shmstore._sharing import counts
+from shmstore._tuples import NamedTuple
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from shmstore._catalog.table import Table
     from shmstore._session import Session
 
-Rows = npt.NDArray[np.intp]
+    Rows = npt.NDArray[np.intp]
+
 
 # Of so many slots at a time the oldest objects are found.
 _SAMPLE: Final = 256
@@ -100,7 +104,7 @@ def end_if_over(session: Session, slot: int) -> bool:
 
 
 def _note_expired(session: Session, count: int) -> None:
-    session.words[L.W_EXPIRATIONS] += count
+    counts.add(session.words, L.W_EXPIRATIONS, count)
     counts.add(session.counts, L.SEAT_EXPIRATIONS, count)
 
 
@@ -120,7 +124,7 @@ def evict_for(session: Session, nbytes: int) -> bool:
     victims = withdraw(session, chosen)
     for slot in victims:
         end(session, slot)
-    session.words[L.W_EVICTIONS] += len(victims)
+    counts.add(session.words, L.W_EVICTIONS, len(victims))
     counts.add(session.counts, L.SEAT_EVICTIONS, len(victims))
     session.news.add_at_times(news.INFO, "it is full, what was not used for longest is evicted")
     if victims:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from shmstore import _recovery, _room
+from shmstore import _claiming, _recovery, _room, _spares
 from shmstore._catalog.keys import KeyIndex
 from shmstore._catalog.queues import Queues
 from shmstore._catalog.slots import Slots
@@ -29,13 +29,10 @@ from shmstore._memory.index import INDEX_NAME, Index
 from shmstore._memory.news import News
 from shmstore._memory.owners import group_of
 from shmstore._memory.segment import Segment, open_segment
-from shmstore._memory.spill_files import SpillFiles
 from shmstore._options import ttl_ns
 from shmstore._sharing.clients import Clients
 from shmstore._sharing.lock import StoreLock
-from shmstore._sharing.onlooking import NoPins
 from shmstore._sharing.seats import SEATS_NAME, Pins, Seat
-from shmstore._sharing.tracing import TracedPins
 from shmstore._sharing.waking import Bells
 from shmstore._space import Space
 from shmstore.errors import (
@@ -60,6 +57,9 @@ _FEW_CLIENTS = 8
 
 # Bytes of deleted objects from which on their memory is given back at once.
 _MOST_DOOMED = 1 << 18
+
+# What a process keeps of its own deleted objects for its next puts, at most, unless others need it.
+_MOST_SPARE = 1 << 26
 
 # Objects whose place a process remembers; a plan takes about 1 KiB.
 _MOST_PLANS = 1 << 14
@@ -132,7 +132,7 @@ class Session(Space):
             self.index = open_index(self.folder_fd, self.path)
             opened.callback(self.index.close)
             self.identity = self.index.identity
-            self.uuid = self.identity.uuid.bytes
+            self.uuid = self.identity.uuid.to_bytes(16)
             self.path_text = str(path)
             self.gid = group_of(folder_fd)
             self._read_flags()
@@ -142,12 +142,14 @@ class Session(Space):
             self.segment: Segment = open_segment(
                 folder_fd,
                 path,
-                self.identity.uuid.int,
+                self.identity.uuid,
                 self.identity.capacity,
                 readonly=readonly,
             )
             opened.callback(self.segment.close)
             if self.spills:
+                from shmstore._memory.spill_files import SpillFiles  # noqa: PLC0415 - takes time that most processes can save
+
                 self.files = SpillFiles(folder_fd, path, self.identity.uuid)
                 opened.callback(self.files.close)
             (self._take_seat if seated else self._look_on)()
@@ -162,7 +164,8 @@ class Session(Space):
     def _read_flags(self) -> None:
         """Say what the options of the store mean for this session.
 
-        `clocked`: gets note when they were; `flat`: gets may take the shortest way.
+        `clocked`: gets note when they were; `flat`: gets may take the shortest way; `quick`: what
+        has no key may be put and deleted without the lock.
         """
         flags = self.identity.flags
         self.lock_free = not flags & L.FLAG_LOCKED_READS
@@ -175,6 +178,9 @@ class Session(Space):
         wipes = flags & L.FLAG_ZERO_ON_FREE
         self.most_doomed = 0 if wipes else min(_MOST_DOOMED, self.identity.capacity >> 6)
         self.clocked = (self.spills or self.evicts) and not self.readonly
+        special = self.spills or self.evicts or wipes or self.identity.ttl_ns
+        self.quick = self.lock_free and not (special or self.readonly)
+        self.most_spare = min(_MOST_SPARE, self.identity.capacity >> 5) if self.quick else 0
         self.flat = self.lock_free and not self.traced and (self.clocked or not self.spills)
 
     def _map_tables(self) -> None:
@@ -187,6 +193,7 @@ class Session(Space):
         self.queues = Queues(self.index)
         self.allocator = Allocator(self.index)
         self.unpinned = set()
+        self.spares = _spares.Spares()
 
     @property
     def persistent(self) -> bool:
@@ -257,21 +264,25 @@ class Session(Space):
         # What may fail comes before the seat.
         unchangeable = self.index.map_readonly() if self.readonly else None
         self.row, seat = self.lock.run(self._enter)
-        self.pins = (TracedPins if self.traced else Pins)(seat)
+        self.pins = _kind_of_pins(traced=self.traced)(seat)
         self.counts = self.lock.counts = seat.words
         self.clients.know(self.row, seat)
+        self.pins.prepare()
         self.lock.mark = 0 if self.readonly else self.row + 1
         if unchangeable is not None:
             self.index.protect(unchangeable)
             self._map_tables()
             self.clients.know(self.row, seat)
             self.lock.words = self.words
+        self.spares = _spares.begin(self)
 
     def _look_on(self) -> None:
         """Be nobody: without a seat nothing of the store is written, and no lock is needed."""
         if self.words[L.W_DESTROYED]:
             raise StoreNotFoundError(f"the store {self.path} is being removed", path=str(self.path))
         self.counts = self.lock.counts
+        from shmstore._sharing.onlooking import NoPins  # noqa: PLC0415 - takes time that most processes can save
+
         self.pins = cast("Pins", NoPins())
         self.index.protect(self.index.map_readonly())
         self._map_tables()
@@ -320,7 +331,9 @@ class Session(Space):
         row, seat = self.new_seat(0)
         try:
             self.pins.copy_to(seat)
+            _claiming.tell_of_copied_pins(self)
         except BaseException:
+            self.pins.stay()
             seat.close()
             with self.writeable_clients() as clients:
                 clients.remove(row)
@@ -341,7 +354,7 @@ class Session(Space):
             self.words = words
             return False
         with self.writeable_clients() as clients:
-            self.lock.run(clients.leave, self.row, self.pins.seat.serial)
+            self.lock.run(_spares.leave, self, clients)
         self.bells.remove_files(self.pins.seat.serial)
         return True
 
@@ -354,6 +367,8 @@ class Session(Space):
         self.clients.know(row, seat)
         self.row = row
         self.pid = os.getpid()
+        self.spares.close()  # a signal handler may have forked in the midst of a put
+        self.spares = _spares.begin(self)
         self.lock.replace_descriptor(lock_fd)
         if self.lock.mark:
             self.lock.mark = row + 1
@@ -382,6 +397,7 @@ class Session(Space):
     def close_files(self, *, keep_seat: bool = False) -> None:
         """Close all descriptors and let go of the mappings; views keep what they need of them."""
         self.closed = True
+        self.spares.close()
         self.plans.clear()
         if not keep_seat:
             self.pins.seat.close()
@@ -397,6 +413,14 @@ class Session(Space):
             setattr(self, name, _Closed())
 
 
+def _kind_of_pins(*, traced: bool) -> type[Pins]:
+    if not traced:
+        return Pins
+    from shmstore._sharing.tracing import TracedPins  # noqa: PLC0415 - takes time that most processes can save
+
+    return TracedPins
+
+
 def _nothing() -> None:
     """Nobody is to be told."""
 
@@ -408,6 +432,9 @@ class _Closed:
         raise self._error()
 
     def __getitem__(self, item: object) -> Any:
+        raise self._error()
+
+    def __setitem__(self, item: object, value: object) -> None:
         raise self._error()
 
     def _error(self) -> StoreClosedError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from shmstore._catalog import states
 from shmstore._census import Census, Flags, Sitter
@@ -11,6 +10,7 @@ from shmstore._info import ClientUse, FileSystemUse
 from shmstore._memory import layout as L
 from shmstore._page import nbytes, plural
 from shmstore._session import Session
+from shmstore._tuples import NamedTuple
 
 
 class Situation(NamedTuple):
@@ -128,17 +128,22 @@ def _what_fits(now: Situation) -> str:
 
 
 def _holders_of_slots(now: Situation) -> str:
-    kinds = ((states.DOOMED, "deleted one"), (states.WRITING, "half-made one"))
-    counts = [(int(now.census.are(state).sum()), name) for state, name in kinds]
-    texts = [plural(int(now.census.present.sum()), "object")]
-    return " and ".join(texts + [plural(count, name) for count, name in counts if count])
+    census = now.census
+    kinds = (
+        (census.are(states.DOOMED), "deleted one", "deleted ones"),
+        (census.half_made, "half-made one", "half-made ones"),
+        (census.are(states.SPARE), "slot set aside", "slots set aside"),
+    )
+    texts = [plural(int(census.present.sum()), "object")]
+    texts += [plural(int(which.sum()), *names) for which, *names in kinds if which.any()]
+    return " and ".join(texts)
 
 
 def _holders_of_bytes(now: Situation) -> str:
     """Return what has most of the memory."""
     census = now.census
     deleted = census.total(census.are(states.DOOMED))
-    half_made = census.total(census.are(states.WRITING))
+    half_made = census.total(census.half_made)
     most = max(deleted, half_made)
     if 2 * most > census.used:
         what = "deleted objects that are still looked at" if most == deleted else "half-made puts"

@@ -160,7 +160,7 @@ def _commit(
                 names.remove(name)
                 withdrawn.pop()
                 session.free_extent(record.slot)
-                words[L.W_SPILLS] += 1
+                counts.add(words, L.W_SPILLS)
                 counts.add(session.counts, L.SEAT_SPILLS)
             else:
                 session.slots.return_to_memory(withdrawn.pop())

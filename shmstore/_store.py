@@ -14,7 +14,7 @@
     reclaim: whoever needs room frees doomed slots without pins (lock, barrier)
 
 `_packing`, `_writing`, `_reading` and `_plans` hold the steps, `_session` what a process has of a
-store, `_lifecycle` how stores begin and end.
+store, `_lifecycle` how stores begin and end, `_spares` which puts and deletes need no lock.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy.typing as npt
+import numpy as np
 
 from shmstore import (
-    _awaiting,
+    _batches,
     _deleting,
-    _filing,
     _inspection,
     _packing,
     _plans,
@@ -37,7 +36,6 @@ from shmstore import (
 )
 from shmstore._arguments import check_key, check_mode
 from shmstore._awaiting import Awaiting
-from shmstore._building import Allocation
 from shmstore._catalog.keys import Digest, digest_of
 from shmstore._cooperating import Cooperating
 from shmstore._explaining import Explained
@@ -45,13 +43,17 @@ from shmstore._handle import Handle
 from shmstore._lists import Listing
 from shmstore._maintenance import Maintained
 from shmstore._mapping import NamedObjects
+from shmstore._puts import put_plain
 from shmstore._ref import ObjectRef
+from shmstore._refilling import refill_array
 from shmstore._session import Session
 from shmstore._undecoded import Undecoded
 from shmstore.errors import ObjectNotFoundError
 
 if TYPE_CHECKING:
-    from shmstore._info import ClientInfo, ObjectInfo, StoreStats
+    import numpy.typing as npt
+
+    from shmstore._building import Allocation
 
 _RAISE: Any = object()
 _GONE = _plans.GONE
@@ -126,16 +128,28 @@ class Store(Handle, NamedObjects, Listing, Undecoded, Awaiting, Cooperating, Mai
         CodecNotFoundError
             The codec is unknown or not installed.
         """
-        session = self._live()
+        package, session = None, self._session
+        if session is None or session.closed:
+            session = self._live()
         if key is not None:
             key = check_key(key)
-        package = _packing.pack(
-            obj, key, readonly=readonly, serializers=serializers, compression=compression
-        )
+        elif ttl is None and serializers is None and compression is None and not session.optioned:
+            put_at_once = refill_array if type(obj) is np.ndarray else put_plain
+            found = put_at_once(session, obj, readonly)
+            if isinstance(found, ObjectRef):
+                return found
+            package = found
+        if package is None:
+            package = _packing.pack(
+                obj, key, readonly=readonly, serializers=serializers, compression=compression
+            )
         if ttl is not None or session.optioned:
             package = session.with_options(package, ttl)
-        put = _filing.put if session.spills else _writing.put
-        return put(session, package, overwrite=overwrite)
+        if session.spills:
+            from shmstore import _filing  # noqa: PLC0415 - takes time that most processes can save
+
+            return _filing.put(session, package, overwrite=overwrite)
+        return _writing.put(session, package, overwrite=overwrite)
 
     @overload
     def put_many(
@@ -188,11 +202,16 @@ class Store(Handle, NamedObjects, Listing, Undecoded, Awaiting, Cooperating, Mai
         """
         session = self._live()
         named = isinstance(objects, Mapping)
-        pairs: list[tuple[Any, Any]] = (
-            [(check_key(key), x) for key, x in objects.items()]
-            if isinstance(objects, Mapping)
-            else [(None, x) for x in objects]
-        )
+        pairs: list[tuple[Any, Any]]
+        if isinstance(objects, Mapping):
+            pairs = [(check_key(key), x) for key, x in objects.items()]
+        else:
+            objects = list(objects)
+            if ttl is None and serializers is None and compression is None:
+                done = _batches.put(session, objects)
+                if done is not None:
+                    return done
+            pairs = [(None, x) for x in objects]
         packages = [
             _packing.pack(
                 x, key, readonly=readonly, serializers=serializers, compression=compression
@@ -201,8 +220,12 @@ class Store(Handle, NamedObjects, Listing, Undecoded, Awaiting, Cooperating, Mai
         ]
         if ttl is not None or session.optioned:
             packages = [session.with_options(package, ttl) for package in packages]
-        put_many = _filing.put_many if session.spills else _writing.put_many
-        refs = put_many(session, packages, overwrite=overwrite)
+        if session.spills:
+            from shmstore import _filing  # noqa: PLC0415 - takes time that most processes can save
+
+            refs = _filing.put_many(session, packages, overwrite=overwrite)
+        else:
+            refs = _writing.put_many(session, packages, overwrite=overwrite)
         return {key: ref for (key, _), ref in zip(pairs, refs, strict=True)} if named else refs
 
     def allocate(
@@ -246,6 +269,8 @@ class Store(Handle, NamedObjects, Listing, Undecoded, Awaiting, Cooperating, Mai
             key = check_key(key)
         session = self._live()
         session.check_writeable()
+        from shmstore._building import Allocation  # noqa: PLC0415 - takes time that most processes can save
+
         return Allocation(
             session, shape, dtype, key, overwrite=overwrite, readonly=readonly, ttl=ttl
         )
@@ -339,7 +364,9 @@ class Store(Handle, NamedObjects, Listing, Undecoded, Awaiting, Cooperating, Mai
                 return None
         key = check_key(target)
         if timeout is None or timeout != 0:
-            return _awaiting.secure_key(session, key, timeout, required=required)
+            from shmstore import _expecting  # noqa: PLC0415 - takes time that most processes can save
+
+            return _expecting.secure_key(session, key, timeout, required=required)
         secured = _reading.secure_key(session, key)
         if secured is None and required:
             raise _reading.missing_key(session, key)
@@ -368,14 +395,15 @@ class Store(Handle, NamedObjects, Listing, Undecoded, Awaiting, Cooperating, Mai
         ObjectNotFoundError
             There is no such object (any more).
         """
-        if not self.delete_many([target]):
+        if not self.discard(target):
             if isinstance(target, ObjectRef):
                 raise _ref.missing(target)
             raise _reading.missing_key(self._live(), target)
 
     def discard(self, target: ObjectRef | str) -> bool:
         """Delete an object if it is there; return whether it was."""
-        return self.delete_many([target]) == 1
+        session = self._live()
+        return _ref.take_back(session, target) or self.delete_many([target]) == 1
 
     def delete_many(self, targets: Iterable[ObjectRef | str]) -> int:
         """Delete those of the objects that are there, under one lock hold; return how many."""
@@ -412,32 +440,6 @@ class Store(Handle, NamedObjects, Listing, Undecoded, Awaiting, Cooperating, Mai
         if plan is None:
             raise _reading.missing_key(session, key)
         return _ref.refer(plan)
-
-    # --- looking -------------------------------------------------------------------------------
-
-    def info(self, target: ObjectRef | str) -> ObjectInfo:
-        """Return size, type, age and owner of an object, and who looks at it."""
-        session = self._live()
-        if isinstance(target, ObjectRef):
-            _ref.check_owner(session, target)
-            return target.info()
-        key = check_key(target)
-        plan = _reading.plan_of_key(session, key)
-        if plan is None:
-            raise _reading.missing_key(session, key)
-        return _inspection.describe(plan, _ref.refer(plan), _inspection.pins_by_slot(session))
-
-    def stats(self) -> StoreStats:
-        """Return how much is used, free, pinned and waiting, in bytes."""
-        return _inspection.stats(self._live())
-
-    def objects(self) -> list[ObjectInfo]:
-        """Return what is known of each object, named or not, oldest first."""
-        return _inspection.objects(self._live(), _ref.refer)
-
-    def clients(self) -> list[ClientInfo]:
-        """Return what is known of each attached process."""
-        return _inspection.clients(self._live())
 
 
 def _nameable(session: Session, target: ObjectRef | str) -> ObjectRef | Digest:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from shmstore import _inspection, _ref
 from shmstore._catalog import states
 from shmstore._catalog.clock import boottime_ns
-from shmstore._catalog.table import Table, extents_of, holds_extent
+from shmstore._catalog.table import extents_of, holds_extent
 from shmstore._info import ClientInfo, ObjectInfo, PinInfo
 from shmstore._memory import layout as L
 from shmstore._reading import make_plan
@@ -30,11 +30,16 @@ from shmstore._sharing.clients import Client
 from shmstore._sharing.seats import Views
 from shmstore.errors import ShmStoreError
 
+if TYPE_CHECKING:
+    from shmstore._catalog.table import Table
+
 _NAMES: Final = {
     states.READY: "object",
     states.SPILLED: "spilled",
     states.DOOMED: "deleted",
     states.WRITING: "half-made",
+    states.SPARE: "deleted",
+    states.FILLING: "half-made",
 }
 
 
@@ -105,7 +110,9 @@ def take(session: Session) -> Survey:
     """Copy what is to be told of a store. Takes no lock."""
     session.check_alive()
     words, table = _rows(session)
-    slots = np.flatnonzero(np.isin(states.states_of(words), list(_NAMES)))
+    known = np.isin(states.states_of(words), list(_NAMES))
+    known &= (states.states_of(words) != states.SPARE) | (table[:, L.S_NODE] != 0)
+    slots = np.flatnonzero(known)
     words, table = words[slots], table[slots]
     state = states.states_of(words)
     in_memory = holds_extent(table)

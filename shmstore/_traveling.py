@@ -13,9 +13,10 @@ was sent keeps its pin for `KEEP_S` seconds, as long as no more than `_MOST_KEPT
 and the sender has the store open: the receiver finds the object even if it is deleted in that time.
 
 How a deleted object gets a pin: (1) the reference names the pin of the sender, by seat, cell and
-time. (2) Under the store lock the receiver finds that pin where it was, so the object has been
-pinned ever since it was deleted, and nobody can have seen it without. (3) It stores its own pin.
-The reclaimer, which holds the same lock, finds one of the two.
+time. (2) Under the store lock the receiver stores its own pin. (3) It finds that of the sender
+where it was, so the object has been pinned ever since it was deleted, and nobody can have seen it
+without. A reclaimer that holds the same lock finds one of the two; for the owner, who does not, see
+`_claiming.hold_deleted`. (4) The view gets the pin of (2), and none that comes later.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from time import monotonic
 from types import ModuleType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
-from shmstore import _lifecycle, _ref
+from shmstore import _claiming, _lifecycle, _ref
 from shmstore._catalog import states
 from shmstore._ref import ObjectRef
 from shmstore._session import Session
+from shmstore._tuples import NamedTuple
 from shmstore.errors import ObjectNotFoundError
 
 KEEP_S: Final = 30.0
@@ -122,7 +124,7 @@ def _object_of(session: Session, anchor: Any, mapping: Any) -> Found | None:
 
 def is_deleted(found: Found) -> bool:
     """Return whether nobody can get the object of a view any more who has no view of it."""
-    return states.state_of(found.word) == states.DOOMED
+    return not states.is_present(found.word)
 
 
 # --- sending -------------------------------------------------------------------------------------
@@ -230,10 +232,8 @@ def _hold_deleted(
 ) -> memoryview | None:
     """Pin an object that was deleted and that the sender still pins. Requires: the store lock."""
     slot, generation = place
-    word = session.slots.word(slot)
-    if states.state_of(word) != states.DOOMED or states.generation_of(word) != generation:
-        return None
-    if not session.clients.has_pin(slot, *pin):
+    held = _claiming.hold_deleted(session, slot, generation, pin)
+    if held is None:
         return None
     record, segment = session.slots.read(slot), session.segment
     if mode == "private":
@@ -242,7 +242,8 @@ def _hold_deleted(
         exporter = segment.writeable if mode == "shared" else segment.readonly
         start = record.extent
     anchor: _Array = np.ndarray(record.extent_nbytes, np.uint8, exporter, start)
-    session.pins.pin(anchor, slot)
+    (cell,) = held.cells
+    session.pins.pass_on(cell, anchor)
     return anchor.data
 
 

@@ -18,6 +18,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from shmstore import _claiming
 from shmstore._memory import layout as L
 from shmstore._memory import news
 from shmstore.errors import ShmStoreError
@@ -39,13 +40,14 @@ _SAMPLES: Final = 5
 _PATIENCE_S: Final = 0.1
 
 
-def trim(session: Session, keep_nbytes: int = 0) -> int:
+def trim(session: Session, keep_nbytes: int | None = None) -> int:
     """Give the pages of free extents back to the system; return how many bytes these were.
 
     Parameters
     ----------
     keep_nbytes
-        Bytes of free memory that may stay warm.
+        Bytes of free memory that may stay warm; None: nothing may, not even what clients keep of
+        their deleted objects.
     """
     before = session.segment.resident_nbytes()
     while session.lock.run(_trim_part, session, keep_nbytes):
@@ -55,9 +57,11 @@ def trim(session: Session, keep_nbytes: int = 0) -> int:
     return given
 
 
-def _trim_part(session: Session, keep_nbytes: int) -> bool:
+def _trim_part(session: Session, keep_nbytes: int | None) -> bool:
     """Give some pages back; return whether there may be more. Requires: the store lock."""
     session.check_alive()
+    if keep_nbytes is None:
+        _claiming.seize(session)
     session.reclaim_all()
     words = session.words
     excess = idle_nbytes(session) - keep_nbytes if keep_nbytes else _PART_NBYTES

@@ -51,7 +51,11 @@ def check_timeout(timeout: float | None) -> float | None:
     """Return a timeout in seconds, None: for ever; TypeError, ValueError: it is none."""
     if timeout is None:
         return None
-    seconds = float(timeout)
+    try:
+        seconds = float(timeout)
+    except (OverflowError, TypeError, ValueError) as error:
+        message = f"timeout={timeout!r}: give seconds, or None to wait for ever"
+        raise type(error)(message) from None
     if math.isnan(seconds):
         message = "timeout=nan: give seconds, or None to wait for ever"
         raise ValueError(message)
@@ -75,7 +79,6 @@ def sleep_until(
     timeout_s: float | None,
     settle: Callable[[], Result | None] | None = None,
     sleeper: Sleeper | None = None,
-    lives: Collection[int] = (),
 ) -> Result | None:
     """Wait until a look finds something; return it, or None when the time is over.
 
@@ -92,9 +95,6 @@ def sleep_until(
         As `look`, but called under the lock: its None is right. By default it is `look`.
     sleeper
         One that has rows already, and keeps them afterwards.
-    lives
-        Lifelines of clients (`Bells.follow`): when one of them dies, it is looked again. `settle`
-        must find that out (`Clients.lives`) and end the wait.
 
     Raises
     ------
@@ -107,16 +107,18 @@ def sleep_until(
     if found is not None:
         return found
     with contextlib.ExitStack() as ending:
+        kept = sleeper is not None
         if sleeper is None:
             sleeper = ending.enter_context(Sleeper(session))
         while deadline is None or monotonic() < deadline:
             settled: Result | None = session.lock.run(sleeper.settle, settle, topics)
             if settled is not None:
                 return settled
-            if not sleeper.sleep(deadline, lives):
+            if not sleeper.sleep(deadline):
                 break
-            sleeper.bell.drain()
             found = _await_change(session, look)
+            if found is None or kept:  # else it is silenced when it is borrowed again
+                sleeper.bell.drain()
             if found is not None:
                 return found
     last: Result | None = session.lock.run(settle)
@@ -128,13 +130,15 @@ def spin(look: Callable[[], Result | None], deadline: float | None) -> Result | 
     end = monotonic() + SPIN_S
     if deadline is not None:
         end = min(end, deadline)
-    yields = threading.active_count() > 1
+    threads = threading.active_count() > 1
     while True:
         found = look()
         if found is not None or monotonic() >= end or _is_alone:
             return found
-        if yields:
+        if threads:
             sleep(0)  # the change may be that of another thread of this process
+        elif _has_one_core:
+            _give_way()
 
 
 def _await_change(session: Session, look: Callable[[], Result | None]) -> Result | None:
@@ -153,8 +157,10 @@ def _await_change(session: Session, look: Callable[[], Result | None]) -> Result
     return None
 
 
-# Who spins on the only processor keeps the others from what he waits for.
-_is_alone = count_cores() == 1
+# Who spins on the only processor keeps the others from what he waits for. Where there are more, and
+# he may use one, that may be his alone.
+_is_alone = os.cpu_count() == 1
+_has_one_core = count_cores() == 1
 
 
 class Sleeper(Closing):
@@ -253,14 +259,12 @@ class Sleeper(Closing):
         """Return how many changes a watcher's bell had no room for."""
         return self._session.waiters.lost(self._rows[topic][0])
 
-    def sleep(self, deadline: float | None, lives: Collection[int] = ()) -> bool:
-        """Sleep until the bell is rung, or a lifeline hangs up; False: the time is over."""
+    def sleep(self, deadline: float | None) -> bool:
+        """Sleep until the bell is rung; False: the time is over."""
         counts.add(self._session.counts, L.SEAT_WAITS)
         bell = self.bell
         poll = select.poll()
         poll.register(bell.fd, select.POLLIN)
-        for life in lives:
-            poll.register(life, 0)
         while True:
             wait_ms = _LONGEST_POLL_MS
             if deadline is not None:

@@ -127,21 +127,17 @@ class AsyncSleeper(_waiting.Sleeper):
         if self._woken is not None and not self._woken.done():
             self._woken.set_result(None)
 
-    async def rest(self, deadline: float | None, lives: Collection[int] = ()) -> None:
-        """Wait until the bell was rung for a topic, a lifeline hangs up, or the time is over."""
+    async def rest(self, deadline: float | None) -> None:
+        """Wait until the bell was rung for a topic, or the time is over."""
         loop = asyncio.get_running_loop()
         self._woken = loop.create_future()
         timer = None
         if deadline is not None:
             timer = loop.call_later(max(0.0, deadline - monotonic()), self.wake)
-        for life in lives:
-            loop.add_reader(life, self.wake)
         try:
             await self._woken
         finally:
             self._woken = None
-            for life in lives:
-                loop.remove_reader(life)
             if timer is not None:
                 timer.cancel()
 
@@ -153,7 +149,6 @@ async def sleep_until(
     timeout_s: float | None,
     settle: Callable[[], Result | None] | None = None,
     sleeper: AsyncSleeper | None = None,
-    lives: Collection[int] = (),
 ) -> Result | None:
     """Wait until a look finds something: as `_waiting.sleep_until`, for coroutines.
 
@@ -171,7 +166,7 @@ async def sleep_until(
             if settled is not None:
                 return settled
             counts.add(session.counts, L.SEAT_WAITS)
-            await own.rest(deadline, lives)
+            await own.rest(deadline)
             found = look()
             if found is not None:
                 return found

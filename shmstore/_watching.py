@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from shmstore import _announcing, _waiting
 from shmstore._memory.descriptors import Closing
 from shmstore._ref import ObjectRef
+from shmstore._tuples import NamedTuple
 from shmstore.errors import ChangesLostError, StoreClosedError, WaitTimeoutError
 
 if TYPE_CHECKING:

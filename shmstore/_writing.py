@@ -13,16 +13,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
-
-from shmstore import _announcing, _no_room, _room
+from shmstore import _announcing, _claiming, _no_room, _room, _spares
 from shmstore._catalog import states
+from shmstore._copying import PlanFailed, copy
 from shmstore._memory import folder
 from shmstore._memory import layout as L
 from shmstore._memory.allocator import Extent
 from shmstore._packing import COPY_LOCKED_NBYTES, Package
-from shmstore._puts import Place, refer, refer_all
+from shmstore._puts import Place, put_spare, refer, refer_all
 from shmstore._ref import ObjectRef
+from shmstore._refilling import refill
 from shmstore._session import Session
 from shmstore._sharing.seats import Anchor
 from shmstore.errors import (
@@ -40,6 +40,14 @@ _EXPIRE_FEW: Final = 64
 
 def put(session: Session, package: Package, *, overwrite: bool) -> ObjectRef:
     """Store one packed object."""
+    content = package.content
+    if package.key is None and not content.ttl_ns:
+        if not package.extent_nbytes:
+            ref = put_spare(session, content.kind, content.header, content.inline)
+        else:
+            ref = refill(session, package)
+        if ref is not None:
+            return ref
     places: list[Place] = []
     run = session.lock.run
     try:
@@ -101,10 +109,14 @@ def put_small(
         begin(session, [package], overwrite=overwrite)
     slot, extent = find_place(session, package)
     if extent is not None and (extent.cold or extent.nbytes > COPY_LOCKED_NBYTES):
-        take_place(session, slot, extent, places)
-        return session.pins.hold(places[0].slot)
-    insert(session, package, slot, extent, places)
-    return None
+        take_place(session, slot, extent, places, _link_for(session, package))
+        guard = session.pins.hold(places[0].slot)
+    else:
+        guard = None
+        insert(session, package, slot, extent, places)
+    if package.key is None:
+        (_spares.settle if package.extent_nbytes else _spares.set_aside)(session)
+    return guard
 
 
 def _put_all_small(
@@ -144,7 +156,7 @@ def _insert_all(
     places += [Place(slot, generation, None) for generation, slot in numbered]
     named = [both for both in zip(packages, places, strict=True) if both[0].key is not None]
     if named:
-        keys.prepare()
+        keys.prepare(len(named))
         if session.words[L.W_WAITERS]:
             for package, place in named:
                 _tell(session, package, place)
@@ -256,13 +268,22 @@ def check_allowed(session: Session, packages: Sequence[Package], *, overwrite: b
 
 def reserve(session: Session, package: Package, places: list[Place]) -> None:
     """Take a slot and an extent for a put that goes on without the lock."""
-    take_place(session, *find_place(session, package), places)
+    take_place(session, *find_place(session, package), places, _link_for(session, package))
 
 
-def take_place(session: Session, slot: int, extent: Extent | None, places: list[Place]) -> None:
+def take_place(
+    session: Session, slot: int, extent: Extent | None, places: list[Place], link: int = 0
+) -> None:
     """Give a slot, and an extent, to a put that goes on without the lock."""
     places.append(Place(slot, session.slots.next_generation(), extent))
-    session.slots.reserve(slot, session.pins.seat.serial, extent)
+    session.slots.reserve(slot, session.pins.seat.serial, extent, link)
+
+
+def _link_for(session: Session, package: Package) -> int:
+    """Return whether this process may take the object back without the lock, as its LINK."""
+    nbytes = package.extent_nbytes
+    ends_alone = package.key is None and not package.content.ttl_ns
+    return L.LINK_OWN if ends_alone and 0 < nbytes <= session.most_spare else 0
 
 
 def find_place(session: Session, package: Package) -> tuple[int, Extent | None]:
@@ -277,6 +298,8 @@ def find_place(session: Session, package: Package) -> tuple[int, Extent | None]:
         return place
     if not session.evicts:  # there what is over is the first to go
         _room.expire(session)
+    _claiming.seize(session)
+    _spares.give_back_slots(session, _spares.ROOM)
     session.bury()
     if place := _try_place(session, package):
         return place
@@ -320,52 +343,10 @@ def insert(
     if session.words[L.W_WAITERS] and package.key is not None:
         _tell(session, package, place)
     old = -1 if package.key is None else session.keys.find(content.digest)
-    slots.insert(slot, content, session.pins.seat.serial, session.pid, extent)
+    link = _link_for(session, package)
+    slots.insert(slot, content, session.pins.seat.serial, session.pid, extent, link)
     if package.key is not None:
         _take_key(session, slot, old)
-
-
-def copy(session: Session, package: Package, place: Place, guard: object = None) -> None:
-    """Copy the frames into the extent, or make them there; `guard` pins it for other threads."""
-    if place.extent is None:
-        return
-    _, start, _, cold = place.extent
-    segment = session.segment
-    ready: list[tuple[int, memoryview]] = []
-    for offset, frame in package.frames:
-        if isinstance(frame, memoryview):
-            ready.append((start + offset, frame))
-            continue
-        if cold:
-            segment.reserve(start + offset, frame.nbytes)
-        # Whoever keeps a view of it, as a reader does, holds a pin.
-        window = np.ndarray(frame.nbytes, np.uint8, segment.writeable, start + offset)
-        session.pins.pin(window, place.slot)
-        try:
-            frame.write_into(window.data)
-        except BaseException as error:
-            raise PlanFailed(error) from error
-    try:
-        segment.write(ready, cold=cold, guard=guard)
-    finally:
-        del guard  # an error keeps this frame, and would keep the memory with it
-    seal(session, package, place)
-
-
-def seal(session: Session, package: Package, place: Place) -> None:
-    """Keep the checksum of what lies in the extent and cannot be written by readers."""
-    if package.content.kind & L.KIND_DATA_CRC and place.extent is not None:
-        start = place.extent.offset
-        ranges = [(start + offset, nbytes) for offset, nbytes in package.sealed]
-        session.slots.note_data_crc(place.slot, session.segment.checksum(ranges))
-
-
-class PlanFailed(BaseException):
-    """What the plan of a frame raised: nothing that the store should explain."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(error)
-        self.error = error
 
 
 def publish(session: Session, package: Package, place: Place, state: int = states.READY) -> None:

@@ -38,9 +38,10 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from shmstore import _awaiting, _plans, _ref, _store, _waiting, _waiting_async, _watching
+from shmstore import _expecting, _plans, _ref, _store, _waiting, _waiting_async, _watching
 from shmstore._arguments import check_key, check_mode
-from shmstore._awaiting import ALL, Expected, Waited
+from shmstore._awaiting import Waited
+from shmstore._expecting import ALL, Expected
 from shmstore._memory.descriptors import Closing
 from shmstore._queue_async import Queue
 from shmstore._ref import ObjectRef
@@ -196,12 +197,12 @@ class Store:
         """Wait for the object of a key, and read it."""
         session = self.sync._live()
         deadline = _waiting.deadline_of(timeout_s)
-        look, settle, topics = _awaiting.finders(session, key)
+        look, settle, topics = _expecting.finders(session, key)
         while True:
             left_s = _waiting.left_until(deadline)
             found = await _waiting_async.sleep_until(session, look, topics, left_s, settle)
             if found is None:
-                raise _awaiting.overdue(session, key, timeout_s)
+                raise _expecting.overdue(session, key, timeout_s)
             with contextlib.suppress(ObjectNotFoundError):  # it is gone again
                 return await read()
 

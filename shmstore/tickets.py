@@ -21,19 +21,24 @@ import os
 import socket
 import weakref
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
-from shmstore import _deleting, _lifecycle, _plans, _reading, _ref
+from shmstore import _claiming, _deleting, _lifecycle, _plans, _reading, _ref, _spares
 from shmstore._catalog import states
+from shmstore._lease import Lease
 from shmstore._memory import layout as L
 from shmstore._ref import ObjectRef
 from shmstore._session import Session
 from shmstore._store import Store
+from shmstore._tuples import NamedTuple
 from shmstore.errors import ObjectNotFoundError, ShmStoreError
 
 _MODE: Final = "private"
+
+# What was deleted may be given back by its owner, once, while it is looked at.
+_LOOKS: Final = 2
 
 __all__ = [
     "Hold",
@@ -145,15 +150,16 @@ def redeem(ticket: Ticket) -> tuple[Any, Hold]:
     try:
         plan, held = _ref.secure(session, ref)
     except ObjectNotFoundError:
-        found = session.lock.run(_hold_deleted, session, ticket)
-        if found is None:
+        for _ in range(_LOOKS):
+            found = session.lock.run(_hold_deleted, session, ticket)
+            if found is None:
+                raise
+            made = _reading.make_plan(session, ticket.slot, found.word)
+            if made is not None:
+                plan, held = made, Lease(made, found.cells)
+                break
+        else:
             raise
-        word, _pin = found
-        made = _reading.make_plan(session, ticket.slot, word)
-        held = _plans.GONE if made is None else made.secure_once()
-        if made is None or held is _plans.GONE:
-            raise
-        plan = made
     obj, hold = _build(session, ref, plan, held)
     if type(obj) is np.ndarray and not ticket.writeable:
         obj.flags.writeable = hold.writeable = False
@@ -166,16 +172,10 @@ def _build(session: Session, ref: ObjectRef, plan: _plans.Plan, held: Any) -> tu
     return obj, Hold(session, ref, anchor, obj)
 
 
-def _hold_deleted(session: Session, ticket: Ticket) -> tuple[int, Any] | None:
+def _hold_deleted(session: Session, ticket: Ticket) -> _claiming.Held | None:
     """Pin what was deleted meanwhile and its sender still pins. Requires: the store lock."""
-    word = session.slots.word(ticket.slot)
-    same = states.generation_of(word) == ticket.generation
-    if not same or states.state_of(word) != states.DOOMED:
-        return None
     pin = ticket.row, ticket.serial, ticket.cell, ticket.since
-    if not session.clients.has_pin(ticket.slot, *pin):
-        return None
-    return word, session.pins.hold(ticket.slot)
+    return _claiming.hold_deleted(session, ticket.slot, ticket.generation, pin, pins=2)
 
 
 def is_sender_alive(ticket: Ticket) -> bool:
@@ -260,4 +260,5 @@ def domain_of(store: Store) -> str:
 def use_of(store: Store) -> tuple[int, int]:
     """Return how many bytes of a store are used, and how many there are. Takes no lock."""
     session = store._live()
-    return int(session.words[L.W_USED]), session.identity.capacity
+    used = int(session.words[L.W_USED]) - _spares.kept_nbytes(session.clients)
+    return used, session.identity.capacity

@@ -58,7 +58,9 @@ def plugin(root: Path, **options: Any) -> sharing.Plugin:
 @contextlib.asynccontextmanager
 async def small(*plugins: sharing.Plugin | None, **options: Any) -> AsyncIterator[Small]:
     """Give a cluster with a worker for each plugin; None: it does not share."""
-    async with Scheduler(host="127.0.0.1", port=0, dashboard=False) as scheduler:
+    async with Scheduler(
+        host="127.0.0.1", port=0, dashboard=False, dashboard_address=":0"
+    ) as scheduler:
         workers: list[Any] = []
         async with contextlib.AsyncExitStack() as stack:
             for each in plugins:

@@ -29,11 +29,13 @@ from shmstore import Store
 SHARED_MEMORY = Path("/dev/shm")
 
 
-# Proofs by repetition: what they prove does not depend on the version of Python.
+# What these prove does not depend on the version of Python, so one version proves it for all:
+# by repetition, in races, ...
 _PROOFS = {
     "test_benchmarks",
     "test_crash",
     "test_damage_files",
+    "test_evict_race",
     "test_faults",
     "test_history",
     "test_interleave",
@@ -42,15 +44,27 @@ _PROOFS = {
     "test_kill_matrix",
     "test_leaks",
     "test_model",
+    "test_pin_race",
+    "test_queue_crowd",
     "test_soak",
+    "test_spill_races",
     "test_strangers",
 }
+# ... of how much work there is with many objects, ...
+_FIGURES = {"test_contention", "test_scale"}
+# ... and of what is written.
+_TEXTS = {"test_architecture", "test_cli_demo", "test_documentation", "test_proofs", "test_rows"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark all tests of the proofs as slow."""
+    """Mark as slow what one version of Python proves for all."""
+    same = _PROOFS | _FIGURES | _TEXTS
     for item in items:
-        if item.path.stem in _PROOFS:
+        # Reads under the lock differ from those without it in no call of Python's.
+        under_lock = isinstance(item, pytest.Function) and (
+            hasattr(item, "callspec") and item.callspec.params.get("locked_reads") is True
+        )
+        if under_lock or item.path.stem in same:
             item.add_marker("slow")
 
 

@@ -57,7 +57,7 @@ def own_handlers() -> Iterator[None]:
                 for name, cls in {**by_name, **dispatch._by_name}.items()
                 if name in by_name or cls in keep
             }
-            dispatch._cache = {}
+            dispatch.cache = {}
 
 
 def decline(_: Any) -> Any:

@@ -384,7 +384,13 @@ class Fork(Operation):
         """Fork, and wait for the child."""
         pid = os.fork()
         if not pid:
-            os._exit(self._as_child())
+            code = 4
+            try:
+                code = self._as_child()
+            except KeyboardInterrupt:  # of `faults`, in the child: it ends
+                code = 0
+            finally:
+                os._exit(code)
         self.ends.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
     def _as_child(self) -> int:

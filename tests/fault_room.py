@@ -8,8 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 from fault_operations import LARGE, PUBLISHED, Operation, make_store, operation, same
-
-import shmstore
+from fault_stores import CloseOwner
 
 # A store of 2 MiB is nearly full with these.
 MANY = {f"old-{i}": np.full(40_000, i) for i in range(5)}
@@ -202,32 +201,5 @@ class DeleteSpilled(Restore):
 
 
 @operation("destroy with files")
-class DestroyWithFiles(Restore):
+class DestroyWithFiles(CloseOwner, Restore):
     """They go too."""
-
-    @property
-    def stays_out(self) -> bool:
-        """Whether the handle is closed; otherwise it may be closed again."""
-        return self.store is None or self.store.closed
-
-    def act(self) -> None:
-        """Destroy."""
-        assert self.store is not None
-        self.store.close()
-
-    def again(self) -> None:
-        """Close again if it is not closed; what it could not remove then is removed by others."""
-        self.act()
-        shmstore.prune()
-
-    def wrong_after_failure(self) -> Iterator[str]:
-        """It may be tried again."""
-        return iter(())
-
-    def wrong(self) -> Iterator[str]:
-        """Nothing is there, unless files that could not be removed."""
-        if list(self.root.iterdir()):
-            yield f"in the root: {list(self.root.rglob('*'))}"
-
-    def finish(self) -> None:
-        """Nothing is left to do."""

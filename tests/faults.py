@@ -37,6 +37,8 @@ from typing import Any, Final, NamedTuple
 
 import fault_objects  # noqa: F401 - enters its operations
 import fault_room  # noqa: F401 - as above
+import fault_sent  # noqa: F401 - as above
+import fault_spares  # noqa: F401 - as above
 import fault_stores  # noqa: F401 - as above
 import proofs
 from fault_operations import OPERATIONS, Operation

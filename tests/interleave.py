@@ -17,11 +17,30 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+import interleave_deaths
+import interleave_extents
+import interleave_own
+import interleave_own_mutants
+import interleave_sent
 import proofs
 from interleave_actors import explore
 from interleave_explorer import Result
-from interleave_mutants import MUTANTS
-from interleave_scenarios import SCENARIOS
+from interleave_mutants import MUTANTS as COMMON_MUTANTS
+from interleave_scenarios import SCENARIOS as COMMON_SCENARIOS
+
+SCENARIOS = {
+    **COMMON_SCENARIOS,
+    **interleave_deaths.SCENARIOS,
+    **interleave_own.SCENARIOS,
+    **interleave_extents.SCENARIOS,
+    **interleave_sent.SCENARIOS,
+}
+MUTANTS = {
+    **COMMON_MUTANTS,
+    **interleave_own_mutants.MUTANTS,
+    **interleave_extents.MUTANTS,
+    **interleave_sent.MUTANTS,
+}
 
 
 def note(name: str, result: Result) -> None:

@@ -1,7 +1,7 @@
 """What do simulated processes do, and with which objects? The words that scenarios are written in.
 
 A scenario makes a store ready, says what each process does (ordinary calls of `Store`), and what
-must be true at the end. What must never happen in between is in `interleave_world`.
+must be true at the end. What must never happen in between is in `interleave_guard`.
 """
 
 from __future__ import annotations
@@ -102,6 +102,12 @@ class Actor:
         known = tuple(session.pins.free), frozenset(session.unpinned)
         self.process.settle(outcome, (*known, self.world.remembered.get(self.process.number)))
         return outcome
+
+    def plan_of(self, ref: ObjectRef) -> Plan | None:
+        """Get an object before anything happens; return what is remembered of it."""
+        own = self.world.refer(ref)
+        self.store.get(own)
+        return own._plan
 
     def value_of(self, got: Any) -> int:
         """Look at an object for a while; return the one number that it consists of."""

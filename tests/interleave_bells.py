@@ -6,7 +6,7 @@ are calls of the system: the own stores come before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Self
 
 from interleave_memory import BELLS, SLEEP, Process, running
@@ -85,13 +85,12 @@ class Bells:
         """Do nothing: there are no descriptors."""
 
 
-def sleep(sleeper: Any, _: float | None, lives: Sequence[int] = ()) -> bool:
+def sleep(sleeper: Any, _: float | None) -> bool:
     """Sleep, in the place of `Sleeper.sleep`."""
     process = running()
     assert process is not None, "only simulated processes sleep"
     address = BELLS + process.number
     assert sleeper.bell.serial > 0
-    assert not lives, "nobody follows a life here"
     process.drain()
     process.known.note(address, process.number, store=False, locked=False)
     process.wait(SLEEP, address)

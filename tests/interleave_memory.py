@@ -19,7 +19,8 @@ multiprocessors", CACM 53, 2010):
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import greenlet
@@ -34,6 +35,7 @@ FILES: Final = 1 << 52  # + serial of a seat file: 1 if it is there
 ALIVE: Final = 1 << 53  # + process
 DISK: Final = 1 << 54  # a hash of the files that objects were moved to
 BELLS: Final = 1 << 55  # + process: 1 if its bell was rung
+PAUSED: Final = 1 << 56  # what somebody looks at who lets time pass
 
 
 _NOBODY: Final = (0, 0, 0, 0)
@@ -161,6 +163,8 @@ class Memory:
 
     def change(self, process: int, address: int, old: Any, new: Any) -> None:
         """Change what lies at an address from `old` to `new`."""
+        if address < SEATS and new < 0:
+            raise Counterexample(f"{new} is stored at {address}")
         self._first.setdefault(address, old)
         self.poke(address, new)
         self.digest ^= hash((address, old)) ^ hash((address, new))
@@ -192,6 +196,8 @@ class Process:
         A hash of all that it has seen: with it its state is known, since its code is deterministic.
     segment
         How many labels it has passed.
+    lasting
+        Returns what its code remembers from one call to the next.
     """
 
     def __init__(self, number: int, name: str, memory: Memory, known: Knowledge) -> None:
@@ -201,6 +207,7 @@ class Process:
         self.known = known
         self.direct = True
         self.fiber: Any = None
+        self.lasting: Callable[[], Any] = tuple
         self.clear()
 
     def clear(self) -> None:
@@ -252,6 +259,16 @@ class Process:
             self.fiber.throw(Killed)
         self.fiber = None
 
+    @contextlib.contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Do something more, alone, after all have ended."""
+        assert self.direct
+        ended, self.dead = self.dead, False
+        try:
+            yield
+        finally:
+            self.dead = ended
+
     # --- what the code does --------------------------------------------------------------------
 
     def load(self, address: int) -> Any:
@@ -302,7 +319,11 @@ class Process:
     def forget(self, *state: Any) -> None:
         """Forget what was seen since `settle`: only how often this was called matters."""
         self.tries += 1
-        self.history = hash((self.tries, *map(str, self.outcomes), *state))
+        self.forget_what_was_seen(*state)
+
+    def forget_what_was_seen(self, *state: Any) -> None:
+        """The same, however often."""
+        self.history = hash((self.tries, *map(str, self.outcomes), *state, self.lasting()))
 
     # --- what the scheduler does ---------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from interleave_actors import (
     KINDS,
@@ -17,7 +17,6 @@ from interleave_actors import (
     colliding_keys,
     expect,
     expect_kept,
-    expect_promise,
     expect_put,
     fill,
     fill_and_look,
@@ -50,20 +49,12 @@ def reused(kind: str, *, remembered: bool, mode: str = "shared", readers: int = 
         writer = Actor(world, readers)
         ref = writer.store.put(KINDS[kind](OLD))
         fill(world, 0)
-        plans = [world.refer(ref) for _ in range(readers)]
-        for store, plan in zip(world.stores, plans, strict=False):
-            store.get(plan)
 
         def reading(number: int) -> Callable[[Process], None]:
             reader = Actor(world, number)
-            plan = plans[number]._plan
-
-            def read(_: Process) -> None:
-                own = world.refer(ref)
-                own._plan = plan if remembered else None
-                reader.get(own, OLD, None, mode=mode)
-
-            return read
+            remembers = reader.plan_of(ref)
+            plan = remembers if remembered else None
+            return lambda _: reader.get(world.refer(ref, plan), OLD, None, mode=mode)
 
         def write(_: Process) -> None:
             writer.delete(world.refer(ref))
@@ -209,13 +200,11 @@ def evicted(*, remembered: bool, again: bool = True) -> Make:
         reader, writer = Actor(world, 0), Actor(world, 1)
         ref = writer.store.put(array(OLD), key="k")
         fill_and_look(world, 0)
-        plan_ref = world.refer(ref)
-        reader.store.get(plan_ref)
+        plan = reader.plan_of(ref)
 
         def read(_: Process) -> None:
-            own = world.refer(ref)
-            own._plan = plan_ref._plan if remembered else None
-            reader.get(own if again else own._plan, OLD, None)
+            own = world.refer(ref, plan if remembered else None)
+            reader.get(own if again else plan, OLD, None)
 
         world.scripts = [read, lambda _: writer.put(array(OTHER), "other")]
         expect(world, "k", OLD, None)
@@ -234,17 +223,13 @@ def spilled(*, writes: bool, again: bool = True, returns: bool = False) -> Make:
         reader, writer = Actor(world, 0), Actor(world, 1)
         ref = writer.store.put(array(OLD), key="k")
         fill_and_look(world, 0)
-        plan_ref = world.refer(ref)
-        reader.store.get(plan_ref)
-        plan = plan_ref._plan
+        plan = reader.plan_of(ref)
 
         def read(_: Process) -> None:
-            own = world.refer(ref)
-            own._plan = plan
             if not again:
                 reader.change(plan, NEW, OLD)
                 return
-            last = reader.change(own, NEW, OLD) if writes else OLD
+            last = reader.change(world.refer(ref, plan), NEW, OLD) if writes else OLD
             reader.get(world.refer(ref), last)
 
         def write(_: Process) -> None:
@@ -267,46 +252,24 @@ def _expect_last(world: World) -> None:
         raise Counterexample(f"at the end 'k' is {seen}, was {last}")
 
 
-def dying_spiller(world: World) -> None:
-    """A process dies while it moves an object to a file; another gets it, and makes room again."""
-    victim, other = Actor(world, 0), Actor(world, 1)
-    ref = victim.store.put(array(OLD), key="k")
-    fill_and_look(world, 0)
-
-    def go_on(_: Process) -> None:
-        other.get(world.refer(ref), OLD)
-        other.put(array(OTHER), "other")
-        other.get(world.refer(ref), OLD)
-
-    world.scripts = [lambda _: victim.put(array(NEW), "new"), go_on]
-    expect_kept(world, "k", OLD)
-    expect_put(world, 1, "other", OTHER)
-
-
-_EVICT: Final = (("on_full", "evict"),)
-_SPILL: Final = (("on_full", "spill"),)
-SCENARIOS["evicted: array"] = Scenario(evicted(remembered=True, again=False), options=_EVICT)
+EVICT: Final = (("on_full", "evict"),)
+SPILL: Final = (("on_full", "spill"),)
+SCENARIOS["evicted: array"] = Scenario(evicted(remembered=True, again=False), options=EVICT)
 SCENARIOS["evicted, first get: array"] = Scenario(
-    evicted(remembered=False), options=_EVICT, deep=True
+    evicted(remembered=False), options=EVICT, deep=True
 )
 SCENARIOS["evicted, later get: array"] = Scenario(
-    evicted(remembered=True), options=_EVICT, deep=True
+    evicted(remembered=True), options=EVICT, deep=True
 )
 SCENARIOS["spilled while written: array"] = Scenario(
-    spilled(writes=True, again=False), options=_SPILL
+    spilled(writes=True, again=False), options=SPILL
 )
-SCENARIOS["spilled, got again: array"] = Scenario(spilled(writes=False), options=_SPILL, deep=True)
+SCENARIOS["spilled, got again: array"] = Scenario(spilled(writes=False), options=SPILL, deep=True)
 SCENARIOS["spilled while written, got again: array"] = Scenario(
-    spilled(writes=True), options=_SPILL, deep=True
+    spilled(writes=True), options=SPILL, deep=True
 )
 SCENARIOS["spilled while written, brought back: array"] = Scenario(
-    spilled(writes=True, returns=True), options=_SPILL, deep=True
-)
-SCENARIOS["death while evicting: array"] = Scenario(
-    evicted(remembered=True, again=False), options=_EVICT, mortal=(1,), deep=True
-)
-SCENARIOS["death while spilling: array"] = Scenario(
-    dying_spiller, ("victim", "other"), options=_SPILL, mortal=(0,), deep=True
+    spilled(writes=True, returns=True), options=SPILL, deep=True
 )
 
 
@@ -335,117 +298,3 @@ def waited_for(kind: str, *, putters: int = 1) -> Make:
 
 
 SCENARIOS["waited for: plain"] = Scenario(waited_for("plain"), ("waiter", "putter"))
-SCENARIOS["waited for, death of the putter: plain"] = Scenario(
-    waited_for("plain"), ("waiter", "putter"), mortal=(1,)
-)
-SCENARIOS["waited for, death of the waiter: plain"] = Scenario(
-    waited_for("plain"), ("waiter", "putter"), mortal=(0,)
-)
-SCENARIOS["waited for, death of one of two: plain"] = Scenario(
-    waited_for("plain", putters=2), ("waiter", "putter", "other"), mortal=(1,), deep=True
-)
-
-
-# --- processes die --------------------------------------------------------------------------------
-
-Act = Callable[[Actor, Callable[[int], Any]], Any]
-
-ACTS: Final[dict[str, Act]] = {
-    "put": lambda actor, kind: actor.put(kind(NEW), "k"),
-    "delete": lambda actor, _: actor.delete("k"),
-    "delete, put": lambda actor, kind: (actor.delete("k"), actor.put(kind(OTHER))),
-    "put by reference": lambda actor, kind: actor.put(kind(NEW)),
-}
-
-
-def dying(kind: str, act: str, *, exists: bool = True, looks: bool = True) -> Make:
-    """A process dies at any store of what it does; another looks, and goes on with the store."""
-
-    def make(world: World) -> None:
-        victim, other = Actor(world, 0), Actor(world, 1)
-        if exists:
-            victim.store.put(KINDS[kind](OLD), key="k")
-        kept = victim.store.put(KINDS[kind](OTHER), key="kept")
-        fill(world, 512)
-        before = OLD if exists else None
-        after = {"put": NEW, "put by reference": before}.get(act)
-
-        def go_on(_: Process) -> None:
-            seen = [other.get("k", before, after)] if looks else []
-            other.put(KINDS[kind](OTHER), "other")
-            seen.append(other.get("k", before, after))
-            if seen == [after, before] and after != before:
-                raise Counterexample("what was changed comes back")
-            other.get(world.refer(kept), OTHER)
-
-        world.scripts = [lambda _: ACTS[act](victim, KINDS[kind]), go_on]
-        expect_kept(world, "kept", OTHER)
-        expect_kept(world, "other", OTHER)
-        expect_promise(world, 0, "k", after, before)
-
-    return make
-
-
-def dying_under_a_view(world: World) -> None:
-    """A writer dies at any store while a third process holds the object, or is about to."""
-    victim, other, reader = (Actor(world, number) for number in range(3))
-    ref = victim.store.put(array(OLD), key="k")
-    fill(world, 64)
-    plan_ref = world.refer(ref)
-    reader.store.get(plan_ref)
-    plan = plan_ref._plan
-
-    def read(_: Process) -> None:
-        own = world.refer(ref)
-        own._plan = plan
-        reader.get(own, OLD, None)
-
-    def go_on(_: Process) -> None:
-        other.put(array(OTHER))
-        other.put(array(OTHER))
-
-    world.scripts = [lambda _: victim.delete("k"), go_on, read]
-    expect(world, "k", OLD, None)
-
-
-def dying_reader(*, remembered: bool) -> Make:
-    """A reader dies with its pin, at any step; its seat is buried when the memory is needed."""
-
-    def make(world: World) -> None:
-        reused("array", remembered=remembered)(world)
-        expect_kept(world, "filling", 0)
-
-    return make
-
-
-for _act in ACTS:
-    for _kind in ("plain", "array"):
-        SCENARIOS[f"death in {_act}: {_kind}"] = Scenario(
-            dying(_kind, _act, looks=_kind == "plain"),
-            ("victim", "other"),
-            mortal=(0,),
-            deep=_act == "delete, put",
-        )
-SCENARIOS["death in put, no such key: array"] = Scenario(
-    dying("array", "put", exists=False, looks=False), ("victim", "other"), mortal=(0,)
-)
-SCENARIOS["death in put, copied without the lock: wide array"] = Scenario(
-    dying("wide array", "put", looks=False),
-    ("victim", "other"),
-    patches=TWO_HOLDS,
-    mortal=(0,),
-    deep=True,
-)
-SCENARIOS["death under a view: array"] = Scenario(
-    dying_under_a_view, ("victim", "other", "reader"), mortal=(0,)
-)
-SCENARIOS["death of a reader, first get: array"] = Scenario(
-    dying_reader(remembered=False), mortal=(0,), deep=True
-)
-SCENARIOS["death of a reader, later get: array"] = Scenario(
-    dying_reader(remembered=True), mortal=(0,)
-)
-for _act in ("put", "delete"):
-    SCENARIOS[f"death in {_act}, death in mending: plain"] = Scenario(
-        dying("plain", _act, looks=False), ("victim", "other"), mortal=(0, 1), deaths=2, deep=True
-    )

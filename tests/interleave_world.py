@@ -9,20 +9,21 @@ in the folder of seats, the clock.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pickle
 import sys
 import tempfile
-import time
 import types
-import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 from unittest import mock
 
 import interleave_names
+import interleave_spares
 import numpy as np
 from interleave_bells import Bells, sleep
+from interleave_guard import Guard
 from interleave_memory import (
     ALIVE,
     FILES,
@@ -30,7 +31,6 @@ from interleave_memory import (
     LOAD,
     LOCK,
     PASS,
-    SEATS,
     SEGMENT,
     UNLOCK,
     Counterexample,
@@ -39,9 +39,10 @@ from interleave_memory import (
     Process,
     running,
 )
+from interleave_time import LOOKED_AT, STILL
 from interleave_wrappers import NumPy, Packing, instrument, parts_of, put_back, seat_for, view_of
 
-from shmstore import ObjectRef, Store, _reading, _ref, _space, _waiting
+from shmstore import ObjectRef, Store, _claiming, _reading, _ref, _space, _waiting
 from shmstore._catalog import inserts as inserts_module
 from shmstore._catalog import states
 from shmstore._catalog import table as table_module
@@ -50,16 +51,14 @@ from shmstore._memory import index as index_module
 from shmstore._memory import layout as L
 from shmstore._memory.descriptors import Descriptor
 from shmstore._options import Options
+from shmstore._plans import Plan
 from shmstore._session import Session
 from shmstore._sharing import clients as clients_module
 from shmstore._sharing import lock as lock_module
 from shmstore._sharing import seats as seats_module
 from shmstore._sharing import waiters as waiters_module
 
-NOW_NS = 1_700_000_000_000_000_000
-
-_STORE = uuid.UUID(int=1 << 76 | 1)
-_BEGINS = (states.FREE, states.WRITING)
+_STORE = 1 << 76 | 1
 _CELLS = 4  # per seat
 _TRIES = 2  # before a get takes the lock
 
@@ -82,7 +81,7 @@ class World:
             folder = tempfile.TemporaryDirectory(prefix="shmstore-test-")
             options["spill_dir"] = self._spilled.enter_context(folder)
         # Checksums begin with the UUID: with the same one, the same words mean the same state.
-        with mock.patch.object(uuid, "uuid4", return_value=_STORE):
+        with mock.patch.object(index_module, "random_uuid", return_value=_STORE):
             self.store = Store.create(max_clients=len(names) + 1, **options)
         self.judge_session: Any = self.store._session
         # What a weakened protocol keeps in mind from one call to the next, by process.
@@ -111,8 +110,10 @@ class World:
             for session, p in zip(everyone, processes, strict=True)
         }
         self._geometry = self.judge_session.index.geometry
+        self._guard = Guard(self.memory, self.processes, self._geometry)
         self._patches = contextlib.ExitStack()
         for session, process in zip(everyone, processes, strict=True):
+            process.lasting = functools.partial(interleave_spares.known_of, session)
             session.bells.close()
             session.bells = Bells(process, self._serials)
             self._patches.enter_context(put_back(session))
@@ -161,8 +162,9 @@ class World:
             pins.free.clear()
         self.memory._first.clear()
         self.memory.digest = 0
-        self.memory.watch = self._watch
+        self.memory.watch = self._guard.look
         self._kept = []
+        self._spares = [interleave_spares.Kept(session) for session in self.sessions]
         for session in [*self.sessions, self.judge_session]:
             session.plans.clear()
             # The reclaimer loads the cells upward: each new pin lies where it has just been.
@@ -173,6 +175,8 @@ class World:
     def reset(self) -> None:
         """Go back to the beginning."""
         self.memory.reset()
+        for spares in self._spares:
+            spares.put_back()
         if self.judge_session.spills:
             for name in self.judge_session.files.names():
                 (self.judge_session.files.path / name).unlink()
@@ -193,6 +197,7 @@ class World:
         enter(put(clients_module.Clients, "is_alive", self._is_alive))
         enter(put(clients_module, "os", self._folder_of_seats()))
         enter(put(seats_module, "_FIRST_CELLS", _CELLS))
+        enter(put(_claiming, "_LOOKS", _TRIES))
         enter(put(_waiting, "SPIN_S", 0.0))
         enter(put(_waiting.Sleeper, "sleep", sleep))
         enter(put(_reading, "_UNCERTAIN_TRIES", _TRIES))
@@ -204,9 +209,10 @@ class World:
         enter(put(_reading, "make_plan", self._made_anew(_reading.make_plan)))
         for module in [sys.modules[name] for name in sys.modules if name.startswith("shmstore._")]:
             for name, value in list(vars(module).items()):
-                replacement = _STILL.get(id(value))
+                replacement = STILL.get(id(value))
                 if replacement is not None:
                     enter(put(module, name, replacement))
+        enter(put(_claiming, "time", LOOKED_AT))
         for name, value in list(vars(inserts_module).items()):
             if type(value).__name__ == "Struct":
                 enter(put(inserts_module, name, Packing(value)))
@@ -290,9 +296,10 @@ class World:
 
     # --- for scripts ---------------------------------------------------------------------------
 
-    def refer(self, ref: ObjectRef) -> ObjectRef:
-        """Return a reference as another process gets it."""
+    def refer(self, ref: ObjectRef, plan: Plan | None = None) -> ObjectRef:
+        """Return a reference as another process gets it; `plan` is what that remembers of it."""
         copy: ObjectRef = pickle.loads(pickle.dumps(ref))
+        copy._plan = plan
         return copy
 
     def offset_of(self, array: np.ndarray) -> int:
@@ -312,7 +319,7 @@ class World:
         span = (start, start + array.nbytes)
         if start >= 0:  # no copy
             process.held.append(span)
-            self._check_held(process, start)
+            self._guard.check_held(process, start)
         try:
             yield
         finally:
@@ -334,60 +341,6 @@ class World:
         for granule in range(start // GRANULE, (start + array.nbytes) // GRANULE):
             process.store(SEGMENT + granule, bytes([value]) * GRANULE)
 
-    # --- what must never happen ----------------------------------------------------------------
-
-    def _watch(self, number: int, address: int, old: Any, new: Any) -> None:
-        """Look at each change of memory."""
-        if running() is not None or number == len(self.processes):
-            return
-        if SEGMENT <= address < FILES:
-            start = (address - SEGMENT) * GRANULE
-            self._refuse_held(start, start + GRANULE, "is written over", number)
-        elif address < SEATS and self._field(address) == L.S_STATE:
-            if new >> 8 < old >> 8:
-                raise Counterexample(f"the generation falls from {old >> 8} to {new >> 8}")
-            self._check_states(address, old, new)
-        elif address < SEATS and self._field(address) == L.S_NODE and not new:
-            base = address - L.S_NODE
-            if states.state_of(self.memory.peek(base)) not in (states.FREE, states.WRITING):
-                self._refuse_held(*self._extent_of(base), "is given up")
-        elif address == L.W_NEXT_GENERATION and new < old:
-            raise Counterexample(f"the next generation falls from {old} to {new}")
-
-    def _field(self, address: int) -> int:
-        """Return which word of a slot lies at an address, or -1."""
-        at = address - self._geometry.slots
-        return at % L.SLOT_WORDS if at >= 0 else -1
-
-    def _check_states(self, address: int, old: int, new: int) -> None:
-        """A slot is freed, or begins a new life: its extent may be nobody's."""
-        if old and (states.state_of(new) in _BEGINS or new >> 8 != old >> 8):
-            name = states.NAMES[states.state_of(new)]
-            self._refuse_held(*self._extent_of(address), f"is {name}")
-
-    def _extent_of(self, base: int) -> tuple[int, int]:
-        start = self.memory.peek(base + L.S_EXTENT) & L.EXTENT_MASK
-        return start, start + self.memory.peek(base + L.S_EXTENT_NBYTES)
-
-    def _refuse_held(self, start: int, end: int, what: str, by: int = -1) -> None:
-        for process in self.processes:
-            for first, last in process.held:
-                if first < end and start < last and process.number != by:
-                    raise Counterexample(
-                        f"the extent at {first}, which {process.name} looks at, {what}"
-                    )
-
-    def _check_held(self, process: Process, start: int) -> None:
-        """What was just got is still there: its slot is not free."""
-        for slot in range(self.memory.peek(L.W_SLOT_TOP)):
-            base = self._geometry.slots + slot * L.SLOT_WORDS
-            first, end = self._extent_of(base)
-            state = states.state_of(self.memory.peek(base))
-            there = self.memory.peek(base + L.S_NODE) and state not in (states.FREE, states.WRITING)
-            if there and first <= start < end:
-                return
-        raise Counterexample(f"{process.name} got what has been freed")
-
     # --- the end -------------------------------------------------------------------------------
 
     def may_sleep(self) -> bool:
@@ -398,18 +351,25 @@ class World:
     def judge(self) -> None:
         """Check all invariants, bury the dead, and look for what the scenario demands."""
         watch, self.memory.watch = self.memory.watch, lambda *_: None
-        session = self.judge_session
         try:
-            for step in (lambda: None, lambda: session.lock.run(session.bury)):
-                step()
-                findings = self.store.check()
-                if findings:
-                    raise Counterexample(f"check() finds {findings}")
-            self._check_leftovers()
+            if not self.judge_session.words[L.W_DESTROYED]:
+                self._check_store()
             for look in self.judges:
                 look()
         finally:
             self.memory.watch = watch
+
+    def _check_store(self) -> None:
+        session = self.judge_session
+        for own, process in zip(self.sessions, self.processes, strict=True):
+            if not process.died:
+                interleave_spares.check_spares(own, process)
+        for step in (lambda: None, lambda: session.lock.run(session.bury)):
+            step()
+            findings = self.store.check()
+            if findings:
+                raise Counterexample(f"check() finds {findings}")
+        self._check_leftovers()
 
     def _check_leftovers(self) -> None:
         """Nobody looks at anything: nothing may be half made or wait to be freed."""
@@ -436,13 +396,6 @@ def _handle_of(session: Any) -> Store:
         held.append(session)
 
     return Store._of(enter, Options())
-
-
-# Clocks stand still: what they show is seen by people only, or would make each run another.
-_CLOCK = types.SimpleNamespace(
-    **{**vars(time), "time_ns": lambda: NOW_NS, "clock_gettime_ns": lambda _: NOW_NS}
-)
-_STILL = {id(time): _CLOCK, id(time.monotonic): lambda: 0.0, id(time.time_ns): lambda: NOW_NS}
 
 
 def _contents(attributes: dict[str, Any]) -> list[tuple[Any, Any]]:

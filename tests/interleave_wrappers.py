@@ -144,13 +144,18 @@ class Table(NDArrayOperatorsMixin):
         self._process, self._real, self._where = process, real, where
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
-        self._process.drain()
-        for address in sorted(self._process.known.loose):
-            if address < SEATS and address in self._where:
-                self._process.load(address)
-        found = self._real.copy()
-        self._process.history = hash((self._process.history, found.tobytes()))
+        found = self._see(...)
         return found if dtype is None else found.astype(dtype)
+
+    def _see(self, at: Any) -> Any:
+        """Load a part, and no more: each word that others store at any time is a label."""
+        self._process.drain()
+        where = set(np.ravel(self._where[at]).tolist())
+        for address in sorted(where & self._process.known.loose):
+            self._process.load(address)
+        found = np.array(self._real[at])
+        self._process.history = hash((self._process.history, found.tobytes()))
+        return found
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **named: Any) -> Any:
         plain = [np.asarray(x) if isinstance(x, Table) else x for x in inputs]
@@ -163,7 +168,7 @@ class Table(NDArrayOperatorsMixin):
         part = self._real[at]
         if isinstance(part, np.ndarray) and np.may_share_memory(part, self._real):
             return Table(self._process, part, self._where[at])
-        return np.asarray(self)[at]
+        return self._see(np.asarray(at) if isinstance(at, Table) else at)
 
     def __setitem__(self, at: Any, values: Any) -> None:
         at = np.asarray(at) if isinstance(at, Table) else at
@@ -310,7 +315,7 @@ def instrument(session: Any, process: Process) -> None:
                 isinstance(value, memoryview) and value.obj is raw[1] and value.format == "B"
             ):
                 setattr(part, name, memory)
-    session.segment._bytes = Frames(process)
+    session.segment.bytes = Frames(process)
     if session.spills:
         session.files = Files(process, session)
     session.segment.readonly = _reading_map(process, session.segment)

@@ -76,6 +76,31 @@ from kill_scenes import (
     two_owned,
     zeroed,
 )
+from kill_spares import (
+    attach_and_look,
+    attach_to_be_robbed,
+    attach_to_be_robbed_of_parts,
+    attach_with_extents,
+    attach_with_extents_to_die_among,
+    attach_with_large,
+    attach_with_many,
+    attach_with_nothing_held,
+    attach_with_parts,
+    attach_with_some_sound,
+    attach_with_spares,
+    attach_with_spares_to_die_among,
+    delete_in_vain,
+    delete_of_others,
+    delete_own,
+    give_up,
+    in_parts,
+    keeps_extents,
+    keeps_one_for_long,
+    roomy,
+    spacious,
+    takes_back_for_long,
+    wait_for_end,
+)
 from kill_steps import (
     attach_and_delete,
     attach_and_delete_few,
@@ -114,6 +139,7 @@ from kill_steps import (
     reopen,
     try_to_put,
 )
+from kill_tickets import attach_and_lend, delete_orphans, lend, take_back
 from kill_waiting import (
     attach_and_fill_a_bell,
     attach_and_let_sleep,
@@ -191,6 +217,9 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "put many": Operation(lambda s: s.store.put_many([NEW, [1], OLD])),
     "put many, named": Operation(lambda s: s.store.put_many({"k": NEW, "n": LARGE, "p": [2]})),
     "put many, in slots": Operation(lambda s: s.store.put_many([(7,), (8,), (9,)])),
+    "put many, in a batch": Operation(
+        lambda s: s.store.put_many([(n,) for n in range(26)]), attach_and_delete_few
+    ),
     "put many, in slots, named": Operation(
         lambda s: s.store.put_many({"n": (7,), "k": (8,), "p": (9,)}), attach_and_delete_few
     ),
@@ -207,6 +236,52 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "clear": Operation(lambda s: s.store.clear()),
     "update, pop, setdefault": Operation(change_mapping),
+    **{
+        f"{name}, with spare slots": Operation(run, before, roomy, keeps=keeps)
+        for name, run, before, keeps in (
+            ("put the first", putting((1,)), Scene.attach, False),
+            ("put", putting((1,)), attach_with_spares, False),
+            ("delete one's own", delete_own, attach_with_spares, False),
+            ("delete very many", delete_own, attach_with_many, False),
+            ("delete another's", delete_of_others, attach_with_spares, False),
+            ("wait for an end", wait_for_end, attach_with_spares, True),
+            ("close", lambda s: s.store.close(), attach_with_spares, True),
+            ("fork", fork, attach_with_nothing_held, False),
+            ("recover", lambda s: s.store.recover(), attach_with_spares_to_die_among, True),
+            ("destroy", lambda s: s.store.destroy(), attach_with_spares, False),
+        )
+    },
+    **{
+        f"{name}, with spare extents": Operation(run, before, spacious, keeps=keeps)
+        for name, run, before, keeps in (
+            ("put", putting(OLD), attach_with_extents, False),
+            ("put again", putting(OLD), attach_with_some_sound, False),
+            ("put, one looked at", putting(OLD), attach_and_look, False),
+            ("put in parts", putting(in_parts(1)), attach_with_parts, False),
+            ("put, fail", give_up, attach_with_large, True),
+            ("put, seized", putting(OLD), attach_to_be_robbed, False),
+            ("put in parts, seized", putting(in_parts(1)), attach_to_be_robbed_of_parts, False),
+            ("put in a slot, seized", putting((1,)), attach_to_be_robbed, False),
+            ("delete one's own", delete_own, attach_with_some_sound, False),
+            ("trim", lambda s: s.store.trim(), attach_with_extents, True),
+            ("close", lambda s: s.store.close(), attach_with_extents, True),
+            ("fork", fork, attach_with_extents, False),
+            ("recover", lambda s: s.store.recover(), attach_with_extents_to_die_among, True),
+            ("destroy", lambda s: s.store.destroy(), attach_with_some_sound, False),
+        )
+    },
+    "seize": Operation(
+        lambda s: s.store.trim(), template=spacious, bystander=keeps_extents, keeps=True
+    ),
+    "seize in vain": Operation(
+        lambda s: s.store.trim(), template=spacious, bystander=keeps_one_for_long, keeps=True
+    ),
+    "delete in vain, with spare slots": Operation(
+        delete_in_vain, template=roomy, bystander=takes_back_for_long, keeps=True
+    ),
+    "lend": Operation(lend),
+    "take back": Operation(take_back, attach_and_lend),
+    "delete what the dead owned": Operation(delete_orphans),
     "build in place": Operation(build),
     "build in place, give up": Operation(build_half, keeps=True),
     "get and let go": Operation(look, keeps=True),

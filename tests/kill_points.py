@@ -43,7 +43,7 @@ _ELSEWHERE: Final = ("serialization", "cli", "integrations", "testing")
 # The last names of what is stored into, where that lies in shared memory.
 _STORED_INTO = """
     words _words bytes _bytes cells _cells pins times table memory seat column columns nodes rows
-    target heads counted
+    target heads counted told
 """
 _SHARED: Final = frozenset(_STORED_INTO.split())
 

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from kill_scenes import NAME, NEW, Scene
 
-from shmstore import ObjectRef, Store, StoreNotFoundError
+from shmstore import ObjectRef, Store, StoreNotFoundError, _claiming
 from shmstore._catalog import states
 from shmstore._memory import layout as L
 
@@ -104,14 +104,18 @@ def _holding(store: Store) -> Holding:
 def _count(store: Store, others: int) -> Iterator[str]:
     """Yield what does not add up: bytes, states, clients."""
     gc.collect(0)
-    session, stats = store._session, store.stats()
+    session = store._session
+    session.lock.run(_claiming.seize, session)
+    stats = store.stats()
     pinned = session.clients.pinned()
+    kept = pinned | _being_taken(session)
     used = 0
     for slot, row in enumerate(session.slots.table().tolist()):
         state = states.state_of(row[L.S_STATE])
-        if state not in _AT_REST and slot not in pinned:
+        if state not in _AT_REST and slot not in kept:
             yield f"slot {slot} is {states.NAMES.get(state, state)}, and nobody looks at it"
-        used += row[L.S_EXTENT_NBYTES] if state not in _WITHOUT_EXTENT else 0
+        free = state in _WITHOUT_EXTENT or (state == states.SPARE and slot not in pinned)
+        used += 0 if free else row[L.S_EXTENT_NBYTES]
     if stats.used != used:
         yield f"{stats.used} bytes are used, the objects have {used}"
     living = {client.serial for client in session.clients.rows()}
@@ -119,6 +123,11 @@ def _count(store: Store, others: int) -> Iterator[str]:
         yield f"somebody dead waits: {session.waiters.rows()}, of clients {living}"
     if stats.clients != 1 + others:
         yield f"there are {stats.clients} clients, {1 + others} live"
+
+
+def _being_taken(session: Any) -> set[int]:
+    """Return the slots that clients fill or take back at this moment."""
+    return {session.words[client.at + L.C_ENDING] - 1 for client in session.clients.rows()}
 
 
 def _leftover_bytes(store: Store) -> Iterator[str]:

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +34,23 @@ def memory_folder() -> Iterator[Path]:
         shutil.rmtree(path)
 
 
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """Give an empty folder of our own; at the end no descriptor may be left open."""
+    with memory_folder() as path:
+        before = descriptors()
+        yield path
+        assert descriptors() == before
+
+
+@pytest.fixture
+def base_fd(base: Path) -> Iterator[int]:
+    """Give a descriptor of the folder `base`."""
+    fd = os.open(base, os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
 def _succeeds(command: list[str]) -> bool:
     if shutil.which(command[0]) is None:
         return False
@@ -42,10 +58,14 @@ def _succeeds(command: list[str]) -> bool:
 
 
 @contextlib.contextmanager
-def small_file_system(nbytes: int) -> Iterator[Path]:
-    """Give an empty tmpfs of that size, or skip the test where none may be mounted."""
+def small_file_system(nbytes: int, inodes: int = 0) -> Iterator[Path]:
+    """Give an empty tmpfs of that size, with so many inodes at most (0: as many as there are).
+
+    Skips the test where none may be mounted.
+    """
     path = Path(tempfile.mkdtemp(prefix="shmstore-test-"))
-    command = ["mount", "-t", "tmpfs", "-o", f"size={nbytes},mode=0700", "tmpfs", str(path)]
+    options = f"size={nbytes},mode=0700" + f",nr_inodes={inodes}" * bool(inodes)
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
     try:
         if not _succeeds(command):
             pytest.skip("this test fills a tmpfs of its own, and this user may not mount one")
@@ -82,7 +102,7 @@ def seal(session: Any, slot: int) -> None:
         nbytes += record.data_nbytes if record.kind & L.KIND_INLINE else 0
     inline_at = start + L.INLINE_OFFSET
     inline = bytes(session.index.memory[inline_at : inline_at + nbytes])
-    first = L.first_crc(session.index.identity.uuid.int, slot, record.word, record.kind)
+    first = L.first_crc(session.index.identity.uuid, slot, record.word, record.kind)
     crc = zlib.crc32(described + beside + inline, first)
     words[base + L.S_KIND] = record.kind | crc << L.CRC_SHIFT
 
@@ -91,7 +111,7 @@ def identity(
     *, capacity: int = 1 << 20, max_objects: int = 64, max_clients: int = 8, flags: int = 0
 ) -> Identity:
     """Return an identity with numbers that are known beforehand."""
-    known = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
+    known = 0x00112233_4455_6677_8899_AABBCCDDEEFF
     return Identity(known, capacity, max_objects, max_clients, flags, 1_700_000_000, 4242)
 
 

@@ -293,7 +293,7 @@ def run(kind: Kind, seconds: float, seed: int) -> Counter[str]:
             files = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shmstore-soak-")))
             options["spill_dir"] = files
             stack.callback(assert_empty, files)
-        store = stack.enter_context(Store.create(max_objects=2000, max_clients=64, **options))
+        store = stack.enter_context(Store.create(max_objects=1 << 15, max_clients=64, **options))
         path = store.path
         soak = Soak(store, kind, seed)
         soak.work(seconds)

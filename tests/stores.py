@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -80,7 +81,7 @@ def make_old(store: Store, key: str, seconds: float) -> None:
 def reclaim_at_once(store: Store) -> None:
     """Let every put use the memory of what was deleted, however little it is."""
     session: Any = store._session
-    session.most_doomed = 0
+    session.most_doomed = session.most_spare = 0
 
 
 def remedy_of(report: FullReport, start: str) -> str:
@@ -105,6 +106,40 @@ def replaced_words(store: Store, wrap: Callable[[Any], Any]) -> Iterator[None]:
             setattr(owner, name, words)
 
 
+class SignallingWords:
+    """The words of an index, of which the n-th store brings a signal to the process.
+
+    Parameters
+    ----------
+    words
+        What is stored to.
+    left
+        A list with the number of stores to go, shared by all words of the index.
+    number
+        The signal.
+    """
+
+    def __init__(self, words: Any, left: list[int], number: int) -> None:
+        self._words, self._left, self._number = words, left, number
+
+    def __getitem__(self, at: Any) -> Any:
+        return self._words[at]
+
+    def __setitem__(self, at: Any, value: Any) -> None:
+        self._words[at] = value
+        self._left[0] -= 1
+        if not self._left[0]:
+            os.kill(os.getpid(), self._number)
+
+
+@contextlib.contextmanager
+def signal_at(store: Store, nth: int, number: int) -> Iterator[None]:
+    """Let the n-th store into the index bring a signal to this process."""
+    left = [nth]
+    with replaced_words(store, lambda words: SignallingWords(words, left, number)):
+        yield
+
+
 # --- processes ------------------------------------------------------------------------------------
 
 
@@ -126,6 +161,35 @@ def forked(target: Callable[[], Any]) -> int:
 def exit_code(pid: int) -> int:
     """Wait for a forked child."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def in_child(task: Callable[[], Any]) -> None:
+    """Do something in another process, and let it succeed."""
+    assert exit_code(forked(task)) == 0
+
+
+def kill(pid: int) -> None:
+    """Kill a forked child, and wait until it has gone."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+@contextlib.contextmanager
+def running(*works: Callable[[], Any]) -> Iterator[None]:
+    """Let functions run meanwhile, each in a thread of its own; afterwards all must have ended."""
+    threads = [threading.Thread(target=work, daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    yield
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def in_threads(*works: Callable[[], Any]) -> None:
+    """Call functions at the same time, each in a thread of its own, until all have ended."""
+    with running(*works):
+        pass
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = WAIT_S) -> None:

@@ -131,7 +131,7 @@ def _room(name: str) -> str:
 
 def _floor(name: str) -> int:
     room = _room(name)
-    if room == "errors":
+    if room in ("errors", "_tuples"):
         return FOOTING
     if room == "_memory":
         return CELLAR

@@ -95,6 +95,24 @@ def test_puts_of_the_dead_are_found_after_a_reader_has_taken_their_rows(
     assert store.check() == []
 
 
+def test_attach_goes_the_way_of_a_first_get(make_store: MakeStore, run_python: RunPython) -> None:
+    """There is room for pins, and a header of an array has been read; nothing was changed by it."""
+    store = make_store()
+    session: Any = store._session
+    before = bytes(session.index.memory)
+    code = """
+    import shmstore
+    store = shmstore.Store.attach(path)
+    from shmstore import _heads
+    session = store._session
+    print(bool(session.pins.free), _heads._unpack_once.cache_info().currsize, len(session.plans))
+    """
+    assert run_python(code, path=str(store.path)) == "True 1 0"
+    slots = slice(session.index.geometry.slots * L.WORD, None)
+    assert bytes(session.index.memory)[slots] == before[slots]
+    assert store.check() == []
+
+
 REGISTERED = """
 import ctypes, importlib, sys
 import shmstore

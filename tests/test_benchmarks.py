@@ -168,6 +168,14 @@ def test_clock_stands_still_before_and_after_an_operation():
     assert clock.time_batch(around, 5) * 5 < clock.time_batch(clock.Operation(pause), 5)
 
 
+def test_single_operation_runs_twice_before_it_is_timed():
+    """Memory comes back at the first, is met at the second; what begins anew is run once before."""
+    runs = []
+    clock.time_batch(clock.Operation(lambda: runs.append("again")), 1)
+    clock.time_batch(clock.Operation(lambda: runs.append("anew"), before=lambda: None), 1)
+    assert runs == ["again"] * 3 + ["anew"] * 2
+
+
 def test_what_fails_while_it_is_timed_is_left_out(capsys):
     """The others are measured, and it is said what was not."""
 

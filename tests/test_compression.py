@@ -6,14 +6,15 @@ import importlib.util
 import random
 import subprocess
 import sys
-import threading
 import zlib
+from functools import partial
 
 import numpy as np
 import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import in_threads
 
 from shmstore.errors import CodecNotFoundError, CorruptHeaderError, ShmStoreError
 from shmstore.serialization import codecs
@@ -416,9 +417,5 @@ def test_four_threads_share_a_codec(codec):
             if bytes(decompress_frame(name, packed, len(frame))) != frame:
                 failures.append((seed, turn))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(*(partial(work, seed) for seed in range(4)))
     assert failures == []

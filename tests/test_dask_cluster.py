@@ -35,6 +35,10 @@ def knows_others():
     [exchange] = sharing._exchange.exchanges.values()
     return len(exchange._peers)
 def addresses(client): return sorted(client.scheduler_info(n_workers=-1)["workers"])
+def page_of(client):
+    port = client.scheduler_info(n_workers=0)["services"]["dashboard"]
+    return f"http://127.0.0.1:{port}/shmstore"
+def hosts_of(client): return json.load(urllib.request.urlopen(page_of(client) + ".json"))["hosts"]
 def cluster_of(count, **options):
     return sharing.LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=":0",
         capacity="256MiB", silence_logs=60, **options)
@@ -46,7 +50,7 @@ def test_local_cluster_holds_one_copy_and_counts_it_once(run_python: RunPython) 
     printed = run_python(
         BEGIN
         + """
-with cluster_of(2) as cluster, Client(cluster) as client:
+with cluster_of(2, when="stored") as cluster, Client(cluster) as client:
     while client.run(knows_others) != {a: 2 for a in addresses(client)}: time.sleep(0.1)
     before = {a: own for a, (rss, own) in client.run(measured).items()}
     array = client.submit(make, workers=addresses(client)[:1])
@@ -56,17 +60,16 @@ with cluster_of(2) as cluster, Client(cluster) as client:
     print(all(rss - own > 12 << 20 for rss, own in after.values()))  # half of it is the other's
     grown = sum(own - before[a] for a, (_, own) in after.items())
     print(grown < 60 << 20, flush=True)
-    link = cluster.dashboard_link.replace("status", "shmstore")
-    page = lambda: json.load(urllib.request.urlopen(link + ".json"))["hosts"][0]
-    while page()["received"] < 1: time.sleep(0.05)
+    print(page_of(client) == cluster.dashboard_link.replace("status", "shmstore"))
+    while min(hosts_of(client)[0][name] for name in ("sent", "received")) < 1: time.sleep(0.05)
     [host] = sharing.shared_by_host(client)
     print(len(host.workers), 8 * COUNT <= host.used < 9 * COUNT, host.sent, host.received)
-    print(b"held by the workers" in urllib.request.urlopen(link).read())
+    print(b"held by the workers" in urllib.request.urlopen(page_of(client)).read())
     print(os.listdir(os.environ["SHMSTORE_ROOT"]) != [])
     del array, sums
 """
     )
-    assert printed.split("\n") == ["True", "True", "True", "2 True 1 1", "True", "True"]
+    assert printed.split("\n") == ["True"] * 4 + ["2 True 1 1", "True", "True"]
 
 
 def test_worker_that_is_killed_takes_nothing_with_it(run_python: RunPython) -> None:
@@ -97,6 +100,54 @@ with cluster_of(2) as cluster, Client(cluster) as client:
     assert printed.split() == ["True"] * 3
 
 
+def test_cluster_that_runs_shares_from_when_a_client_says_so(run_python: RunPython) -> None:
+    """Also those workers that come later, and those that are started again."""
+    printed = run_python(
+        BEGIN
+        + """
+import distributed
+def share(client, count):
+    while set(client.run(knows_others).values()) != {count}: time.sleep(0.1)
+    array = client.submit(make, workers=addresses(client)[:1], pure=False)
+    sums = [client.submit(total, array, workers=[a], pure=False) for a in addresses(client)]
+    print(client.gather(sums) == [COUNT] * count)
+    received = lambda: [e.received for e in sharing._exchange.exchanges.values()]
+    print(sorted(client.run(received).values()))
+options = dict(threads_per_worker=1, dashboard_address=":0", silence_logs=60)
+with distributed.LocalCluster(n_workers=1, **options) as cluster, Client(cluster) as client:
+    sharing.install(client, capacity="256MiB")
+    cluster.scale(2)
+    client.wait_for_workers(2)
+    share(client, 2)
+    client.restart()
+    share(client, 2)
+    print(len(hosts_of(client)))
+    client.run(gc.collect)
+"""
+    )
+    assert printed.split("\n") == ["True", "[[0], [1]]"] * 2 + ["1"]
+
+
+def test_results_that_are_too_many_for_the_memory_are_spilled(run_python: RunPython) -> None:
+    """From the store to the disk, and back to the tasks that need them."""
+    printed = run_python(
+        BEGIN
+        + """
+import dask
+memory = {"target": False, "spill": 0.5, "pause": False, "terminate": False}
+dask.config.set({f"distributed.worker.memory.{name}": at for name, at in memory.items()})
+def spilled(dask_worker): return len(dask_worker.data.disk)
+with cluster_of(1, memory_limit="500MB", when="stored") as cluster, Client(cluster) as client:
+    arrays = client.map(make, range(7))
+    wait(arrays)
+    while not sum(client.run(spilled).values()): time.sleep(0.05)
+    print(client.gather(client.map(total, arrays)) == [COUNT * n for n in range(7)])
+    del arrays
+"""
+    )
+    assert printed == "True"
+
+
 # --- from the command line ------------------------------------------------------------------------
 
 
@@ -125,6 +176,8 @@ with Client(scheduler_file=file) as client:
     print(client.gather(sums) == [COUNT] * 2)
     sent = lambda dask_worker: [e.figures()["sent"] for e in sharing._exchange.exchanges.values()]
     print(sorted(client.run(sent).values()))
+    while not (hosts := hosts_of(client)) or len(hosts[0]["workers"]) < 2: time.sleep(0.05)
+    print(len(hosts), b"held by the workers" in urllib.request.urlopen(page_of(client)).read())
     del array, sums
     client.run(gc.collect)
 """
@@ -135,7 +188,7 @@ with Client(scheduler_file=file) as client:
 def test_workers_of_the_command_line_share(
     way: str, run_python: RunPython, root: Path, tmp_path: Path
 ) -> None:
-    """Those that are killed leave a store that the next ones remove."""
+    """The page is at a plain scheduler; those that are killed leave a store to be pruned."""
     file = tmp_path / "scheduler.json"
     name = "shmstore.integrations.dask" + (".Worker" if way == "--worker-class" else "")
     worker = (*DASK, "worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-dashboard")
@@ -146,7 +199,7 @@ def test_workers_of_the_command_line_share(
         stack.enter_context(started(*scheduler))
         wait_until(file.exists)
         workers = [stack.enter_context(started(*worker)) for _ in range(2)]
-        assert run_python(USE, file=str(file)).split("\n") == ["True", "[[0], [1]]"]
+        assert run_python(USE, file=str(file)).split("\n") == ["True", "[[0], [1]]", "1 True"]
         if way == "--preload":
             for process in workers:
                 process.send_signal(signal.SIGINT)
@@ -167,13 +220,14 @@ def test_workers_of_the_command_line_share(
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_workloads_are_right_while_workers_are_killed(run_python: RunPython, count: int) -> None:
-    """A rechunk, an overlap and a shuffle, and every few seconds one worker less."""
+    """Every few seconds one worker less, while all workloads of the benchmarks run."""
     printed = run_python(
         BEGIN
         + f"count = {count}"
         + """
 import logging, random, threading
 import dask, dask.array as da, dask.dataframe as dd, pandas as pd
+from distributed.core import Status
 logging.disable(logging.CRITICAL)
 dask.config.set({"array.rechunk.method": "tasks", "dataframe.shuffle.method": "tasks",
                  "distributed.scheduler.allowed-failures": 1000})
@@ -183,20 +237,30 @@ def workloads(n):
     yield x.map_overlap(lambda block: np.roll(block, 1, 0), depth=2, boundary="reflect").sum()
     table = dd.from_pandas(pd.DataFrame({"k": np.arange(400_000) % 17, "v": 1.0}), npartitions=4)
     yield table.shuffle("k").groupby("k").v.sum()
-expected = [[w.compute(scheduler="sync") for w in workloads(n)] for n in range(4)]
+    array = dask.delayed(make)(n)  # a broadcast
+    yield dask.delayed(sum)([dask.delayed(total)(array) + i for i in range(2 * count)])
+    part, scores = dask.delayed(pd.DataFrame)({"v": np.arange(400_000.0)}), [0]
+    for step in range(3):  # reads of one part, again and again, as boosting does
+        last = dask.delayed(sum)(scores)
+        scores = [dask.delayed(score)(part, step, last) for _ in range(count)]
+    yield dask.delayed(sum)(scores)
+def score(part, step, last): return float(part["v"].to_numpy()[step::7].sum()) + last / 4
+expected = [[w.compute(scheduler="sync") for w in workloads(n)] for n in range(3)]
 ending = threading.Event()
 with cluster_of(count) as cluster, Client(cluster) as client:
     def kill():
         while not ending.wait(3):
-            nanny = random.choice(list(cluster.workers.values()))
-            process = nanny.process and nanny.process.process
+            # A nanny whose worker dies while it starts gives up: that is so without sharing, too.
+            running = [n for n in cluster.workers.values() if n.status == Status.running]
+            process = running and random.choice(running).process.process
             if process and process.pid:
                 try: os.kill(process.pid, signal.SIGKILL)
                 except ProcessLookupError: pass
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    same = []
-    for n in range(4):
+    same, enough = [], time.monotonic() + 15
+    for n in range(3):
+        if n and time.monotonic() > enough: break  # the machine is busy
         for work, right in zip(workloads(n), expected[n]):
             found = client.compute(work).result(timeout=50)
             same.append(np.array_equal(np.asarray(found), np.asarray(right)))
@@ -204,7 +268,7 @@ with cluster_of(count) as cluster, Client(cluster) as client:
     print(all(same), len(same))
 """
     )
-    assert printed == "True 12"
+    assert printed in ("True 5", "True 10", "True 15")
 
 
 # --- two hosts ------------------------------------------------------------------------------------
@@ -252,9 +316,11 @@ with Client("tcp://" + address, timeout=30) as client:
     for a in everybody:
         result = client.submit(total, array, workers=[a], pure=False).result()
         assert result == COUNT, result
-    time.sleep(1.5)
-    print(json.dumps([[h.host, len(h.workers), h.used // (8 * COUNT)]
-        for h in sharing.shared_by_host(client)]))
+    for _ in range(60):  # workers tell it twice a second
+        hosts = sharing.shared_by_host(client)
+        if all(h.used for h in hosts): break
+        time.sleep(0.5)
+    print(json.dumps([[h.host, len(h.workers), h.used // (8 * COUNT)] for h in hosts]))
     del array
     client.run(gc.collect)
 """

@@ -32,7 +32,7 @@ THRESHOLD = 256 << 10
 @pytest.fixture
 def exchange(root: Path) -> Iterator[Exchange]:
     """Give the share of this process in a store, without any cluster."""
-    settings = Settings(64 * MIB, when="stored", root=str(root))
+    settings = Settings(64 * MIB, THRESHOLD // 4, "stored", str(root))
     found = exchanging.join("dask-test", settings, "tcp://127.0.0.1:1")
     yield found
     found.leave("tcp://127.0.0.1:1")
@@ -281,9 +281,10 @@ def test_results_are_put_at_once_while_others_ask_for_them(
         for name in ("asked", "alone"):
             data[(name, number)] = np.ones(1 << 16)
         assert lies_in_store(exchange, data["asked", number])
+        assert ("asked", number) not in data.inner  # the first ones since they were asked for
     inner = [key[0] for key in data.inner]
     assert set(inner) == {"alone"}
-    assert len(inner) == 18
+    assert len(inner) == 20
 
 
 def test_result_that_was_spilled_can_be_sent(waiting: SharedData, exchange: Exchange) -> None:
@@ -366,6 +367,23 @@ def test_worker_that_cannot_share_works(host: Any) -> None:
             future = await cluster.on(0, make)
             assert await (await cluster.on(1, total, future)) == LARGE
             assert not exchanging.exchanges
+
+    run(work)
+
+
+def test_scheduler_without_shmstore_shows_no_page(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its workers share all the same."""
+    unknown = b"cshmstore_that_is_not_there\nPagePlugin\n."
+    monkeypatch.setattr("shmstore.integrations.dask._page.dumps", lambda _: unknown)
+
+    async def work() -> None:
+        async with small(plugin(root), plugin(root)) as cluster:
+            assert "shmstore-page" not in cluster.scheduler.plugins
+            future = await cluster.on(0, make)
+            assert await (await cluster.on(1, total, future)) == LARGE
+            assert cluster.exchange().sent == 1
 
     run(work)
 

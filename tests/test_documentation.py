@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import doctest
 import importlib
 import pkgutil
@@ -142,8 +141,8 @@ def test_errors_all_say_what_to_do() -> None:
 def test_options_all_have_their_limit() -> None:
     """As the code has them."""
     page = (DOCS / "reference" / "limits.md").read_text(encoding="utf-8")
-    for field in dataclasses.fields(shmstore.Options):
-        assert re.search(rf"^\| [^|]*`{field.name}`", page, re.MULTILINE), field.name
+    for name in shmstore.Options.__annotations__:
+        assert re.search(rf"^\| [^|]*`{name}`", page, re.MULTILINE), name
     for number in (L.MAX_OBJECTS, L.MAX_CLIENTS, MAX_KEY_NBYTES, LONGEST_TTL_S):
         assert f"{number:,}" in page
     assert f"{L.MAX_CAPACITY >> 40} TiB" in page
@@ -155,6 +154,14 @@ def test_examples_are_all_shown() -> None:
     page = (DOCS / "reference" / "examples.md").read_text(encoding="utf-8")
     shown = re.findall(r"^<!-- include: examples/(\S+) -->$", page, re.MULTILINE)
     assert shown == sorted(path.name for path in (TOP / "examples").glob("*.py"))
+
+
+def test_parts_of_the_house_are_all_on_its_page() -> None:
+    """Each module and room of the package stands on one floor."""
+    page = (DOCS / "explanation" / "design.md").read_text(encoding="utf-8")
+    house = page.partition("## The house")[2].partition("\nImports go")[0]
+    parts = {module.name for module in pkgutil.iter_modules(shmstore.__path__)} - {"__main__"}
+    assert sorted(re.findall(r"`(\w+)`", house)) == sorted(parts)
 
 
 def test_pages_are_all_in_the_navigation() -> None:

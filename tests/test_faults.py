@@ -8,6 +8,8 @@ from pathlib import Path
 
 import fault_objects
 import fault_room
+import fault_sent
+import fault_spares
 import fault_stores
 import pytest
 from fault_operations import OPERATIONS
@@ -18,7 +20,7 @@ HARNESS = Path(__file__).parent / "faults.py"
 # Operations of one group run in one process, one after the other.
 GROUPS = {
     module.__name__: [n for n, of in OPERATIONS.items() if of.__module__ == module.__name__]
-    for module in (fault_stores, fault_objects, fault_room)
+    for module in (fault_stores, fault_objects, fault_room, fault_sent, fault_spares)
 }
 INTERRUPTED = ["create", "attach readonly", "open a new store", "close, as the last client"]
 

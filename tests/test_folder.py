@@ -6,12 +6,13 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import rooms
+from rooms import base, base_fd
 
 from shmstore import Store
 from shmstore._memory import folder
@@ -23,6 +24,8 @@ from shmstore.errors import (
     UnsafePathError,
 )
 
+__all__ = ["base", "base_fd"]  # fixtures
+
 LOOSE_MODES = [0o701, 0o710, 0o704, 0o770, 0o755, 0o777]
 SOMEBODY_ELSE = 12345
 
@@ -33,23 +36,6 @@ def _give_away(path: Path) -> None:
         os.chown(path, SOMEBODY_ELSE, SOMEBODY_ELSE)
     except PermissionError:
         pytest.skip("this user may not give files away")
-
-
-@pytest.fixture
-def base() -> Iterator[Path]:
-    """Give an empty folder of our own; at the end no descriptor may be left open."""
-    with rooms.memory_folder() as path:
-        before = rooms.descriptors()
-        yield path
-        assert rooms.descriptors() == before
-
-
-@pytest.fixture
-def base_fd(base: Path) -> Iterator[int]:
-    """Give a descriptor of the folder `base`."""
-    fd = os.open(base, os.O_RDONLY)
-    yield fd
-    os.close(fd)
 
 
 def _make_file(base: Path, name: str = "index", mode: int = 0o600) -> Path:

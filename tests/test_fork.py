@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +21,14 @@ from stores import (
     exit_code,
     fill_up,
     forked,
+    in_threads,
     lock_free_only,
+    running,
     wait_until,
 )
 
 import shmstore
-from shmstore import Store
+from shmstore import Store, _claiming
 
 # Python 3.12 and newer warn when a process with threads forks: that is what is tested here.
 pytestmark = pytest.mark.filterwarnings(
@@ -183,16 +187,12 @@ def test_forked_child_does_not_inherit_the_lock_of_another_thread(store: Store) 
             for number in range(3):
                 assert store.get(f"thread {number}", [number])[0] == number
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in range(25):
-            assert exit_code(forked(child)) == 0
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+    with running(*(partial(work, number) for number in range(3))):
+        try:
+            for _ in range(25):
+                assert exit_code(forked(child)) == 0
+        finally:
+            stop.set()
     assert errors == []
     store.recover()
     assert store.stats().clients == 1
@@ -220,11 +220,7 @@ def test_fork_from_several_threads_at_once_gives_each_child_its_seat(store: Stor
     def fork_some() -> None:
         codes.extend(exit_code(fork_once()) for _ in range(5))
 
-    threads = [threading.Thread(target=fork_some) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(*[fork_some] * 4)
     assert codes == [0] * 20
     assert len(store) == 21
 
@@ -305,3 +301,20 @@ def test_fork_while_a_store_is_full_of_clients_is_no_error_for_the_parent(
     assert "seat" in caplog.text
     store["k"] = 2
     assert store["k"] == 2
+
+
+def test_fork_that_fails_when_pins_are_copied_leaves_them_to_the_parent_alone(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It makes more cells for itself afterwards, and none in a seat that nobody has."""
+    ref = store.put(np.zeros(1000))
+
+    def fail(_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(_claiming, "tell_of_copied_pins", fail)
+    assert exit_code(forked(lambda: None)) == 0
+    assert "seat" in caplog.text
+    views = [ref.get() for _ in range(1000)]
+    assert len(list((store.path / "seats").iterdir())) == 1
+    del views

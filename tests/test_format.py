@@ -93,7 +93,7 @@ def test_superblock_of_a_new_store_is_these_bytes() -> None:
     )
     constants = {
         0: int.from_bytes(b"shmstore", "little"),
-        1: 2,
+        1: 3,
         2: 0x0102030405060708,
         3: 0x8899AABBCCDDEEFF,
         4: 0x0011223344556677,
@@ -110,7 +110,8 @@ def test_superblock_of_a_new_store_is_these_bytes() -> None:
             pass
         content = (folder / "index").read_bytes()
     assert len(content) == INDEX_NBYTES
-    assert content == _bytes({**constants, 13: crc, 18: 1, 19: 1, 33: 8192}, INDEX_NBYTES)
+    begun = {18: 1, 19: 1, 33: 8192, 35: 16384, 37: 16384}
+    assert content == _bytes({**constants, 13: crc, **begun}, INDEX_NBYTES)
 
 
 def test_files_of_a_store_are_those_of_the_page(store: Store) -> None:
@@ -155,8 +156,8 @@ def test_slot_and_extent_of_an_array_are_these_bytes(store: Store) -> None:
     header = msgpack.unpackb(packed)
     first = 2 << 8 ^ 0x9E3779B1 ^ _low_uuid(store)
     crc = zlib.crc32(struct.pack("<9Q", *words[7:16]) + packed, first)
-    extent = (0 ^ 2) * 0x9E3779B97F4A7C15 >> 48 & 0xFFFF
-    assert words[:9] == [2 << 8 | 2, extent << 48, 1, 0, 0, 2, crc << 32, 1, 64]
+    extent = (0 ^ 2 * 0x9E3779B1) * 0x9E3779B97F4A7C15 >> 48 & 0xFFFF
+    assert words[:9] == [2 << 8 | 2, extent << 48, 1, 0, 1, 2, crc << 32, 1, 64]
     assert words[10:13] == [12, 0, 0]
     assert words[14:16] == [os.getpid(), 0]
     assert header == [
@@ -190,13 +191,13 @@ def test_header_too_long_for_the_slot_lies_behind_the_frames(store: Store) -> No
 def test_words_of_the_superblock_follow_the_objects(store: Store) -> None:
     """After three puts and a delete the counters are these."""
     store.put(b"small", key="a")
-    ref = store.put(np.ones(1000))
+    ref = store.put(np.ones(1000), key="b")
     store.put(np.ones(16))
     view = ref.get()
     ref.delete()
     changing = {w: v for w, v in _nonzero(_index(store, 0, 512)).items() if w >= 16}
     puts = {18: 4, 19: 2, 20: 3, 22: 2, 23: 2, 24: 2, 25: 1, 26: 8000 + 128, 27: 8000}
-    tables = {28: 64, 29: 2, 31: 8000 + 128, 32: 2, 34: 1, 35: 32768, 36: 4096, 37: 16384}
+    tables = {28: 64, 29: 2, 31: 8000 + 128, 32: 2, 34: 1, 35: 16384, 36: 4096, 37: 16384}
     assert changing == puts | tables
     del view
 
@@ -249,7 +250,7 @@ def _make_by_hand(folder: Path) -> None:
         ]
     )
     plain = msgpack.packb([2, {"type": "str", "key": "word"}, []])
-    marks = {0: int.from_bytes(b"shmstore", "little"), 1: 2, 2: 0x0102030405060708, 3: 7, 4: 9}
+    marks = {0: int.from_bytes(b"shmstore", "little"), 1: 3, 2: 0x0102030405060708, 3: 7, 4: 9}
     constants = marks | {5: CAPACITY, 6: MAX_OBJECTS, 7: MAX_CLIENTS, 8: 1 | 2, 9: 1, 10: 1}
     crc = zlib.crc32(_bytes(constants, 104))
     counters = {13: crc, 18: 3, 19: 1, 20: 2, 24: 2, 25: 2, 26: 64}
@@ -258,7 +259,9 @@ def _make_by_hand(folder: Path) -> None:
     chain = buckets.get(_bucket_of("word"), 0)
     buckets[_bucket_of("word")] = 2
     first = bytearray(_slot(1, 8, (64, len(packed), 14), "numbers", packed))
-    struct.pack_into("<2Q", first, 8, (0 ^ 1) * 0x9E3779B97F4A7C15 >> 48 << 48, 1)
+    struct.pack_into(
+        "<2Q", first, 8, ((0 ^ 0x9E3779B1) * 0x9E3779B97F4A7C15 >> 48 & 0xFFFF) << 48, 1
+    )
     second = bytearray(_slot(2, 2 | 4 | 8, (0, len(plain), len(word)), "word", plain + word))
     struct.pack_into("<Q", second, 24, chain)
     index = (
@@ -386,7 +389,7 @@ def test_page_has_the_frame_table_and_version_of_the_headers() -> None:
     columns = re.findall(r"^\| ([a-z]+) \|", table, re.MULTILINE)
     assert columns == ["column", *headers.FrameRow._fields]
     assert f"its version is {headers.HEADER_VERSION}." in page
-    assert layout.FORMAT_VERSION == 2
+    assert layout.FORMAT_VERSION == 3
 
 
 def test_page_has_the_invariants_that_are_checked() -> None:

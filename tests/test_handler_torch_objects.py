@@ -139,38 +139,39 @@ def an_object(nbytes: int) -> dict[str, Any]:
 CHECK = """
 import gc, threading
 import torch
-got = ref.get(mode=mode)
-x, view, net = got["x"], got["view"], got["net"]
-assert torch.equal(x, torch.arange(len(x), dtype=torch.float32))
-assert view.tolist() == x[1::2].tolist()
-assert net.weight.grad.tolist() == [[2.0] * 4] * 3
-tensor = key_ref.get(mode=mode)
-assert torch.equal(tensor, torch.arange(len(tensor), dtype=torch.bfloat16))
-x[1] = -1
-tensor[0] = -2
-assert view[0] == -1
-torch.matmul(torch.ones(300, 300), torch.ones(300, 300))
-threads = [threading.Thread(target=lambda: net(torch.ones(2, 4)).sum().backward()) for _ in "abc"]
-[thread.start() for thread in threads]
-[thread.join() for thread in threads]
+for mode, ref, key_ref in given:
+    got = ref.get(mode=mode)
+    x, view, net = got["x"], got["view"], got["net"]
+    assert torch.equal(x, torch.arange(len(x), dtype=torch.float32)), mode
+    assert view.tolist() == x[1::2].tolist(), mode
+    assert net.weight.grad.tolist() == [[2.0] * 4] * 3, mode
+    tensor = key_ref.get(mode=mode)
+    assert torch.equal(tensor, torch.arange(len(tensor), dtype=torch.bfloat16)), mode
+    x[1] = -1
+    tensor[0] = -2
+    assert view[0] == -1, mode
+    torch.matmul(torch.ones(300, 300), torch.ones(300, 300))
+    def learn(): net(torch.ones(2, 4)).sum().backward()
+    threads = [threading.Thread(target=learn) for _ in "abc"]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
 print(threading.active_count())
 """
 
 
 @lock_free_only
 @pytest.mark.parametrize("nbytes", [1000, 400_000])
-@pytest.mark.parametrize("mode", MODES)
 def test_tensors_go_to_another_process_in_each_mode(
-    store: Store, run_python: RunPython, mode: str, nbytes: int
+    store: Store, run_python: RunPython, nbytes: int
 ) -> None:
     """They can be written in all; the writes are seen here if the mode is shared."""
     x = an_object(nbytes)
-    ref = store.put(x)
-    key_ref = store.put(torch.arange(nbytes // 2, dtype=torch.bfloat16))
-    run_python(CHECK, ref=ref, key_ref=key_ref, mode=mode)
-    got = ref.get()
-    assert (got["x"][1] == -1) == (mode == "shared")
-    assert (key_ref.get()[0] == -2) == (mode == "shared")
+    keys = torch.arange(nbytes // 2, dtype=torch.bfloat16)
+    given = [(mode, store.put(x), store.put(keys)) for mode in MODES]
+    run_python(CHECK, given=given)
+    for mode, ref, key_ref in given:
+        assert (ref.get()["x"][1] == -1) == (mode == "shared"), mode
+        assert (key_ref.get()[0] == -2) == (mode == "shared"), mode
     assert x["x"][1] == 1
 
 

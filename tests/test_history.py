@@ -15,7 +15,7 @@ from history_checker import ANY, MISSING, OTHER, PRESENT, SAME, Operation, in_an
 from history_records import Recorder
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import Flag, MakeStore, exit_code, forked, lock_free_only, replaced_words
+from stores import Flag, MakeStore, exit_code, forked, lock_free_only, signal_at
 
 from shmstore import LockTimeoutError, ObjectNotFoundError, ObjectRef, Store
 
@@ -42,38 +42,11 @@ def test_history_of_a_key_is_linearizable(name: str, tmp_path: Path) -> None:
     assert bool(outcome.made_room) == bool(leaves_by_itself)
 
 
-class SignallingWords:
-    """The words of an index, of which the n-th store brings a signal to the process.
-
-    Parameters
-    ----------
-    words
-        What is stored to.
-    left
-        A list with the number of stores to go, shared by all words of the index.
-    number
-        The signal.
-    """
-
-    def __init__(self, words: Any, left: list[int], number: int) -> None:
-        self._words, self._left, self._number = words, left, number
-
-    def __getitem__(self, at: Any) -> Any:
-        return self._words[at]
-
-    def __setitem__(self, at: Any, value: Any) -> None:
-        self._words[at] = value
-        self._left[0] -= 1
-        if not self._left[0]:
-            os.kill(os.getpid(), self._number)
-
-
 def overwritten_up_to(store: Store, number: int, signal_: int) -> tuple[int, bool]:
     """Let a child overwrite a key and get a signal at a store; return (pid, whether it did)."""
 
     def overwrite() -> None:
-        left = [number]
-        with replaced_words(store, lambda words: SignallingWords(words, left, signal_)):
+        with signal_at(store, number, signal_):
             store["k"] = NEW
 
     pid = forked(overwrite)

@@ -6,7 +6,6 @@ import gc
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 from family_helpers import own_families, own_handlers
 from forgeries import SAFE, custom, put_packed
-from stores import exit_code, forked, lock_free_only, used, wait_until
+from stores import exit_code, forked, in_threads, lock_free_only, used, wait_until
 
 from shmstore import Store, _writing
 from shmstore._catalog.inserts import Content
@@ -246,14 +245,7 @@ def test_threads_that_put_one_object_all_put_it(make_store: Callable[..., Store]
 
     x = [Plan(write, len(noise)), np.arange(60_000).reshape(2, -1).T]
     refs: list[Any] = []
-    threads = [
-        threading.Thread(target=lambda: refs.extend(store.put(x) for _ in range(5)))
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(*[lambda: refs.extend(store.put(x) for _ in range(5))] * 4)
     assert len(refs) == 20
     assert all(ref.get()[0] == noise for ref in refs)
 
@@ -309,11 +301,13 @@ def test_depth_is_bounded_by_errors_of_ours(store: Store) -> None:
     """Lists, tuples and dicts in each other, however they are put."""
     for wrap in (lambda x: [x], lambda x: (x,), lambda x: {"k": x}):
         x: Any = np.arange(3)
-        for _ in range(sys.getrecursionlimit() * 20):
-            x = wrap(x)
-        for serializers in (None, SAFE, ("msgpack",)):
-            with pytest.raises(SerializationError):
-                store.put(x, serializers=serializers)
+        # Code of C has a limit of its own, which is higher.
+        for times, kinds in ((2, [SAFE]), (18, [None, ("msgpack",)])):
+            for _ in range(sys.getrecursionlimit() * times):
+                x = wrap(x)
+            for serializers in kinds:
+                with pytest.raises(SerializationError):
+                    store.put(x, serializers=serializers)
         while len(x) == 1 and not isinstance(x, np.ndarray):
             x = x["k"] if isinstance(x, dict) else x[0]
     assert store.stats().objects == 0

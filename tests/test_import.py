@@ -14,25 +14,41 @@ from shmstore import serialization
 # What takes long to import (with what it imports itself), or serves few.
 LATER = (
     "cloudpickle",
+    "dataclasses",
     "dis",
     "filelock",
+    "grp",
     "html",
     "logging",
+    "numpy.typing",
     "pickletools",
     "psutil",
     "random",
+    "resource",
+    "select",
+    "shmstore._building",
     "shmstore._check",
+    "shmstore._expecting",
+    "shmstore._filing",
     "shmstore._fullness",
     "shmstore._info",
+    "shmstore._memory.spill_files",
+    "shmstore._restoring",
+    "shmstore._waiting",
+    "shmstore._watching",
+    "shmstore.serialization.compression",
     "shmstore.serialization.explaining",
+    "shmstore.serialization.handlers.text",
+    "shmstore.serialization.splitting",
     "socket",
     "subprocess",
     "tempfile",
+    "uuid",
 )
 
 LOADED = """
 import json, sys
-import numpy
+import numpy, pathlib  # what these load is not ours
 before = set(sys.modules)
 {}
 print(json.dumps(sorted(sys.modules.keys() - before)))

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from interleave import SCENARIOS
 from interleave_actors import explorer_of
 from interleave_explorer import Explorer
 from interleave_memory import LOCK, PASS, UNLOCK, Knowledge, Memory, Process
-from interleave_scenarios import SCENARIOS
 
 Script = Callable[[Process], None]
 

@@ -15,9 +15,11 @@ import pytest
 from stores import Flag, MakeStore, RunPython, lock_free_only, used
 
 import shmstore
-from shmstore import (
-    Store,
-)
+from shmstore import Store
+from shmstore._ending import root_locked
+from shmstore._memory import folder
+from shmstore._memory.descriptors import Descriptor
+from shmstore._sharing.lock import hold
 
 
 class InterruptAt:
@@ -243,3 +245,23 @@ def test_signal_handler_that_raises_between_calls_of_a_with_block_ends_the_store
     """
     assert run_python(code) == "interrupted"
     assert list(root.iterdir()) == []
+
+
+def test_signal_handler_that_raises_as_the_root_is_closed_gives_its_lock_back(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its traceback has the open root as long as it lives: nobody waits for that."""
+
+    def interrupted(descriptor: Descriptor) -> None:
+        patched.undo()
+        raise KeyboardInterrupt
+
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(KeyboardInterrupt) as caught,
+        root_locked(root, 0, create=False, gid=None),
+    ):
+        patched.setattr(Descriptor, "close", interrupted)
+    with folder.open_root(root, create=False) as root_fd:
+        assert hold(root_fd, 0)
+    assert caught.tb is not None

@@ -13,6 +13,7 @@ import rooms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shmstore import Store
 from shmstore._catalog.inserts import Content
 from shmstore._catalog.keys import NO_KEY, KeyIndex, digest_of
 from shmstore._catalog.slots import Slots
@@ -165,6 +166,20 @@ def test_buckets_grow_with_the_keys_and_chains_stay_short(catalog: Catalog) -> N
     assert max(lengths.values()) <= 16
 
 
+def test_room_for_a_batch_is_reserved_at_once() -> None:
+    """Keys that come together leave no growing to do for those that come later."""
+    with rooms.an_index(rooms.identity(max_objects=100_000)) as index:
+        catalog = Catalog(index)
+        catalog.keys.prepare(20_000)
+        assert index.words[L.W_BUCKETS_RESERVED] >= 20_000 * L.WORD
+    with (
+        rooms.memory_folder() as folder,
+        Store.create(capacity="8MiB", max_objects=10_000, root=folder) as store,
+    ):
+        store.put_many({str(number): number for number in range(9_000)})
+        assert store._live().words[L.W_BUCKETS] == 9_000
+
+
 def test_buckets_stay_within_the_table_when_it_is_full() -> None:
     """With as many keys as objects the index stops growing and goes on working."""
     with rooms.an_index(rooms.identity(max_objects=600)) as index:
@@ -238,6 +253,14 @@ def test_key_removed_twice_is_damage(catalog: Catalog) -> None:
 
 
 # --- repair and damage ---------------------------------------------------------------------------
+
+
+def test_rebuild_of_an_index_that_had_no_room_makes_some(catalog: Catalog) -> None:
+    """Damage may have given a key to an object of a store that never had any."""
+    model = {f"key-{n}": catalog.put(f"key-{n}") for n in range(3)}
+    catalog.index.words[L.W_BUCKETS] = catalog.index.words[L.W_BUCKETS_RESERVED] = 0
+    catalog.keys.rebuild(np.array(sorted(model.values()), np.intp))
+    catalog.assert_equal(model)
 
 
 def test_rebuild_after_damage_finds_every_key_again(catalog: Catalog) -> None:

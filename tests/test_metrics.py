@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import queue
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from stores import MakeStore, exit_code, forked, lock_free_only, wait_until
+from stores import MakeStore, exit_code, forked, in_threads, lock_free_only, wait_until
 
 from shmstore import Metrics, ObjectNotFoundError, Store, StoreClosedError, _gets
 from shmstore._memory import layout as L
@@ -389,11 +388,7 @@ def test_gets_of_many_threads_are_counted(store):
         for _ in range(5000):
             store.get(ref)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(*[work] * 4)
     assert 20_000 - 100 <= store.metrics().gets <= 20_000
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -118,10 +118,15 @@ def test_lock_timeout_must_be_a_positive_number(value: float) -> None:
 def test_options_are_frozen_named_and_comparable() -> None:
     """The choices hold for the life of the store, and none is given by position."""
     options = Options(capacity="1MiB")
-    assert options == Options(capacity="1MiB")
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    assert options == Options(capacity="1MiB") != Options()
+    assert hash(options) == hash(Options(capacity="1MiB"))
+    assert pickle.loads(pickle.dumps(options)) == options
+    assert repr(options).startswith("Options(capacity='1MiB', persist=False, ")
+    with pytest.raises(AttributeError, match="capacity"):
         options.capacity = 3  # type: ignore[misc]
-    with pytest.raises(TypeError):
+    with pytest.raises(AttributeError, match="capacity"):
+        del options.capacity
+    with pytest.raises(TypeError, match=r"^Options\(\) takes its fields by name, not \('1MiB',\)"):
         Options("1MiB")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="capacty"):
         Options(capacty=1)  # type: ignore[call-arg]

@@ -7,13 +7,12 @@ import grp
 import os
 import pwd
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import rooms
+from rooms import base
 from strangers import (
     ALICE,
     BOB,
@@ -32,18 +31,11 @@ import shmstore
 from shmstore import Store, UnsafePathError
 from shmstore._memory import folder, owners
 
+__all__ = ["base"]  # a fixture
+
 pytestmark = forks
 
 CLONE_NEWUSER = 0x10000000
-
-
-@pytest.fixture
-def base() -> Iterator[Path]:
-    """Give an empty folder of our own; at the end no descriptor may be left open."""
-    with rooms.memory_folder() as path:
-        before = rooms.descriptors()
-        yield path
-        assert rooms.descriptors() == before
 
 
 def refusal(root: Path, *, create: bool = True, gid: int | None = None) -> UnsafePathError:

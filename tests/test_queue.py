@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections import deque
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
-from stores import MakeStore, StartPython, exit_code, forked, used, wait_until
+from stores import MakeStore, StartPython, exit_code, forked, running, used, wait_until
 
 import shmstore
 from shmstore import Store, StoreClosedError, StoreFullError
@@ -180,18 +181,11 @@ def test_queue_destroyed_tells_who_waits(store: Store) -> None:
 
     other = store.queue("other")
     jobs.put(np.zeros(100_000))
-    threads = [
-        threading.Thread(target=expect, args=(jobs.put, 2)),
-        threading.Thread(target=expect, args=(jobs.join,)),
-        threading.Thread(target=expect, args=(other.get,)),
-    ]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.05)
-    jobs.destroy()
-    other.destroy()
-    for thread in threads:
-        thread.join()
+    calls = [partial(expect, jobs.put, 2), partial(expect, jobs.join), partial(expect, other.get)]
+    with running(*calls):
+        time.sleep(0.05)
+        jobs.destroy()
+        other.destroy()
     assert len(errors) == 3
     assert used(store) == 0
     assert store.queue("jobs").maxsize == 0

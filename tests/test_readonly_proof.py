@@ -155,16 +155,21 @@ def furnish(store: Store) -> list[Any]:
 
 
 def files_of(store: Store) -> dict[str, Any]:
-    """Return all that there is of a store, but for the seats of others and their rows."""
+    """Return all that there is of a store, but for the seats of others, their rows, and LINK.
+
+    Who waits for the end of an object clears its LINK: it ends under the lock then.
+    """
     geometry = store._session.index.geometry
     first, end = 1, geometry.max_clients
     rows = range(geometry.clients + first * L.CLIENT_WORDS, geometry.clients + end * L.CLIENT_WORDS)
     found: dict[str, Any] = strangers.fingerprint(store.path)
     found = {name: seen for name, seen in found.items() if not name.startswith("seats/")}
     found["seats/1"] = strangers.digest_of(store.path / "seats" / "1")
-    counts = {L.W_NEXT_SERIAL, L.W_CLIENT_TOP}
+    counts = {L.W_NEXT_SERIAL, L.W_CLIENT_TOP, L.W_PINS_COPIED}
     left = range(L.W_LEFT, L.W_LEFT + L.LEFT_END - L.SEAT_PUTS)
-    found["index"] = strangers.digest_of(store.path / "index", but={*counts, *left, *rows})
+    end = geometry.slots + geometry.max_objects * L.SLOT_WORDS
+    links = range(geometry.slots + L.S_LINK, end, L.SLOT_WORDS)
+    found["index"] = strangers.digest_of(store.path / "index", but={*counts, *left, *rows, *links})
     if store._session.spills:
         found |= strangers.fingerprint(store._session.files.path)
     return found

@@ -61,7 +61,7 @@ def test_little_is_kept_until_more_was_deleted(make_store: MakeStore) -> None:
     """One barrier serves many puts: deleted objects wait until it is worth it."""
     store = make_store(capacity=64 * MIB)
     session: Any = store._session
-    waiting = 0
+    session.most_spare = waiting = 0
     for _ in range(200):
         with store.put(np.zeros(10_000, np.uint8)):
             pass

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import rooms
+from rooms import base, base_fd
 
 from shmstore._memory import removal
 
+__all__ = ["base", "base_fd"]  # fixtures
+
 NEW = ".new-0123456789abcdef"
 OLD = ".old-fedcba9876543210"
-
-
-@pytest.fixture
-def base() -> Iterator[Path]:
-    """Give an empty folder of our own; at the end no descriptor may be left open."""
-    with rooms.memory_folder() as path:
-        before = rooms.descriptors()
-        yield path
-        assert rooms.descriptors() == before
-
-
-@pytest.fixture
-def base_fd(base: Path) -> Iterator[int]:
-    """Give a descriptor of the folder `base`."""
-    fd = os.open(base, os.O_RDONLY)
-    yield fd
-    os.close(fd)
 
 
 def _make_file(base: Path, name: str) -> Path:

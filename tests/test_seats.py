@@ -4,60 +4,24 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import rooms
+from seat_files import folder, make_seat, pins, seen_by_others
+from stores import in_threads
 
 from shmstore._memory import layout as L
-from shmstore._memory.mapping import reserve
 from shmstore._sharing.lock import is_locked
 from shmstore._sharing.seats import _FIRST_CELLS, Anchor, Pins, Seat
 from shmstore.errors import CorruptStoreError, StoreFullError
 
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Give an empty folder in shared memory for seat files."""
-    with rooms.memory_folder() as path:
-        yield path
-
-
-@pytest.fixture
-def make_seat(folder: Path) -> Iterator[Callable[[int], Seat]]:
-    """Give a function that makes seats, which are closed at the end."""
-    folder_fd = os.open(folder, os.O_RDONLY)
-    made = []
-
-    def make(serial: int) -> Seat:
-        made.append(Seat.create(folder_fd, serial))
-        return made[-1]
-
-    yield make
-    for seat in made:
-        if seat.fd >= 0:
-            seat.close()
-    os.close(folder_fd)
-
-
-@pytest.fixture
-def pins(make_seat: Callable[[int], Seat]) -> Pins:
-    """Give the pins of a seat of its own."""
-    return Pins(make_seat(1))
-
-
-def _seen_by_others(folder: Path, serial: int = 1) -> list[int]:
-    """Return the slots that another client sees pinned in the seat file."""
-    fd = os.open(folder / str(serial), os.O_RDONLY)
-    try:
-        return sorted(pin - 1 for pin in Seat(fd, serial).pinned())
-    finally:
-        os.close(fd)
+__all__ = ["folder", "make_seat", "pins"]  # fixtures, asked for by their names
 
 
 # --- the file ------------------------------------------------------------------------------------
@@ -113,7 +77,7 @@ def test_seat_with_an_absurd_count_of_cells_is_read_to_its_end_only(
     seat = make_seat(1)
     seat.pins[L.FIRST_CELL] = 5
     seat.words[L.SEAT_CELLS] = (1 << 64) - 1
-    assert _seen_by_others(folder) == [4]
+    assert seen_by_others(folder) == [4]
 
 
 def test_seat_cannot_be_made_on_a_full_file_system() -> None:
@@ -132,14 +96,14 @@ def test_seat_cannot_be_made_on_a_full_file_system() -> None:
 # --- pins ----------------------------------------------------------------------------------------
 
 
-def test_pin_is_seen_by_others_until_its_anchor_dies(folder: Path, pins: Pins) -> None:
+def test_pin_isseen_by_others_until_its_anchor_dies(folder: Path, pins: Pins) -> None:
     """The death of the anchor is all that it takes."""
     anchor = Anchor()
     pins.pin(anchor, 41)
-    assert _seen_by_others(folder) == [41]
+    assert seen_by_others(folder) == [41]
     assert pins.in_use() == 1
     del anchor
-    assert _seen_by_others(folder) == []
+    assert seen_by_others(folder) == []
     assert pins.in_use() == 0
 
 
@@ -148,18 +112,18 @@ def test_pins_on_one_slot_are_independent(folder: Path, pins: Pins) -> None:
     first, second = Anchor(), Anchor()
     pins.pin(first, 9)
     pins.pin(second, 9)
-    assert _seen_by_others(folder) == [9, 9]
+    assert seen_by_others(folder) == [9, 9]
     del first
-    assert _seen_by_others(folder) == [9]
+    assert seen_by_others(folder) == [9]
     del second
-    assert _seen_by_others(folder) == []
+    assert seen_by_others(folder) == []
 
 
 def test_pin_on_slot_zero_is_a_pin(folder: Path, pins: Pins) -> None:
     """The first slot is told apart from "no pin"."""
     anchor = Anchor()
     pins.pin(anchor, 0)
-    assert _seen_by_others(folder) == [0]
+    assert seen_by_others(folder) == [0]
 
 
 @pytest.mark.parametrize("count", [_FIRST_CELLS, _FIRST_CELLS + 1, 200, 5000])
@@ -168,11 +132,11 @@ def test_pins_grow_with_the_number_of_views(folder: Path, pins: Pins, count: int
     anchors = [Anchor() for _ in range(count)]
     for slot, anchor in enumerate(anchors):
         pins.pin(anchor, slot)
-    assert _seen_by_others(folder) == list(range(count))
+    assert seen_by_others(folder) == list(range(count))
     del anchors[::2], anchor
-    assert _seen_by_others(folder) == list(range(1, count, 2))
+    assert seen_by_others(folder) == list(range(1, count, 2))
     anchors.clear()
-    assert (pins.in_use(), _seen_by_others(folder)) == (0, [])
+    assert (pins.in_use(), seen_by_others(folder)) == (0, [])
 
 
 def test_cells_are_used_again_before_the_seat_grows(folder: Path, pins: Pins) -> None:
@@ -210,10 +174,10 @@ def test_pins_that_cannot_grow_leave_those_that_are_held(folder: Path) -> None:
                 pins.pin(anchors[-1], slot)
         held = len(anchors) - 1
         assert held > 0
-        assert _seen_by_others(small) == list(range(held))
+        assert seen_by_others(small) == list(range(held))
         ballast.unlink()
         pins.pin(anchors[-1], held)
-        assert _seen_by_others(small) == list(range(held + 1))
+        assert seen_by_others(small) == list(range(held + 1))
         anchors.clear()
         assert pins.in_use() == 0
         pins.seat.close()
@@ -243,15 +207,11 @@ def test_pins_of_many_threads_never_share_a_cell(folder: Path, pins: Pins) -> No
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(*(partial(work, number) for number in range(8)))
     finally:
         sys.setswitchinterval(interval)
     assert errors == []
-    assert (pins.in_use(), _seen_by_others(folder)) == (0, [])
+    assert (pins.in_use(), seen_by_others(folder)) == (0, [])
 
 
 def test_anchors_shared_by_threads_drop_each_pin_once(folder: Path, pins: Pins) -> None:
@@ -271,12 +231,8 @@ def test_anchors_shared_by_threads_drop_each_pin_once(folder: Path, pins: Pins) 
                 made.pop()
                 dropped += 1
 
-    threads = [threading.Thread(target=target) for target in (take, take, drop)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (pins.in_use(), _seen_by_others(folder)) == (0, [])
+    in_threads(take, take, drop)
+    assert (pins.in_use(), seen_by_others(folder)) == (0, [])
     assert len(set(pins.free)) == len(pins.free)
 
 
@@ -296,169 +252,7 @@ def test_anchors_in_a_circle_drop_their_pins_when_they_are_collected(
     pins.pin(second, 2)
     del first, second
     gc.collect()
-    assert _seen_by_others(folder) == []
-
-
-def _pin_while_it_grows(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None]) -> None:
-    """Let something happen in this thread in the middle of the next growth."""
-    left = [1]
-
-    def interrupted(fd: int, offset: int, nbytes: int) -> None:
-        reserve(fd, offset, nbytes)
-        if left:
-            left.clear()
-            meanwhile()
-
-    monkeypatch.setattr("shmstore._sharing.seats.reserve", interrupted)
-
-
-@pytest.mark.parametrize("count", [1, 30])
-def test_pins_made_by_a_signal_handler_while_the_seat_grows_are_kept(
-    folder: Path, pins: Pins, monkeypatch: pytest.MonkeyPatch, count: int
-) -> None:
-    """A get in a handler of the very thread that grows neither waits nor loses a pin."""
-    anchors = [Anchor() for _ in range(count + 1)]
-
-    def handle(*_: object) -> None:
-        for slot, anchor in enumerate(anchors[1:], 100):
-            pins.pin(anchor, slot)
-
-    _pin_while_it_grows(monkeypatch, lambda: signal.raise_signal(signal.SIGUSR1))
-    old = signal.signal(signal.SIGUSR1, handle)
-    try:
-        pins.pin(anchors[0], 1)
-    finally:
-        signal.signal(signal.SIGUSR1, old)
-    assert _seen_by_others(folder) == [1, *range(100, 100 + count)]
-    anchors.clear()
-    assert (pins.in_use(), _seen_by_others(folder)) == (0, [])
-
-
-def test_anchor_that_dies_while_the_seat_grows_drops_its_pin(
-    folder: Path, pins: Pins, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A finalizer may run anywhere, also inside the call that makes room."""
-    anchors = [Anchor() for _ in range(_FIRST_CELLS)]
-    for anchor in anchors:
-        pins.pin(anchor, 5)
-    del anchor
-    _pin_while_it_grows(monkeypatch, anchors.clear)
-    last = Anchor()
-    pins.pin(last, 6)
-    assert _seen_by_others(folder) == [6]
-    assert pins.in_use() == 1
-
-
-def test_growth_broken_by_a_signal_handler_can_be_repeated(
-    folder: Path, pins: Pins, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ctrl-C in the middle leaves pins that work."""
-
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    _pin_while_it_grows(monkeypatch, interrupt)
-    anchor = Anchor()
-    with pytest.raises(KeyboardInterrupt):
-        pins.pin(anchor, 3)
-    assert _seen_by_others(folder) == []
-    pins.pin(anchor, 3)
-    assert _seen_by_others(folder) == [3]
-
-
-# --- fork ----------------------------------------------------------------------------------------
-
-
-def test_pins_copied_for_a_child_are_those_of_the_parent(
-    folder: Path, pins: Pins, make_seat: Callable[[int], Seat]
-) -> None:
-    """Before the child exists, its seat holds everything that the parent looks at."""
-    anchors = [Anchor() for _ in range(300)]
-    for slot, anchor in enumerate(anchors):
-        pins.pin(anchor, slot)
-    del anchors[:100], anchor
-    child = make_seat(2)
-    pins.copy_to(child)
-    assert _seen_by_others(folder, 2) == _seen_by_others(folder, 1) == list(range(100, 300))
-
-
-def test_pins_made_and_dropped_between_copy_and_fork_reach_both_seats(
-    folder: Path, pins: Pins, make_seat: Callable[[int], Seat]
-) -> None:
-    """Other threads go on until the very moment of the fork."""
-    early, late = Anchor(), [Anchor() for _ in range(500)]
-    pins.pin(early, 1)
-    pins.copy_to(make_seat(2))
-    for slot, anchor in enumerate(late, 1000):
-        pins.pin(anchor, slot)
-    del early, anchor, late[::2]
-    assert _seen_by_others(folder, 2) == _seen_by_others(folder, 1) == list(range(1001, 1500, 2))
-    pins.stay()
-    late.clear()
-    assert _seen_by_others(folder, 1) == []
-    assert _seen_by_others(folder, 2) == list(range(1001, 1500, 2))
-
-
-def test_pins_moved_to_the_seat_of_the_child_leave_the_parents_alone(
-    folder: Path, pins: Pins, make_seat: Callable[[int], Seat]
-) -> None:
-    """After the move the child writes its own seat only."""
-    anchors = [Anchor(), Anchor()]
-    for slot, anchor in enumerate(anchors):
-        pins.pin(anchor, slot)
-    del anchor
-    parent, child = pins.seat, make_seat(2)
-    pins.copy_to(child)
-    pins.move_to(child)
-    assert parent.fd < 0
-    anchors.pop()
-    assert _seen_by_others(folder, 2) == [0]
-    assert _seen_by_others(folder, 1) == [0, 1]
-    more = Anchor()
-    pins.pin(more, 77)
-    assert _seen_by_others(folder, 2) == [0, 77]
-    anchors.clear()
-    del more
-    assert (pins.in_use(), _seen_by_others(folder, 2)) == (0, [])
-
-
-def test_pins_made_while_two_seats_grow_at_once_are_in_both(
-    folder: Path,
-    pins: Pins,
-    make_seat: Callable[[int], Seat],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Another thread may need more cells while this one makes some for parent and child."""
-    mine, theirs = Anchor(), [Anchor() for _ in range(100)]
-
-    def other_thread() -> None:
-        for slot, anchor in enumerate(theirs, 100):
-            pins.pin(anchor, slot)
-
-    pins.copy_to(make_seat(2))
-    _pin_while_it_grows(monkeypatch, other_thread)
-    pins.pin(mine, 1)
-    assert _seen_by_others(folder, 1) == [1, *range(100, 200)]
-    assert _seen_by_others(folder, 2) == [1, *range(100, 200)]
-    pins.stay()
-    del mine
-    theirs.clear()
-    assert (pins.in_use(), _seen_by_others(folder, 1)) == (0, [])
-
-
-def test_pins_copied_while_the_seat_grows_are_in_both(
-    folder: Path,
-    pins: Pins,
-    make_seat: Callable[[int], Seat],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A fork that begins while another thread makes cells misses none of its pins."""
-    anchors = [Anchor() for _ in range(200)]
-    child = make_seat(2)
-    _pin_while_it_grows(monkeypatch, lambda: pins.copy_to(child))
-    for slot, anchor in enumerate(anchors):
-        pins.pin(anchor, slot)
-    assert _seen_by_others(folder, 1) == _seen_by_others(folder, 2) == list(range(200))
+    assert seen_by_others(folder) == []
 
 
 def test_anchor_whose_callback_was_cut_short_is_swept(folder: Path, pins: Pins) -> None:
@@ -468,6 +262,6 @@ def test_anchor_whose_callback_was_cut_short_is_swept(folder: Path, pins: Pins) 
     cell = next(c for c, holder in enumerate(pins.holders) if holder is not None)
     pins.holders[cell] = weakref.ref(anchor)
     del anchor
-    assert _seen_by_others(folder) == [8]
+    assert seen_by_others(folder) == [8]
     pins.sweep()
-    assert (pins.in_use(), _seen_by_others(folder)) == (0, [])
+    assert (pins.in_use(), seen_by_others(folder)) == (0, [])

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -71,27 +67,6 @@ print("refused", len(refused), flush=True)
 """
 
 
-@contextlib.contextmanager
-def file_system(nbytes: int, inodes: int = 0) -> Iterator[Path]:
-    """Give an empty tmpfs of that size, with so many inodes at most."""
-    path = Path(tempfile.mkdtemp(prefix="shmstore-test-"))
-    options = f"size={nbytes},mode=0700" + f",nr_inodes={inodes}" * bool(inodes)
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
-    try:
-        try:
-            mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
-        except FileNotFoundError:
-            mounted = False
-        if not mounted:
-            pytest.skip("this test needs a tmpfs of its own, and this user may not mount one")
-        try:
-            yield path
-        finally:
-            subprocess.run(["umount", "--lazy", str(path)], check=True)
-    finally:
-        path.rmdir()
-
-
 def live(root: Path, *, capacity: int, size: int, ballast: bool = False) -> list[str]:
     """Let a child live in a file system, which others fill up meanwhile; return what it says."""
     child = Child(LIVE, {"root": str(root), "capacity": capacity, "size": size})
@@ -114,7 +89,7 @@ def live(root: Path, *, capacity: int, size: int, ballast: bool = False) -> list
 @pytest.mark.parametrize("pages", [1, 2, 3, 5, 8, 12])
 def test_store_in_a_few_pages_is_refused_and_leaves_nothing(pages: int) -> None:
     """There is no room for an index: our error, with numbers, and the file system is as before."""
-    with file_system(pages * PAGE) as root:
+    with rooms.small_file_system(pages * PAGE) as root:
         with pytest.raises(StoreFullError, match="enlarge it") as caught:
             Store.create("s", root=root, capacity=PAGE)
         assert caught.value.free <= pages * PAGE
@@ -125,7 +100,7 @@ def test_store_in_a_few_pages_is_refused_and_leaves_nothing(pages: int) -> None:
 @pytest.mark.parametrize("pages", [40, 60, 100, 200])
 def test_store_in_some_pages_lives_with_what_there_is(pages: int) -> None:
     """Its tables, seats and data compete for pages: each that is missing is told, none kills."""
-    with file_system(pages * PAGE) as root:
+    with rooms.small_file_system(pages * PAGE) as root:
         said = live(root, capacity=max(PAGE, (pages - 38) * PAGE), size=16)
         assert list(root.iterdir()) == []
     assert said[-1] == "not made" or int(said[-1].split()[1]) > 0
@@ -133,7 +108,7 @@ def test_store_in_some_pages_lives_with_what_there_is(pages: int) -> None:
 
 def test_file_system_that_others_fill_up_gives_our_error() -> None:
     """64 MiB, filled to the last page while we work, and emptied again."""
-    with file_system(64 * MIB) as root:
+    with rooms.small_file_system(64 * MIB) as root:
         said = live(root, capacity=60 * MIB, size=512, ballast=True)
         assert list(root.iterdir()) == []
     assert said[:2] == ["first", "filled"]
@@ -143,7 +118,7 @@ def test_file_system_that_others_fill_up_gives_our_error() -> None:
 @pytest.mark.parametrize("inodes", range(1, 7))
 def test_file_system_with_few_inodes_refuses_and_leaves_nothing(inodes: int) -> None:
     """It is not bytes that are missing, and the error says so."""
-    with file_system(4 * MIB, inodes) as root:
+    with rooms.small_file_system(4 * MIB, inodes) as root:
         with pytest.raises(StoreFullError, match=f"holds {inodes} files and folders"):
             Store.create("s", root=root, capacity=MIB)
         assert list(root.iterdir()) == []
@@ -151,7 +126,7 @@ def test_file_system_with_few_inodes_refuses_and_leaves_nothing(inodes: int) -> 
 
 def test_file_system_with_inodes_for_one_store_takes_one() -> None:
     """Two folders, three files and a seat; the root is one more."""
-    with file_system(4 * MIB, 7) as root:
+    with rooms.small_file_system(4 * MIB, 7) as root:
         for _ in range(3):
             with Store.create("s", root=root, capacity=MIB) as store:
                 store["a"] = np.arange(1000)
@@ -173,7 +148,10 @@ def test_clients_that_find_no_inode_are_refused(run_python: RunPython) -> None:
         assert "files" in str(error), error
         print("refused")
     """
-    with file_system(4 * MIB, 7) as root, Store.create("s", root=root, capacity=MIB) as store:
+    with (
+        rooms.small_file_system(4 * MIB, 7) as root,
+        Store.create("s", root=root, capacity=MIB) as store,
+    ):
         assert run_python(code, root=str(root)) == "refused"
         store["a"] = 1
         assert store.check() == []

@@ -13,7 +13,7 @@ import pytest
 import soak_objects as objects
 from soak import KINDS, Soak, run, tell
 from soak_work import Journal, Worker, name_of, own_key
-from stores import MIB, MakeStore, exit_code, forked, lock_free_only, replaced_words
+from stores import MIB, MakeStore, exit_code, forked, lock_free_only, signal_at
 
 from shmstore import LockTimeoutError, Store
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded:DeprecationWarning"
 )
 
-SECONDS = 60
+SECONDS = 30
 
 # For the random parts of a test.
 RANDOM = random.Random(5)
@@ -33,8 +33,8 @@ RANDOM = random.Random(5)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-def test_processes_killed_and_stopped_for_a_minute_lose_nothing(name: str) -> None:
-    """The minute is shared by all kinds of stores; `make soak` takes longer."""
+def test_processes_killed_and_stopped_for_half_a_minute_lose_nothing(name: str) -> None:
+    """The half minute is shared by all kinds of stores; `make soak` takes longer."""
     counts = run(KINDS[name], SECONDS / len(KINDS), seed=3)
     tell(name, counts)
     assert counts["kills"] > SECONDS / len(KINDS)
@@ -159,28 +159,11 @@ def test_readonly_client_can_come_while_deleted_memory_waits_to_be_wiped(
 # --- stopped with the lock ------------------------------------------------------------------------
 
 
-class StoppingWords:
-    """The words of an index; at its n-th store the process stops itself, with what it holds."""
-
-    def __init__(self, words: Any, left: list[int]) -> None:
-        self._words, self._left = words, left
-
-    def __getitem__(self, at: Any) -> Any:
-        return self._words[at]
-
-    def __setitem__(self, at: Any, value: Any) -> None:
-        self._words[at] = value
-        self._left[0] -= 1
-        if not self._left[0]:
-            os.kill(os.getpid(), signal.SIGSTOP)
-
-
 def stop_with_the_lock(store: Store, number: int) -> int:
     """Return the pid of a process that has stopped at the n-th store of a put."""
-    left = [number]
 
     def overwrite() -> None:
-        with replaced_words(store, lambda words: StoppingWords(words, left)):
+        with signal_at(store, number, signal.SIGSTOP):
             store["k"] = np.full(5000, 2, np.uint8)
 
     pid = forked(overwrite)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rooms import small_file_system
 from spilling import MakeSpilling, block, files, push_out, spill_dir, spilling
-from stores import MIB, Flag, MakeStore, StartPython, lock_free_only
+from stores import MIB, Flag, MakeStore, StartPython, exit_code, forked, lock_free_only, wait_until
 
 from shmstore import CorruptStoreError, ObjectNotFoundError, ObjectRef, Store, StoreFullError
 from shmstore._catalog import clock, states
@@ -356,3 +356,22 @@ def test_object_whose_place_was_damaged_does_not_leave(
         push_out(store)
     assert not in_file(store, ref)
     store.recover()
+
+
+def test_count_as_large_as_a_word_can_be_keeps_nobody_from_working(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    """What is only counted for people may be wrong; objects still go to files and come back."""
+    store = make_store(capacity=MIB, on_full="spill", spill_dir=tmp_path)
+    words = store._session.index.words
+    counts = (L.W_SPILLS, L.W_RESTORES, L.W_EXPIRATIONS, L.W_PINS_COPIED)
+    for at in counts:
+        words[at] = L.WORD_MASK
+    refs = [store.put(np.full(30_000, number)) for number in range(10)]
+    assert [int(ref.get()[0]) for ref in refs] == list(range(10))
+    store.put("soon over", key="k", ttl=1e-3)
+    wait_until(lambda: "k" not in store)
+    store.put("instead", key="k", overwrite=False)
+    assert exit_code(forked(lambda: store.put("of a child"))) == 0
+    assert [words[at] for at in counts] == [L.WORD_MASK] * 3 + [0]
+    assert not store.check()

@@ -8,17 +8,17 @@ import itertools
 import os
 import signal
 import tempfile
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from stores import MIB, MakeStore, exit_code, forked
+from stores import MIB, MakeStore, exit_code, forked, running
 
 from shmstore import (
     Store,
@@ -328,13 +328,9 @@ def test_store_ended_by_another_thread_in_the_middle_is_closed(
     for round_ in range(15):
         store = spilling()
         errors: list[BaseException] = []
-        threads = [threading.Thread(target=work, args=(store, errors)) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        time.sleep(0.002 * round_)
-        getattr(store, end)()
-        for thread in threads:
-            thread.join()
+        with running(*[partial(work, store, errors)] * 3):
+            time.sleep(0.002 * round_)
+            getattr(store, end)()
         assert errors == []
 
 

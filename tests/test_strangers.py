@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rooms
 import strangers
+from rooms import base
 from strangers import ALICE, MALLORY, SMALL, User, acting, meanwhile, needs_users, until
 
 import shmstore
 from shmstore import ObjectRef, Store, StoreNotFoundError, UnsafePathError
+
+__all__ = ["base"]  # a fixture
 
 pytestmark = strangers.forks
 
@@ -27,15 +29,6 @@ FILES = ["index", "lock", "segment-00000"]
 SEAT = "seats/1"
 KINDS = ["symlink", "dangling", "fifo", "socket", "device", "folder", "second name", "foreign"]
 ENOUGH = {"done": 15, "UnsafePathError": 15}
-
-
-@pytest.fixture
-def base() -> Iterator[Path]:
-    """Give an empty folder of our own; at the end no descriptor may be left open."""
-    with rooms.memory_folder() as path:
-        before = rooms.descriptors()
-        yield path
-        assert rooms.descriptors() == before
 
 
 def put_in_place(path: Path, kind: str, aside: Path) -> None:

@@ -20,7 +20,7 @@ from shmstore import Store, StoreFullError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("process_helpers")]
 
-SECONDS = float(os.environ.get("SHMSTORE_STRESS_SECONDS", "30"))
+SECONDS = float(os.environ.get("SHMSTORE_STRESS_SECONDS", "12"))
 STARTED_WITHIN_S = 60
 
 CHECKSUM_NBYTES = 4
@@ -118,7 +118,7 @@ def test_readers_see_only_whole_objects_while_writers_overwrite_delete_and_refil
     """Every array is verified when it is got, and again when it is let go."""
     store = make_store(capacity="3MiB")
     counts = in_processes(
-        SECONDS / 10 if locked_reads else SECONDS,
+        SECONDS / 4 if locked_reads else SECONDS,
         [(write_and_delete, store, 100), (write_and_delete, store, 101)]
         + [(read_and_verify, store, seed) for seed in range(3)],
         meanwhile=lambda: assert_sound(store),
@@ -187,7 +187,7 @@ def test_extent_reused_at_once_is_never_seen_by_the_reader_of_the_old_object(
     store["k"] = np.zeros(nbytes, np.uint8)
     work = [(overwrite_one_key, store, nbytes), (read_one_key, store, nbytes)]
     work.append((read_one_key_by_threads, store, nbytes))
-    counts = in_processes(SECONDS / 30, work)
+    counts = in_processes(SECONDS / 12, work)
     assert all(counts), counts
     assert store.check() == []
     del store["k"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import stores
-from stores import Flag, MakeStore, StartPython, wait_until
+from stores import Flag, MakeStore, RunPython, StartPython, running, wait_until
 from waits import activity_at_rest, activity_of, after, start_waiter, state_of, waiters
 
 import shmstore
@@ -69,6 +68,10 @@ def test_get_with_what_is_no_timeout_is_refused(store: Store) -> None:
     """Nan would be a wait without an end that nobody asked for."""
     with pytest.raises(ValueError, match="nan"):
         store.get("missing", timeout=float("nan"))
+    with pytest.raises(ValueError, match="timeout='soon': give seconds, or None"):
+        store.get("missing", timeout="soon")  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match=r"timeout=\[1\]: give seconds, or None"):
+        store.wait(["missing"], timeout=[1])  # type: ignore[arg-type]
 
 
 def put_in_a_batch(store: Store) -> None:
@@ -117,16 +120,9 @@ def test_many_waiters_for_one_key_all_get_it(store: Store, start_python: StartPy
     """One put wakes all of them, threads and processes."""
     children = [start_waiter(start_python, store) for _ in range(3)]
     got: list[Any] = []
-    threads = [
-        threading.Thread(target=lambda: got.append(store.get("key", timeout=None)))
-        for _ in range(3)
-    ]
-    for thread in threads:
-        thread.start()
-    wait_until(lambda: waiters(store) == 6)
-    store["key"] = 5
-    for thread in threads:
-        thread.join()
+    with running(*[lambda: got.append(store.get("key", timeout=None))] * 3):
+        wait_until(lambda: waiters(store) == 6)
+        store["key"] = 5
     assert got == [5] * 3
     assert [child.hear() for child in children] == ["5"] * 3
     for child in children:
@@ -264,3 +260,16 @@ def test_reference_into_a_store_that_is_destroyed_has_come_to_its_end(
     store.destroy()
     assert child.hear() == "True"
     child.end()
+
+
+def test_waiter_that_may_use_one_core_of_several_still_spins(run_python: RunPython) -> None:
+    """It may be his alone; that others have it too is met by letting them go first."""
+    code = """
+    import os, shmstore
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    from shmstore import _waiting
+    looks = []
+    assert _waiting.spin(lambda: looks.append(1), None) is None
+    print(_waiting._has_one_core, len(looks) > 1 or os.cpu_count() == 1)
+    """
+    assert run_python(code) == "True True"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import os
@@ -17,7 +16,7 @@ from stores import Flag, MakeStore, StartPython, forked, wait_until
 from waits import after, start_waiter, waiters
 
 import shmstore
-from shmstore import Store, StoreClosedError, _waiting, _waiting_async
+from shmstore import Store, StoreClosedError, _waiting
 from shmstore._memory import layout as L
 
 
@@ -110,70 +109,6 @@ def test_putter_that_is_killed_at_any_step_leaves_nobody_asleep(root: Path) -> N
     there, not_there = map(int, rooms.run_python(KILL_WAKERS).split())
     assert there > 0
     assert not_there > 0
-
-
-FOLLOWED = """
-import shmstore
-store = shmstore.Store.attach(name)
-session = store._session
-session.bells.promise(session.pins.seat.serial)
-print(session.pins.seat.serial, flush=True)
-input()
-store.close()
-"""
-
-
-@pytest.mark.parametrize("is_async", [False, True], ids=["thread", "coroutine"])
-@pytest.mark.parametrize("dies", [False, True], ids=["leaves", "dies"])
-def test_end_of_a_client_wakes_who_follows_its_life(
-    store: Store, start_python: StartPython, dies: Flag, is_async: Flag
-) -> None:
-    """The kernel tells it, however the client ends, and nobody polls for it."""
-    child = start_python(FOLLOWED, name=store.name)
-    serial = int(child.hear())
-    session: Any = store._session
-
-    def look() -> None:
-        return None
-
-    def settle() -> bool | None:
-        return None if session.clients.lives(serial) else True
-
-    with session.bells.follow(serial) as life:
-        assert _waiting.sleep_until(session, look, [7], 0.05, settle, lives=[life]) is None
-        end = child.process.kill if dies else child.say
-        with after(0.05, end):
-            if is_async:
-                waits = _waiting_async.sleep_until(session, look, [7], None, settle, lives=[life])
-                assert asyncio.run(asyncio.wait_for(waits, stores.WAIT_S))
-            else:
-                assert _waiting.sleep_until(session, look, [7], stores.WAIT_S, settle, lives=[life])
-    child.process.wait()
-    store.recover()
-    with pytest.raises(FileNotFoundError):
-        session.bells.follow(serial)
-    assert waiters(store) == 0
-
-
-def test_forked_child_does_not_hold_the_lifeline_of_its_parent(
-    store: Store, start_python: StartPython
-) -> None:
-    """When the parent dies its life ends, although the child lives on."""
-    child = start_python(
-        FOLLOWED.replace(
-            "input()", "grandchild = os.fork()\nprint(grandchild, flush=True)\nsignal.pause()"
-        ),
-        name=store.name,
-    )
-    session: Any = store._session
-    serial = int(child.hear())
-    grandchild = max(int(child.hear()), int(child.hear()))
-    with session.bells.follow(serial) as life:
-        child.process.kill()
-        assert _waiting.Sleeper(session).sleep(None, [life])
-    os.kill(grandchild, signal.SIGKILL)
-    child.process.wait()
-    store.recover()
 
 
 def test_change_that_is_broken_off_wakes_everybody(store: Store) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from stores import (
     StartPython,
     exit_code,
     forked,
+    in_threads,
     lock_free_only,
     wait_until,
 )
@@ -303,11 +303,7 @@ def test_traced_views_of_any_type_have_a_site(traced: Store, value: object) -> N
 def test_traced_views_of_threads_have_the_sites_of_their_threads(traced: Store) -> None:
     """A seat is shared by the threads of a process; the way to the get is not."""
     views: list[np.ndarray] = []
-    threads = [threading.Thread(target=lambda: views.append(_load(traced))) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(*[lambda: views.append(_load(traced))] * 8)
     [pin] = traced.who_pins("seen")
     assert pin.sites == {f"{__file__}:{LOADS_AT} in _load": 8}
     views.clear()

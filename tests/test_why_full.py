@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import time
 from typing import Any
 
 import numpy as np
 import pytest
 import rooms
+from spares import make_quick
 from stores import (
     MIB,
     MakeStore,
     StartPython,
     exit_code,
     forked,
+    kill,
     lock_free_only,
     make_old,
     remedy_of,
 )
 
-from shmstore import FullReport, Store, _fullness
+from shmstore import FullReport, Store, StoreFullError, _fullness
 from shmstore._memory import layout as L
 
 MOST_LINES = 40
@@ -63,7 +66,7 @@ def test_sums_are_those_of_the_store(store: Store) -> None:
     for name in ("capacity", "used", "free", "largest_free", "objects", "named", "max_objects"):
         assert getattr(report, name) == getattr(stats, name)
     assert report.pinned_nbytes == stats.pinned
-    assert report.slots_used == 40
+    assert report.slots_used == 40 + store._session.spares.small.top
     assert sum(group.objects for group in report.ages) == 40
     assert sum(group.nbytes for group in report.ages) == stats.used
     assert {t.name: t.objects for t in report.types} == {"numpy.ndarray": 30, "int": 10}
@@ -259,8 +262,8 @@ def test_readonly_handle_may_ask(make_store: MakeStore, run_python: Any) -> None
 
 def test_expired_objects_are_told_until_somebody_takes_their_memory(store: Store) -> None:
     """A handle that may only read sees them; one that may write takes them away by looking."""
-    store.put(np.zeros(1000), key="old", ttl=1e-3)
     store["new"] = np.zeros(1000)
+    store.put(np.zeros(1000), key="old", ttl=1e-3)  # the last put: the next takes it away
     time.sleep(2e-3)
     with Store.attach(store.path, readonly=True) as reader:
         report = reader.why_full()
@@ -306,3 +309,40 @@ def test_queue_that_fills_the_store_is_named(make_store: MakeStore) -> None:
     while jobs.qsize():
         jobs.get()
     assert "jobs" not in " ".join(store.why_full(2 * MIB).remedies)
+
+
+@lock_free_only
+def test_slots_set_aside_are_told_of_a_full_store(make_store: MakeStore) -> None:
+    """Others keep some for their next small objects: the error and the page say how many."""
+    store = make_quick(make_store, max_objects=1 << 14)
+    store.delete(store.put(1))
+    ready, told = os.pipe()
+
+    def child() -> None:
+        for number in range(10):
+            store.put(number)
+        os.write(told, b".")
+        signal.pause()
+
+    pid = forked(child)
+    os.read(ready, 1)
+
+    def fill(count: int) -> None:
+        while True:
+            store.put_many(range(count))
+
+    with pytest.raises(StoreFullError):
+        fill(64)
+    with pytest.raises(StoreFullError, match="slots are set aside for the next ones") as caught:
+        fill(1)
+    report = store.why_full()
+    assert 0 < report.set_aside <= caught.value.set_aside < 256
+    assert report.slots_used == report.max_objects == report.objects + report.set_aside
+    assert "slots set aside, as many as max_objects allows" in report.reason
+    assert "set aside" in _text(report)
+    assert not store.check()
+    kill(pid)
+    assert store.put("in its place").get() == "in its place"
+    assert store.why_full().set_aside == store._session.spares.small.top
+    for fd in (ready, told):
+        os.close(fd)

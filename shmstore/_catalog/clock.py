@@ -19,7 +19,7 @@ _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 def _clock_ahead_ns() -> int:
     """Return by how much this clock is ahead of the machine's: a time namespace has its own."""
     try:
-        lines = Path("/proc/self/timens_offsets").read_text(encoding="ascii").splitlines()
+        lines = Path("/proc/self/timens_offsets").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     offsets = {name: int(s) * 10**9 + int(ns) for name, s, ns in map(str.split, lines)}

@@ -3,6 +3,7 @@
 What is copied while the lock is held enters in one step (`insert`): nobody can see its slot before
 it is READY. Who dies in it leaves a slot that is FREE, and an extent that is nobody's. What takes
 longer has its slot for itself meanwhile (`reserve`: WRITING) and becomes visible later (`publish`).
+Slots may also be set aside for one client, which then fills them by itself (see `_spares`).
 
 Concurrency: everything here requires the store lock.
 """
@@ -12,15 +13,16 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 from zlib import crc32
 
 from shmstore._catalog import states
 from shmstore._catalog.clock import boottime_ns
-from shmstore._catalog.moves import Moves
+from shmstore._catalog.runs import Runs
 from shmstore._memory import layout as L
 from shmstore._memory.allocator import Extent
 from shmstore._memory.index import Index
+from shmstore._tuples import NamedTuple
 
 # Words that are written together: EXTENT to EXTENT_NBYTES, EXTENT to KIND, and OWNER to EXPIRES_NS.
 # Only the state word tells whether they count, so these stores need not be single ones.
@@ -45,7 +47,7 @@ class Content(NamedTuple):
     ttl_ns: int = 0
 
 
-class Inserts(Moves):
+class Inserts(Runs):
     """The part of a slot table that fills slots.
 
     Parameters
@@ -55,6 +57,8 @@ class Inserts(Moves):
 
     Attributes
     ----------
+    store
+        What checksums begin with.
     following
         The next generation, as far as this process knows: NEXT_GENERATION is never below it.
     """
@@ -62,7 +66,7 @@ class Inserts(Moves):
     def __init__(self, index: Index) -> None:
         super().__init__(index)
         self._bytes = memoryview(index.memory)
-        self._store = index.identity.uuid.int & L.CRC_MASK
+        self.store = index.identity.uuid & L.CRC_MASK
         self.following = 0
 
     def take(self) -> int | None:
@@ -82,7 +86,7 @@ class Inserts(Moves):
         """Return the generation that the next `reserve` gives. Requires: the store lock."""
         return int(self._words[L.W_NEXT_GENERATION])
 
-    def reserve(self, slot: int, owner: int, extent: Extent | None) -> int:
+    def reserve(self, slot: int, owner: int, extent: Extent | None, link: int = 0) -> int:
         """Give a slot to a put, as `insert` gets one; return its generation.
 
         `owner` is the serial of the client's seat: unlike a row it is never given to another.
@@ -93,10 +97,10 @@ class Inserts(Moves):
         where = nbytes = node = 0
         if extent is not None:
             node, where, nbytes, _ = extent
-            where |= L.extent_check(where, generation) << L.EXTENT_SHIFT
+            where |= L.extent_check(where, slot) << L.EXTENT_SHIFT
             node += 1
         # EXTENT, NODE, CHAIN, LINK, LAST_USED, KIND, OWNER, EXTENT_NBYTES
-        place = where, node, 0, 0, generation, 0, owner, nbytes
+        place = where, node, 0, link, generation, 0, owner, nbytes
         _PLACE.pack_into(self._bytes, base * L.WORD + _PLACE_AT, *place)
         words[base + L.S_STATE] = states.first_word(generation)
         return generation
@@ -127,7 +131,7 @@ class Inserts(Moves):
         body = (
             DESCRIPTION.pack(owner, nbytes, sizes, data_nbytes, *digest, *origin) + header + inline
         )
-        crc = crc32(body, L.first_crc(self._store, slot, word, kind))
+        crc = crc32(body, L.first_crc(self.store, slot, word, kind))
         if kind & L.KIND_HEADER_IN_EXTENT:
             body = body[: DESCRIPTION.size]
         start += DESCRIPTION_AT
@@ -157,6 +161,7 @@ class Inserts(Moves):
         owner: int,
         pid: int,
         extent: Extent | None,
+        link: int = 0,
     ) -> None:
         """Fill a slot and make its object visible.
 
@@ -173,6 +178,8 @@ class Inserts(Moves):
             The serial of the seat of this client, and its process.
         extent
             Where the frames lie; `note_data_crc` has been called if the kind says so.
+        link
+            LINK_OWN if this client may take the object back without the lock, or 0.
         """
         words = self._words
         base = self._start + slot * L.SLOT_WORDS
@@ -182,7 +189,7 @@ class Inserts(Moves):
         where = node = nbytes = 0
         if extent is not None:
             node, where, nbytes, _ = extent
-            where |= L.extent_check(where, generation) << L.EXTENT_SHIFT
+            where |= L.extent_check(where, slot) << L.EXTENT_SHIFT
             node += 1
         expires_ns = self._expiry(slot, ttl_ns) if ttl_ns else 0
         sizes = len(header)
@@ -190,11 +197,11 @@ class Inserts(Moves):
             sizes |= words[base + L.S_HEADER_NBYTES] & ~L.CRC_MASK
         now = time.time_ns()
         body = DESCRIPTION.pack(owner, nbytes, sizes, data_nbytes, *digest, now, pid, expires_ns)
-        crc = crc32(body + header + inline, L.first_crc(self._store, slot, word, kind))
+        crc = crc32(body + header + inline, L.first_crc(self.store, slot, word, kind))
         if not kind & L.KIND_HEADER_IN_EXTENT:
             body += header + inline
         kinds = kind | crc << L.CRC_SHIFT
-        body = _BEFORE.pack(where, node, 0, 0, generation, kinds) + body
+        body = _BEFORE.pack(where, node, 0, link, generation, kinds) + body
         start = base * L.WORD + _PLACE_AT
         self._bytes[start : start + len(body)] = body
         words[base] = word
@@ -203,14 +210,15 @@ class Inserts(Moves):
             words[L.W_NAMED] += 1
 
     def insert_many(
-        self, slots: list[int], contents: Sequence[Content], owner: int, pid: int
+        self, slots: Sequence[int], contents: Sequence[Content], owner: int, pid: int
     ) -> None:
         """Fill slots from `take_many` with objects that have no extents.
 
         Their generations follow each other, from `next_generation` on.
         """
-        words, now, pack, store = self._words, time.time_ns(), DESCRIPTION.pack, self._store
-        generation = self._occupy_many(slots)
+        words, now, pack, store = self._words, time.time_ns(), DESCRIPTION.pack, self.store
+        last = max([words[self._start + slot * L.SLOT_WORDS] for slot in slots], default=0)
+        generation = self.occupy_many(slots, states.generation_of(last))
         rows, ready, named = [], [], 0
         for slot, content in zip(slots, contents, strict=True):
             kind, header, inline, data_nbytes, digest, ttl_ns = content
@@ -233,36 +241,45 @@ class Inserts(Moves):
         words[L.W_OBJECTS] += len(slots)
         words[L.W_NAMED] += named // L.KIND_NAMED
 
-    def take_many(self, count: int) -> list[int] | None:
-        """Return free slots, or None if there are too few. OSError (ENOSPC): no pages for them."""
-        words, start = self._words, self._start
-        slots: list[int] = []
-        at, top = L.W_FREE_SLOT, int(words[L.W_SLOT_TOP])
-        while len(slots) < count and words[at]:
-            slots.append(self._spare(int(words[at]) - 1, at))
-            at = start + slots[-1] * L.SLOT_WORDS + L.S_LINK
-        if len(set(slots)) < len(slots):
-            raise self._astray(L.W_FREE_SLOT, "begins a list that has a loop")
-        end = top + count - len(slots)
-        if end > self._index.geometry.max_objects:
-            return None
-        while end * L.SLOT_NBYTES > words[L.W_SLOTS_RESERVED]:
-            self._index.grow_slots()
-        return slots + [self._spare(slot, L.W_SLOT_TOP) for slot in range(top, end)]
+    def occupy_many(self, slots: Sequence[int], had: int) -> int:
+        """Give a put slots from `take_many`; return the first of its generations.
 
-    def _occupy_many(self, slots: list[int]) -> int:
-        """Give a put slots from `take_many`; return the first of its generations."""
-        words, start = self._words, self._start
-        generation: int = words[L.W_NEXT_GENERATION]
-        last = max([words[start + slot * L.SLOT_WORDS] for slot in slots], default=0)
-        self._check_next(generation, states.generation_of(last), len(slots))
-        words[L.W_NEXT_GENERATION] = self.following = generation + len(slots)
-        top = words[L.W_SLOT_TOP]
-        listed = [slot for slot in slots if slot < top]
-        if listed:
-            words[L.W_FREE_SLOT] = words[start + listed[-1] * L.SLOT_WORDS + L.S_LINK]
-        words[L.W_SLOT_TOP] = top + len(slots) - len(listed)
+        `had` is the last of the generations that they had.
+        """
+        generation = self.take_generations(len(slots), had)
+        self._unlist(slots)
         return generation
+
+    def count_inserted(self, count: int) -> None:
+        """Count objects without keys that have become visible."""
+        self._words[L.W_OBJECTS] += count
+
+    def take_generations(self, count: int, had: int = 0) -> int:
+        """Return the first of some generations that nobody else gets; the last that slots `had`."""
+        generation: int = self._words[L.W_NEXT_GENERATION]
+        self._check_next(generation, had, count)
+        self._words[L.W_NEXT_GENERATION] = self.following = generation + count
+        return generation
+
+    def set_aside(self, slots: Sequence[int], owner: int) -> None:
+        """Give slots from `take_many` to the client with this seat, until they are doomed."""
+        words = self._words
+        self._unlist(slots)
+        for slot in slots:
+            base = self._start + slot * L.SLOT_WORDS
+            # EXTENT, NODE, CHAIN, LINK, LAST_USED, KIND, OWNER, EXTENT_NBYTES
+            place = 0, 0, 0, L.LINK_OWN, 0, 0, owner, 0
+            _PLACE.pack_into(self._bytes, base * L.WORD + _PLACE_AT, *place)
+            words[base + L.S_STATE] = states.move(words[base + L.S_STATE], states.SPARE)
+        words[L.W_OBJECTS] += len(slots)
+
+    def _list_free(self, slot: int) -> None:
+        """Put a FREE slot at the head of the list of these."""
+        words = self._words
+        base = self._start + slot * L.SLOT_WORDS
+        words[base + L.S_KIND] = 0  # the checksum too: nothing can make an object of it again
+        words[base + L.S_LINK] = words[L.W_FREE_SLOT]
+        words[L.W_FREE_SLOT] = slot + 1
 
     def _occupy(self, slot: int, base: int, state: int) -> int:
         """Give a put a slot from `take`, or one that was doomed; return its first word."""

@@ -14,14 +14,17 @@ miss under the lock.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from shmstore._catalog import states
 from shmstore._memory import layout as L
 from shmstore._memory.index import Index
 from shmstore.errors import CorruptStoreError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 try:  # the same as in hashlib, which loads OpenSSL: that takes as long as all of our modules
     from _blake2 import blake2b
@@ -91,9 +94,16 @@ class KeyIndex:
             at = base + L.S_CHAIN
         raise self._damaged(at, "lies in a chain that has a loop")
 
-    def prepare(self) -> None:
-        """Reserve room to grow. OSError (ENOSPC): nothing was changed. Requires: the store lock."""
-        if self._room() < max(_FIRST_BUCKETS, self._words[L.W_BUCKETS] + 1):
+    def prepare(self, count: int = 1) -> None:
+        """Reserve room for so many new keys to grow by. Requires: the store lock.
+
+        Raises
+        ------
+        OSError
+            ENOSPC: nothing was changed.
+        """
+        most = self._index.geometry.max_buckets
+        while self._room() < min(max(_FIRST_BUCKETS, self._words[L.W_BUCKETS] + count), most):
             self._index.grow_buckets()
 
     def add(self, slot: int) -> None:
@@ -129,6 +139,8 @@ class KeyIndex:
         """Make the index anew for these slots, lowest first. Requires: the store lock."""
         words, index = self._words, self._index
         words[L.W_BUCKETS] = 0
+        if len(slots) and not self._room():  # damage has given keys to what had none
+            index.grow_buckets()
         wanted = min(max(_FIRST_BUCKETS, len(slots)), self._room())
         firsts = np.zeros(wanted, np.uint64)
         if len(slots):

@@ -49,7 +49,7 @@ class Moves(SlotTable):
         base, old = self._start + slot * L.SLOT_WORDS, self._start + other * L.SLOT_WORDS
         offset, node = words[old + L.S_EXTENT] & L.EXTENT_MASK, words[old + L.S_NODE]
         words[old + L.S_NODE] = 0
-        check = L.extent_check(offset, states.generation_of(words[base]))
+        check = L.extent_check(offset, slot)
         words[base + L.S_EXTENT] = offset | check << L.EXTENT_SHIFT
         words[base + L.S_LAST_USED] = words[L.W_NEXT_GENERATION]
         words[base + L.S_NODE] = node

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from shmstore._catalog import states
 from shmstore._catalog.keys import Digest
@@ -25,8 +24,12 @@ from shmstore._memory import layout as L
 from shmstore._memory.index import Index
 from shmstore.errors import CorruptStoreError
 
-Table = npt.NDArray[np.uint64]
-Rows = npt.NDArray[np.intp]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Table = npt.NDArray[np.uint64]
+    Rows = npt.NDArray[np.intp]
+
 
 # No count, and no number of an object, comes near it.
 _MOST: Final = 1 << 62

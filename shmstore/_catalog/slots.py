@@ -11,7 +11,6 @@ together.
 
 from __future__ import annotations
 
-from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -21,6 +20,7 @@ from shmstore._catalog.clock import boottime_ns
 from shmstore._catalog.inserts import DESCRIPTION, DESCRIPTION_AT, Inserts
 from shmstore._memory import layout as L
 from shmstore._memory.index import Index
+from shmstore._tuples import NamedTuple
 
 
 class Record(NamedTuple):
@@ -76,7 +76,7 @@ class Slots(Inserts):
     def is_sound(self, record: Record, packed: bytes) -> bool:
         """Return whether the checksums over a published slot, with its header, agree."""
         start = (self._start + record.slot * L.SLOT_WORDS) * L.WORD + DESCRIPTION_AT
-        crc = L.first_crc(self._store, record.slot, record.word, record.kind)
+        crc = L.first_crc(self.store, record.slot, record.word, record.kind)
         crc = crc32(packed, crc32(self._bytes[start : start + DESCRIPTION.size], crc))
         if record.kind & L.KIND_INLINE:
             first, end = self.inline_range(record)
@@ -89,8 +89,7 @@ class Slots(Inserts):
         """Return whether the extent of a published object is the one that it was given."""
         if not record.extent_nbytes or states.state_of(record.word) == states.SPILLED:
             return True
-        generation = states.generation_of(record.word)
-        check = L.extent_check(record.extent, generation)
+        check = L.extent_check(record.extent, record.slot)
         return record.node >= 0 and check == record.place >> L.EXTENT_SHIFT
 
     def doom(self, slot: int) -> bool:
@@ -127,9 +126,7 @@ class Slots(Inserts):
             nbytes = L.SLOT_NBYTES - DESCRIPTION_AT
             self._bytes[start : start + nbytes] = bytes(nbytes)
         words[base + L.S_STATE] = states.move(words[base + L.S_STATE], states.FREE)
-        words[base + L.S_KIND] = 0  # the checksum too: nothing can make an object of it again
-        words[base + L.S_LINK] = words[L.W_FREE_SLOT]
-        words[L.W_FREE_SLOT] = slot + 1
+        self._list_free(slot)
 
     # --- doomed slots wait in a queue for their last reader ---------------------------------------
 
@@ -274,7 +271,7 @@ class Slots(Inserts):
             return None
         start = base * L.WORD + DESCRIPTION_AT
         body = bytes(self._bytes[start : start + end])
-        first = L.first_crc(self._store, slot, words[base], kinds & L.KINDS)
+        first = L.first_crc(self.store, slot, words[base], kinds & L.KINDS)
         if crc32(body, first) != kinds >> L.CRC_SHIFT:
             return None
         return body[DESCRIPTION.size + header_nbytes :]

@@ -8,19 +8,24 @@ Concurrency: requires the store lock, or that nobody minds a slot that changes m
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
 import numpy as np
-import numpy.typing as npt
 
 from shmstore._catalog import states
-from shmstore._catalog.table import Table, are_placed, extents_of
+from shmstore._catalog.table import are_placed, extents_of
 from shmstore._memory import layout as L
 from shmstore._memory.index import Index
 
-Rows = npt.NDArray[np.intp]
-Numbers = npt.NDArray[np.int64]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from shmstore._catalog.table import Table
+
+    Rows = npt.NDArray[np.intp]
+    Numbers = npt.NDArray[np.int64]
+
 
 # Slots that are looked at at a time: their fields as Python's numbers take about 300 bytes each.
 _AT_ONCE: Final = 1 << 14
@@ -58,7 +63,8 @@ def _unsound(index: Index, table: Table, slots: Rows, segment: memoryview | None
     inline = np.where(beside, 0, headers) + np.where(kinds & L.KIND_INLINE != 0, frames, 0)
     starts = extents_of(rows).astype(np.int64) + _header_offsets(rows, headers)
     right = inline <= L.INLINE_NBYTES
-    right &= (rows[:, L.S_EXTENT_NBYTES] == 0) | ((rows[:, L.S_NODE] != 0) & are_placed(rows))
+    placed = (rows[:, L.S_NODE] != 0) & are_placed(rows, slots)
+    right &= (rows[:, L.S_EXTENT_NBYTES] == 0) | placed
     right &= ~beside | ((starts >= 0) & (starts + headers <= index.identity.capacity))
     told = ~beside if segment is None else np.ones(len(slots), np.bool_)
     looked = np.flatnonzero(right & told)
@@ -88,7 +94,7 @@ def _seeds(index: Index, rows: Table, slots: Rows, kinds: Numbers) -> Table:
     """Return what the checksum over each slot begins with; see `layout.first_crc`."""
     numbers = slots.astype(np.uint64) * np.uint64(L.FIBONACCI_32)
     words = rows[:, L.S_STATE] - states.states_of(rows[:, L.S_STATE]) + kinds.astype(np.uint64)
-    store = np.uint64(index.identity.uuid.int & L.CRC_MASK)
+    store = np.uint64(index.identity.uuid & L.CRC_MASK)
     seeds: Table = (words ^ numbers ^ store) & np.uint64(L.CRC_MASK)
     return seeds
 

@@ -16,15 +16,20 @@ unchanged.
     FREE --insert--> READY where it happens under one hold of the lock; and a DOOMED slot that
     nobody looks at is filled anew like a FREE one, together with its extent
 
+    FREE --set aside--> SPARE --put--> READY --take back--> SPARE --doom--> DOOMED where a client
+    has the slot to itself; a SPARE one with an extent is FILLING while a put writes there
+
 Nobody but this module makes a slot word.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 # These numbers lie in shared memory. They are permanent.
 FREE: Final = 0
@@ -32,6 +37,8 @@ WRITING: Final = 1
 READY: Final = 2
 DOOMED: Final = 3
 SPILLED: Final = 4
+SPARE: Final = 5
+FILLING: Final = 6
 
 NAMES: Final = {
     FREE: "FREE",
@@ -39,6 +46,8 @@ NAMES: Final = {
     READY: "READY",
     DOOMED: "DOOMED",
     SPILLED: "SPILLED",
+    SPARE: "SPARE",
+    FILLING: "FILLING",
 }
 
 _MOVES: Final = frozenset(
@@ -51,11 +60,25 @@ _MOVES: Final = frozenset(
         (SPILLED, READY),
         (SPILLED, DOOMED),
         (DOOMED, FREE),
+        (FREE, SPARE),
+        (READY, SPARE),
+        (SPARE, FILLING),
+        (SPARE, DOOMED),
+        (FILLING, SPARE),
+        (FILLING, DOOMED),
     }
 )
 _BEGINNINGS: Final = frozenset(
-    {(FREE, WRITING), (FREE, READY), (DOOMED, WRITING), (DOOMED, READY)},
+    {
+        (FREE, WRITING),
+        (FREE, READY),
+        (DOOMED, WRITING),
+        (DOOMED, READY),
+        (SPARE, READY),
+        (FILLING, READY),
+    },
 )
+STATE_BITS: Final = 8
 _STATE_MASK: Final = 0xFF
 
 MOST_GENERATIONS: Final = 1 << 55
@@ -76,6 +99,21 @@ def first_word(generation: int) -> int:
 def ready_word(generation: int) -> int:
     """Return the word that the slot of a published object has."""
     return generation << 8 | READY
+
+
+def ready_words(generations: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return `ready_word` of each generation."""
+    return generations << np.uint64(STATE_BITS) | np.uint64(READY)
+
+
+def spare_word(generation: int) -> int:
+    """Return the word that a slot has when its owner has taken it back."""
+    return generation << 8 | SPARE
+
+
+def filling_word(generation: int) -> int:
+    """Return the word of a slot whose extent its owner fills anew."""
+    return generation << 8 | FILLING
 
 
 def spilled_word(generation: int) -> int:
@@ -120,6 +158,20 @@ def are_present(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     found = states_of(words)
     present: npt.NDArray[np.bool_] = (found == READY) | (found == SPILLED)
     return present
+
+
+def are_counted(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Return which slot words OBJECTS counts: of published objects, and of slots set aside."""
+    found = states_of(words)  # once: the owner of a slot changes its word without the lock
+    counted: npt.NDArray[np.bool_] = are_set_aside(found) | (found == READY) | (found == SPILLED)
+    return counted
+
+
+def are_set_aside(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Return which slot words are of slots that a client has to itself, without an object."""
+    found = states_of(words)
+    aside: npt.NDArray[np.bool_] = (found == SPARE) | (found == FILLING)
+    return aside
 
 
 def are_impossible(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

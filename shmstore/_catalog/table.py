@@ -9,18 +9,22 @@ method holds for it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from shmstore._catalog import states
 from shmstore._memory import layout as L
 from shmstore._memory.blocks import all_end
 from shmstore._memory.index import Index
+from shmstore._tuples import NamedTuple
 from shmstore.errors import CorruptStoreError
 
-Table = npt.NDArray[np.uint64]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Table = npt.NDArray[np.uint64]
+
 
 # Objects are told in portions of so many: as Python's numbers they take several times the memory.
 _AT_ONCE: Final = 1 << 12
@@ -39,11 +43,11 @@ def extents_of(table: Table) -> Table:
     return table[:, L.S_EXTENT] & np.uint64(L.EXTENT_MASK)
 
 
-def are_placed(table: Table) -> npt.NDArray[np.bool_]:
-    """Return in which rows of a slot table the check of EXTENT agrees."""
-    generations = states.generations_of(table[:, L.S_STATE])
+def are_placed(table: Table, slots: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+    """Return in which rows of a slot table, those of some slots, the check of EXTENT agrees."""
+    numbers = (slots + 1).astype(np.uint64) * np.uint64(L.FIBONACCI_32)
     shift = np.uint64(L.EXTENT_SHIFT)
-    checks = (extents_of(table) ^ generations) * np.uint64(L.FIBONACCI) >> shift
+    checks = (extents_of(table) ^ numbers) * np.uint64(L.FIBONACCI) >> shift
     placed: npt.NDArray[np.bool_] = checks == table[:, L.S_EXTENT] >> shift
     return placed
 
@@ -80,12 +84,17 @@ class SlotTable:
     ----------
     index
         The index that holds the table.
+
+    Attributes
+    ----------
+    start
+        Where it begins, among the words of the index.
     """
 
     def __init__(self, index: Index) -> None:
         self._index = index
         self._words = index.words
-        self._start = index.geometry.slots
+        self._start = self.start = index.geometry.slots
 
     def table(self) -> Table:
         """Return the used part of the table, a row per slot, as it lies in shared memory."""

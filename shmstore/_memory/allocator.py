@@ -14,11 +14,15 @@ from the extents of the slots.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 from shmstore._memory import layout as L
 from shmstore._memory.blocks import Blocks
-from shmstore._memory.rebuilding import Numbers, Words, bitmaps, lay_out
+from shmstore._memory.rebuilding import bitmaps, lay_out
+from shmstore._tuples import NamedTuple
+
+if TYPE_CHECKING:
+    from shmstore._memory.rebuilding import Numbers, Words
 
 
 class Extent(NamedTuple):
@@ -91,6 +95,20 @@ class Allocator(Blocks):
         """Return a used block as the extent that it is."""
         offset, nbytes = self.place(node)
         return Extent(node, offset, nbytes, self.is_cold(node))
+
+    def is_warm(self, node: int, slot: int, offset: int, nbytes: int) -> bool:
+        """Return whether a slot has this extent, and every page of it exists. Takes no lock."""
+        if not 0 <= node < self._words[L.W_NODE_TOP]:
+            return False
+        base = self._base(node)
+        row = self._words[base : base + L.NODE_WORDS].tolist()
+        return (
+            row[L.N_OFFSET] == offset
+            and row[L.N_NBYTES] == nbytes
+            and row[L.N_STATUS] == L.NODE_USED
+            and row[L.N_SLOT] == slot + 1
+            and row[L.N_COLD] == L.WARM
+        )
 
     def release(self, node: int, slot: int = -1) -> None:
         """Free the extent of a slot and merge it with its free neighbours."""

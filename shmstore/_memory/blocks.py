@@ -9,15 +9,18 @@ Concurrency: every call requires the store lock.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from shmstore._memory import layout as L
 from shmstore._memory.index import Index
 from shmstore._memory.rebuilding import largest_of_class, size_classes
+from shmstore._tuples import NamedTuple
 from shmstore.errors import CorruptStoreError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 def all_end(following: npt.NDArray[np.intp]) -> bool:

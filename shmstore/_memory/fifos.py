@@ -35,14 +35,10 @@ def make_fifo(folder_fd: int, name: str, path: Path) -> Descriptor:
     return fd
 
 
-def open_fifo(folder_fd: int, name: str, path: Path, *, only_reads: bool = False) -> Descriptor:
-    """Open a FIFO after checking it; FileNotFoundError: there is none.
-
-    Who only reads is told by a hang-up when nobody has it open for writing any more.
-    """
-    flags = (os.O_RDONLY if only_reads else os.O_RDWR) | FILE_FLAGS
+def open_fifo(folder_fd: int, name: str, path: Path) -> Descriptor:
+    """Open a FIFO after checking it; FileNotFoundError: there is none."""
     try:
-        fd = open_descriptor(name, flags, dir_fd=folder_fd)
+        fd = open_descriptor(name, os.O_RDWR | FILE_FLAGS, dir_fd=folder_fd)
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -9,28 +9,31 @@ from __future__ import annotations
 import mmap
 import os
 import time
-import uuid
 import zlib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from shmstore._memory import layout as L
 from shmstore._memory.descriptors import CLOSED, Descriptor
 from shmstore._memory.mapping import data_end, map_file, reserve
+from shmstore._tuples import NamedTuple
 from shmstore.errors import CorruptStoreError, FormatVersionError, NotAStoreError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 INDEX_NAME = "index"
 
-# Tables grow by this many bytes at a time, at least.
+# With so many bytes tables begin, and by so many they grow at a time, at least.
+_FIRST_NBYTES = 16 << 10
 _GROWTH_NBYTES = 64 << 10
 
 
 class Identity(NamedTuple):
     """What a store is made of: the constant words of its index."""
 
-    uuid: uuid.UUID
+    uuid: int
     capacity: int
     max_objects: int
     max_clients: int
@@ -52,12 +55,15 @@ def create_index(fd: int, identity: Identity, *, backed: int) -> None:
     geometry = L.Geometry(identity.max_objects, identity.max_clients)
     os.ftruncate(fd, geometry.nbytes)
     reserve(fd, 0, geometry.buckets * L.WORD)
+    tables = _first_tables(geometry)
+    for _, start, nbytes in tables:
+        reserve(fd, start * L.WORD, nbytes)
     memory = map_file(fd, geometry.nbytes, writeable=True)
     words = memoryview(memory).cast("Q")
     words[L.W_VERSION] = L.FORMAT_VERSION
     words[L.W_BYTE_ORDER] = L.BYTE_ORDER_MARK
-    words[L.W_UUID] = identity.uuid.int & (2**64 - 1)
-    words[L.W_UUID + 1] = identity.uuid.int >> 64
+    words[L.W_UUID] = identity.uuid & (2**64 - 1)
+    words[L.W_UUID + 1] = identity.uuid >> 64
     words[L.W_CAPACITY] = identity.capacity
     words[L.W_MAX_OBJECTS] = identity.max_objects
     words[L.W_MAX_CLIENTS] = identity.max_clients
@@ -68,8 +74,21 @@ def create_index(fd: int, identity: Identity, *, backed: int) -> None:
     words[L.W_GROUP] = identity.group
     words[L.W_NEXT_GENERATION] = words[L.W_NEXT_SERIAL] = 1
     words[L.W_BACKED] = backed
+    for reserved, _, nbytes in tables:
+        words[reserved] = nbytes
     words[L.W_MAGIC] = L.MAGIC
     words[L.W_GEOMETRY_CRC] = _geometry_crc(words)
+
+
+def _first_tables(geometry: L.Geometry) -> list[tuple[int, int, int]]:
+    """Return what the first put needs: the word that counts it, where it begins, its bytes."""
+    rows = (
+        (L.W_SLOTS_RESERVED, geometry.slots, L.SLOT_NBYTES * geometry.max_objects),
+        (L.W_NODES_RESERVED, geometry.nodes, L.NODE_WORDS * L.WORD * geometry.max_nodes),
+    )
+    return [
+        (word, start, min(_FIRST_NBYTES, L.align(nbytes, L.PAGE))) for word, start, nbytes in rows
+    ]
 
 
 def new_identity(
@@ -78,7 +97,18 @@ def new_identity(
     """Return the identity of a store that is made now, by this process."""
     born = time.time_ns(), os.getpid()
     sizes = capacity, max_objects, max_clients
-    return Identity(uuid.uuid4(), *sizes, flags, *born, ttl_ns, group)
+    return Identity(random_uuid(), *sizes, flags, *born, ttl_ns, group)
+
+
+def random_uuid() -> int:
+    """Return a number as `uuid.uuid4` makes it, without the module, which few need."""
+    number = int.from_bytes(os.urandom(16))
+    return number & ~_UUID_MARKS | _UUID_4
+
+
+# The bits of RFC 9562 for the version and the variant, and what they are in version 4.
+_UUID_MARKS: Final = 0xF000 << 64 | 0xC000 << 48
+_UUID_4: Final = 0x4000 << 64 | 0x8000 << 48
 
 
 class Index:
@@ -263,4 +293,4 @@ def _read_identity(fd: int, path: str) -> Identity:
             offset=L.W_CAPACITY * L.WORD,
         )
     low, high = words[L.W_UUID], words[L.W_UUID + 1]
-    return Identity(uuid.UUID(int=high << 64 | low), *words[L.W_CAPACITY : L.W_GEOMETRY_CRC])
+    return Identity(high << 64 | low, *words[L.W_CAPACITY : L.W_GEOMETRY_CRC])

@@ -23,13 +23,13 @@ index (fixed geometry, chosen at creation, sparse; grows in place)::
     13          GEOMETRY_CRC          creator, once         crc32 of words 0 to 12
     16          DIRTY                 lock holder           row + 1 while a change is under way
     17          DESTROYED             lock holder           1 when the store is gone
-    18          NEXT_GENERATION       lock holder           generation of the next put
+    18          NEXT_GENERATION       lock holder           first generation not given yet
     19          NEXT_SERIAL           lock holder           number of the next seat file
     20          SLOT_TOP              lock holder           slots ever used
     21          FREE_SLOT             lock holder           slot + 1, head of the free slots
     22          DOOMED_HEAD           lock holder           slot + 1, oldest doomed with an extent
     23          DOOMED_TAIL           lock holder           slot + 1, youngest of these
-    24          OBJECTS               lock holder           READY and SPILLED slots
+    24          OBJECTS               lock holder           all but FREE, WRITING, DOOMED slots
     25          NAMED                 lock holder           those of them that have a key
     26          USED                  lock holder           bytes in extents
     27          DOOMED_BYTES          lock holder           bytes in extents of DOOMED slots
@@ -53,9 +53,10 @@ index (fixed geometry, chosen at creation, sparse; grows in place)::
     45          EXPIRATIONS           lock holder           objects that have expired so far
     46          WAITERS               lock holder           waiter rows up to the last in use
     47          WAITERS_RESERVED      lock holder           bytes of the waiter rows with pages
-    48          ORPHANS               lock holder           1: the dead may have left WRITING slots
+    48          ORPHANS               lock holder           1: the dead may have left slots
     49          QUEUES                lock holder           slot + 1 of the first queue
     50 to 57    LEFT                  lock holder           words 8 to 15 of the seats that are gone
+    58          PINS_COPIED           lock holder           how often pins were copied for others
     64          FIRST_LEVEL           lock holder           bitmap of non-empty size classes
     65 to 112   SECOND_LEVEL          lock holder           bitmap per size class
     128 to 895  FREE_HEADS            lock holder           node + 1, first free block of a class
@@ -69,6 +70,12 @@ flags: 1 persist   2 locked reads   4 checksum   8 zero on free   16 evict   32 
 client row (8 words)::
 
     0 SERIAL (0: free row)   1 PID   2 STARTED_NS   3 ATTACHED_NS   4 READONLY
+    5 SPARES (slots set aside for it, and how many of them have extents << 32)
+    6 ENDING (slot + 1 that it takes back or fills, without the lock)
+    7 SEIZED (slots that others took from it, and bytes of their extents / 64 << 20; it has not
+    noticed yet)
+
+written by the lock holder, but for SPARES and ENDING: by the client itself
 
 key bucket (1 word): slot + 1 of the first object whose key falls into it, or 0
 
@@ -84,10 +91,11 @@ slot (40 words, 320 bytes)::
     1     EXTENT        offset of the extent in the segment, and its check << 48
     2     NODE          node + 1 of the extent, 0: it has none in the segment
     3     CHAIN         slot + 1 of the next object in the same key bucket
-    4     LINK          slot + 1, next in the list of free or of doomed slots
+    4     LINK          slot + 1, next in the list of free or of doomed slots; of a READY or
+                        SPARE one 1: its owner may change its state without the lock
     5     LAST_USED     NEXT_GENERATION at the last get (stores that evict or spill)
     6     KIND          the sum of the kinds below, and CRC << 32
-    7     OWNER         serial of the seat of the client that put it
+    7     OWNER         serial of the seat of the client that put it, or has it set aside
     8     EXTENT_NBYTES bytes of the extent, in the segment or in a file; 0: none
     9     HEADER_NBYTES bytes of the packed header, and DATA_CRC << 32
     10    DATA_NBYTES   bytes of all frames
@@ -103,8 +111,8 @@ kinds: 1 header in the extent, at its end   2 frame in the slot   4 plain pickle
 
 CRC is the crc32 of words 7 to 15, the packed header and the frame in the slot, begun with
 (generation << 8 | kinds) ^ slot * 0x9E3779B1 ^ UUID. The check of an EXTENT are bits 48 to 63 of
-(offset ^ generation) * 0x9E3779B97F4A7C15 (D. Knuth, "The art of computer programming" 3, 6.4:
-Fibonacci hashing).
+(offset ^ (slot + 1) * 0x9E3779B1) * 0x9E3779B97F4A7C15 (D. Knuth, "The art of computer programming"
+3, 6.4: Fibonacci hashing).
 
 the last words of the slot of a queue; of those only 0 in a slot that tells what was taken::
 
@@ -126,6 +134,7 @@ seat (one file per client)::
     0 MARK   1 SERIAL   2 CELLS (cells in use)   3 SITES (sites in use)
     8 PUTS   9 PUT_NBYTES   10 GETS   11 GOT_NBYTES   12 DELETES   13 WAITS   14 LOCK_WAITS
     15 LOCK_WAITS_NS   16 EVICTIONS   17 EXPIRATIONS   18 SPILLS   19 RESTORES
+    20 KEPT (bytes of deleted objects that it keeps for its next puts)
     32 .. cells of two words: PIN (slot + 1 of a pinned object and site << 32; 0: free), SINCE
     from byte 33,554,432: sites of 256 bytes
 
@@ -139,6 +148,7 @@ from __future__ import annotations
 from typing import Final
 
 WORD: Final = 8
+WORD_MASK: Final = (1 << 64) - 1
 PAGE: Final = 4096
 
 # The numbers from here on lie in shared memory. They are permanent.
@@ -148,7 +158,7 @@ SEAT_MAGIC: Final = int.from_bytes(b"shmsseat", "little")
 SEGMENT_MAGIC: Final = int.from_bytes(b"shmssegm", "little")
 FILE_MAGIC: Final = int.from_bytes(b"shmsfile", "little")
 SEGMENT_LABEL_NBYTES: Final = 3 * WORD
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 BYTE_ORDER_MARK: Final = 0x0102030405060708
 
 W_MAGIC: Final = 0
@@ -200,6 +210,7 @@ W_WAITERS_RESERVED: Final = 47
 W_ORPHANS: Final = 48
 W_QUEUES: Final = 49
 W_LEFT: Final = 50
+W_PINS_COPIED: Final = 58
 W_FIRST_LEVEL: Final = 64
 W_SECOND_LEVEL: Final = 65
 W_FREE_HEADS: Final = 128
@@ -229,6 +240,13 @@ C_PID: Final = 1
 C_STARTED_NS: Final = 2
 C_ATTACHED_NS: Final = 3
 C_READONLY: Final = 4
+C_SPARES: Final = 5
+C_ENDING: Final = 6
+C_SEIZED: Final = 7
+SEIZED_SHIFT: Final = 20
+SEIZED_MASK: Final = (1 << SEIZED_SHIFT) - 1
+SPARE_SHIFT: Final = 32
+SPARE_MASK: Final = (1 << SPARE_SHIFT) - 1
 
 NODE_WORDS: Final = 8
 N_OFFSET: Final = 0
@@ -254,6 +272,7 @@ S_EXTENT: Final = 1
 S_NODE: Final = 2
 S_CHAIN: Final = 3
 S_LINK: Final = 4
+LINK_OWN: Final = 1
 S_LAST_USED: Final = 5
 S_KIND: Final = 6
 S_OWNER: Final = 7
@@ -321,6 +340,7 @@ SEAT_EVICTIONS: Final = 16
 SEAT_EXPIRATIONS: Final = 17
 SEAT_SPILLS: Final = 18
 SEAT_RESTORES: Final = 19
+SEAT_KEPT: Final = 20
 SEAT_FIRST_CELL: Final = 32
 COUNTS_END: Final = SEAT_RESTORES + 1
 LEFT_END: Final = SEAT_LOCK_WAITS_NS + 1
@@ -346,14 +366,14 @@ assert (W_EXPIRIES + EXPIRY_GROUPS) * WORD <= SUPERBLOCK_NBYTES
 assert S_EXPIRES_NS < S_INLINE < S_TAKEN < S_TALLIES < SLOT_WORDS
 assert MAX_CAPACITY <= EXTENT_MASK
 assert N_COLD < NODE_WORDS
-assert C_READONLY < CLIENT_WORDS
+assert C_SEIZED < CLIENT_WORDS
 assert WAIT_TICKET < WAITER_WORDS
 assert FEWEST_WAITERS * WAITER_NBYTES % PAGE == 0
 assert MAX_CAPACITY.bit_length() - LINEAR_LIMIT_LOG2 < FIRST_LEVELS
 assert PAGE % ALIGNMENT == 0
 assert FIRST_CELL * CELL_WORDS == SEAT_FIRST_CELL
-assert COUNTS_END <= SEAT_FIRST_CELL
-assert W_LEFT + LEFT_END - SEAT_PUTS <= W_FIRST_LEVEL
+assert COUNTS_END <= SEAT_KEPT < SEAT_FIRST_CELL
+assert W_LEFT + LEFT_END - SEAT_PUTS <= W_PINS_COPIED < W_FIRST_LEVEL
 assert MAX_OBJECTS < 1 << PIN_SITE_SHIFT
 assert SITES_OFFSET == 33_554_432
 
@@ -371,9 +391,9 @@ def first_crc(store: int, slot: int, word: int, kind: int) -> int:
     return ((word & -256 | kind) ^ slot * FIBONACCI_32 ^ store) & CRC_MASK
 
 
-def extent_check(offset: int, generation: int) -> int:
+def extent_check(offset: int, slot: int) -> int:
     """Return what the upper bits of an EXTENT word say of the lower ones."""
-    return ((offset ^ generation) * FIBONACCI >> EXTENT_SHIFT) & 0xFFFF
+    return ((offset ^ (slot + 1) * FIBONACCI_32) * FIBONACCI >> EXTENT_SHIFT) & 0xFFFF
 
 
 class Geometry:

@@ -19,6 +19,7 @@ from shmstore._memory import shortage
 from shmstore._memory.layout import PAGE, align
 
 _FALLOC_PUNCH: Final = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+_POPULATE_READ: Final = 22  # MADV_POPULATE_READ, since Linux 5.14
 _MAP_FIXED: Final = 0x10
 _MAP_NORESERVE: Final = 0x4000 if sys.platform == "linux" else 0x40
 
@@ -32,6 +33,7 @@ _libc.mmap.argtypes = (
     ctypes.c_int,
     ctypes.c_int64,
 )
+_libc.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 
 
 def map_file(
@@ -86,6 +88,21 @@ def _map(fd: int, nbytes: int, *, writeable: bool, private: bool, offset: int) -
 def address_of(memory: mmap.mmap) -> int:
     """Return the address of the first byte of a mapping."""
     return int(np.frombuffer(memory, dtype=np.uint8).__array_interface__["data"][0])
+
+
+def populate(memory: mmap.mmap, offset: int, nbytes: int) -> bool:
+    """Enter pages that exist in the page table of this process; False: the system cannot.
+
+    Parameters
+    ----------
+    memory
+        A shared mapping; if it is writeable they are entered for writing, too.
+    offset, nbytes
+        The range; `offset` is a multiple of the page size.
+    """
+    if sys.platform != "linux":
+        return False
+    return int(_libc.madvise(address_of(memory) + offset, nbytes, _POPULATE_READ)) == 0
 
 
 def reserve(fd: int, offset: int, nbytes: int) -> None:

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import grp
 import os
-import pwd
 import stat
 from pathlib import Path
 from typing import Final, NoReturn
@@ -277,6 +275,9 @@ class _Way:
         """Return whether a group is the system's, the one that was named, or this user's own."""
         if gid in {0, self._gid}:
             return True
+        import grp  # noqa: PLC0415 - takes time that most processes can save
+        import pwd  # noqa: PLC0415 - takes time that most processes can save
+
         try:
             user, group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(gid)
         except KeyError:

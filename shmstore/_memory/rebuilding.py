@@ -9,15 +9,18 @@ Nothing here looks at shared memory or changes it.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from shmstore._memory import layout as L
+from shmstore._tuples import NamedTuple
 
-Words = npt.NDArray[np.uint64]
-Numbers = npt.NDArray[np.intp]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Words = npt.NDArray[np.uint64]
+    Numbers = npt.NDArray[np.intp]
 
 
 def size_classes(sizes: Words) -> Numbers:

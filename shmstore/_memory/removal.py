@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from shmstore._memory import folder, spill_files
+from shmstore._memory import folder
 from shmstore.errors import UnsafePathError
 
 
@@ -46,8 +46,12 @@ def _remove_tree(root_fd: int, name: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         fd = folder.open_folder(root_fd, name, name)
         try:
-            spill_files.remove_folder(fd, Path(name))
-            for entry in sorted(folder.entries(fd), key=_last_of_all):
+            entries = sorted(folder.entries(fd), key=_last_of_all)
+            if any(map(_last_of_all, entries)):
+                from shmstore._memory import spill_files  # noqa: PLC0415 - takes time that most processes can save
+
+                spill_files.remove_folder(fd, Path(name))
+            for entry in entries:
                 _remove(fd, entry)
         finally:
             fd.close()
@@ -56,7 +60,7 @@ def _remove_tree(root_fd: int, name: str) -> None:
 
 def _last_of_all(entry: os.DirEntry[str]) -> bool:
     """Tell the file that says where other files are: it goes when these have gone."""
-    return entry.name == spill_files.SPILL_NAME
+    return entry.name == folder.SPILL_NAME
 
 
 def _remove(folder_fd: int, entry: os.DirEntry[str]) -> None:

@@ -28,6 +28,7 @@ from shmstore._memory import layout as L
 from shmstore._memory.descriptors import CLOSED, Descriptor
 from shmstore._memory.layout import PAGE
 from shmstore._memory.mapping import map_file, punch, reserve, write_all
+from shmstore._memory.page_table import PageTable
 from shmstore._memory.sharing_out import WORTH_NBYTES, Crew
 from shmstore.errors import CorruptStoreError, NotAStoreError
 
@@ -90,7 +91,8 @@ class Segment:
         self.writeable: mmap.mmap = (
             self.readonly if readonly else map_file(fd, nbytes, writeable=True)
         )
-        self._bytes = memoryview(self.writeable)
+        self.bytes = memoryview(self.writeable)
+        self._pages = PageTable(self.writeable)
 
     @classmethod
     def create(cls, fd: int, store: int, nbytes: int, *, prefault: bool) -> None:
@@ -122,6 +124,8 @@ class Segment:
         """
         try:
             for offset, frame in frames:
+                if not cold:
+                    self._pages.meet(offset, frame.nbytes)
                 if frame.nbytes >= WORTH_NBYTES:
                     crew = _writers if cold else _copiers
                     crew.share_out(
@@ -130,7 +134,7 @@ class Segment:
                 elif cold:
                     write_all(self.fd, frame, offset)
                 elif frame.nbytes < _RELEASE_GIL_NBYTES:
-                    self._bytes[offset : offset + frame.nbytes] = frame
+                    self.bytes[offset : offset + frame.nbytes] = frame
                 else:
                     self._write_part(offset, frame, cold, guard, 0, frame.nbytes)
         finally:
@@ -159,6 +163,10 @@ class Segment:
         """Make sure that the pages of an extent exist; OSError (ENOSPC) if they cannot."""
         reserve(self.fd, offset, nbytes)
 
+    def meet(self, offset: int, nbytes: int) -> None:
+        """Prepare to write all of a range whose pages exist, through the mapping."""
+        self._pages.meet(offset, nbytes)
+
     def checksum(self, ranges: Iterable[tuple[int, int]]) -> int:
         """Return the crc32 of ranges (offset, bytes), one after the other."""
         crc = 0
@@ -182,6 +190,7 @@ class Segment:
 
     def release_pages(self, offset: int, nbytes: int) -> None:
         """Give the pages of a range that nobody looks at back to the system."""
+        self._pages.forget(offset, nbytes)
         punch(self.fd, offset, nbytes)
 
     def map_private(self, offset: int, nbytes: int) -> tuple[mmap.mmap, int]:
@@ -192,7 +201,7 @@ class Segment:
 
     def close(self) -> None:
         """Close the descriptor. The mappings end by themselves, with the last view over them."""
-        self._bytes.release()
+        self.bytes.release()
         self.fd.close()
         self.fd = CLOSED
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NoReturn
@@ -66,6 +65,8 @@ def refuse_mapping(error: OSError, fd: int, nbytes: int, *, private: bool) -> No
     name = os.path.basename(path)
     found = [text for start, text in _FOR_WHAT.items() if name.startswith(start)]
     remedy = _PRIVATE if private else "".join(found)
+    import resource  # noqa: PLC0415 - takes time that most processes can save
+
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     has = "no limit" if limit == resource.RLIM_INFINITY else f"a limit of {limit:,} bytes"
     raise ProcessLimitError(
@@ -91,6 +92,8 @@ def _no_descriptors(error: OSError, path: Path | str) -> ProcessLimitError:
     if error.errno == errno.ENFILE:
         limit, whose = 0, "the system has as many files open as it may (sysctl fs.file-max)"
     else:
+        import resource  # noqa: PLC0415 - takes time that most processes can save
+
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         whose = f"this process has as many files open as it may, {limit:,} (`ulimit -n`)"
     return ProcessLimitError(

@@ -26,7 +26,6 @@ import itertools
 import mmap
 import os
 import re
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final, Self
@@ -45,8 +44,6 @@ from shmstore.errors import (
     UnsafePathError,
 )
 
-SPILL_NAME: Final = "spill"
-
 _FOLDER_NAME: Final = r"[A-Za-z0-9._-]{1,64}-[0-9a-f]{32}"
 _FILE_NAME: Final = r"\d+-\d+|new-\d+-\d+"
 _NAME_LENGTH: Final = 64 - 33
@@ -58,10 +55,10 @@ _CHUNK_NBYTES: Final = 64 << 20
 _REMOVE_TRIES: Final = 3
 
 
-def make_folder(store_fd: int, root: Path, name: str, store: uuid.UUID, gid: int | None) -> None:
+def make_folder(store_fd: int, root: Path, name: str, store: int, gid: int | None) -> None:
     """Make the folder for the files of a new store, and write down in the store where it is."""
-    path = root / f"{name[:_NAME_LENGTH]}-{store.hex}"
-    with folder.create_file(store_fd, SPILL_NAME) as fd:
+    path = root / f"{name[:_NAME_LENGTH]}-{store:032x}"
+    with folder.create_file(store_fd, folder.SPILL_NAME) as fd:
         write_all(fd, memoryview(os.fsencode(path)), 0)
     with folder.open_root(root, create=True, gid=gid) as root_fd:
         folder.make_folder(root_fd, path.name, path, gid).close()
@@ -87,14 +84,14 @@ def remove_folder(store_fd: int, store_path: Path) -> None:
 
 
 def _read_path(store_fd: int, store_path: Path) -> Path:
-    with folder.open_file(store_fd, SPILL_NAME, store_path, readonly=True) as fd:
+    with folder.open_file(store_fd, folder.SPILL_NAME, store_path, readonly=True) as fd:
         path = Path(os.fsdecode(os.pread(fd, _LONGEST_PATH, 0)))
     plain = path.is_absolute() and ".." not in path.parts and "\0" not in str(path)
     if not plain or not re.fullmatch(_FOLDER_NAME, path.name):
         raise CorruptStoreError(
-            f"{store_path / SPILL_NAME} names no folder of a store: {str(path)!r:.200}. Objects "
-            "in files are lost; destroy the store and create it again.",
-            path=str(store_path / SPILL_NAME),
+            f"{store_path / folder.SPILL_NAME} names no folder of a store: {str(path)!r:.200}. "
+            "Objects in files are lost; destroy the store and create it again.",
+            path=str(store_path / folder.SPILL_NAME),
             offset=0,
         )
     return path
@@ -111,9 +108,9 @@ class SpillFiles:
         The UUID of the store.
     """
 
-    def __init__(self, store_fd: int, store_path: Path, store: uuid.UUID) -> None:
+    def __init__(self, store_fd: int, store_path: Path, store: int) -> None:
         self.path = _read_path(store_fd, store_path)
-        self._store = store.int
+        self._store = store
         self._numbers = itertools.count(1)
         gid = group_of(store_fd)
         with folder.open_root(self.path.parent, create=False, gid=gid) as root_fd:

@@ -3,7 +3,8 @@
 A client is a row in the client table and a seat file. It lives for as long as the lock of its seat
 is held; pid and start time only tell people who it is.
 
-Concurrency: everything here requires the store lock, except `describe`, which is for messages.
+Concurrency: everything here requires the store lock, except `describe`, which is for messages, and
+`pinned_meanwhile`; without it `rows` and `seat` may miss who comes or goes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from shmstore._memory import layout as L
 from shmstore._memory.folder import open_seat
@@ -23,7 +24,8 @@ from shmstore._sharing import counts
 from shmstore._sharing.seats import SEATS_NAME, Seat, is_taken
 from shmstore._sharing.waiters import Waiters
 from shmstore._sharing.waking import serial_in
-from shmstore.errors import CorruptStoreError
+from shmstore._tuples import NamedTuple
+from shmstore.errors import CorruptStoreError, ShmStoreError
 
 # A process of that pid which was started at another time is another one: the pid was used again,
 # or it is that of another pid namespace. Times of a start differ by the ticks of two clocks.
@@ -38,9 +40,10 @@ _MOST_SERIALS: Final = 1 << 62
 
 
 class Client(NamedTuple):
-    """One row of the client table."""
+    """One row of the client table, which begins at the word `at` of the index."""
 
     row: int
+    at: int
     serial: int
     pid: int
     started_ns: int
@@ -96,11 +99,16 @@ class Clients:
         The index that holds the table.
     seats_fd
         The open folder of the seat files.
+
+    Attributes
+    ----------
+    words
+        Those of the index.
     """
 
     def __init__(self, index: Index, seats_fd: int) -> None:
         self._index = index
-        self._words = index.words
+        self._words = self.words = index.words
         self._start = index.geometry.clients
         self._seats_fd = seats_fd
         self._path = Path(index.path).with_name(SEATS_NAME)
@@ -123,10 +131,11 @@ class Clients:
             seat = self._make_seat(words[L.W_NEXT_SERIAL])
         except FileExistsError:
             seat = self._make_seat(self._unused_serial())
-        base = self._start + row * L.CLIENT_WORDS
+        base = self.at(row)
         words[base + L.C_STARTED_NS] = process_start_ns(pid) if pid else 0
         words[base + L.C_ATTACHED_NS] = time.time_ns()
         words[base + L.C_READONLY] = int(readonly)
+        words[base + L.C_SPARES] = words[base + L.C_ENDING] = words[base + L.C_SEIZED] = 0
         words[base + L.C_PID] = pid
         words[base + L.C_SERIAL] = seat.serial
         words[L.W_CLIENT_TOP] = max(words[L.W_CLIENT_TOP], row + 1)
@@ -146,7 +155,7 @@ class Clients:
 
     def set_pid(self, row: int, pid: int) -> None:
         """Say who sits on a seat that was made before its process."""
-        base = self._start + row * L.CLIENT_WORDS
+        base = self.at(row)
         self._words[base + L.C_PID] = pid
         self._words[base + L.C_STARTED_NS] = process_start_ns(pid)
 
@@ -155,7 +164,7 @@ class Clients:
 
         What it has counted is kept between the last two, so that it is kept once, or not at all.
         """
-        base = self._start + row * L.CLIENT_WORDS
+        base = self.at(row)
         serial = self._words[base + L.C_SERIAL]
         left = self.counted(row, serial)
         self.waiters.forget(serial)
@@ -174,20 +183,24 @@ class Clients:
 
     def leave(self, row: int, serial: int) -> None:
         """Forget the own client, once: its row may be another's when this is tried again."""
-        if self._words[self._start + row * L.CLIENT_WORDS + L.C_SERIAL] == serial:
+        if self._words[self.at(row) + L.C_SERIAL] == serial:
             self.remove(row)
+
+    def at(self, row: int) -> int:
+        """Return where a row begins, among the words of the index."""
+        return self._start + row * L.CLIENT_WORDS
 
     def rows(self) -> Iterator[Client]:
         """Iterate over the rows in use."""
         words = self._words
         for row in range(min(words[L.W_CLIENT_TOP], self._index.geometry.max_clients)):
-            if words[self._start + row * L.CLIENT_WORDS + L.C_SERIAL]:
+            if words[self.at(row) + L.C_SERIAL]:
                 yield self._client(row)
 
     def _client(self, row: int) -> Client:
-        base = self._start + row * L.CLIENT_WORDS
+        base = self.at(row)
         serial, pid, started, attached, readonly = self._words[base : base + L.C_READONLY + 1]
-        return Client(row, serial, pid, started, attached, bool(readonly))
+        return Client(row, base, serial, pid, started, attached, bool(readonly))
 
     def is_alive(self, client: Client) -> bool:
         """Return whether the process of a client lives: whether its seat is locked."""
@@ -220,18 +233,17 @@ class Clients:
         for name in os.listdir(self._seats_fd):
             if name in known or str(serial_in(name)) in known:
                 continue
-            row = self._free_row() if name.isdecimal() and self._is_taken(name) else None
+            is_seat = name.isdecimal() and int(name) < _MOST_SERIALS
+            lives = is_seat and is_taken(self._seats_fd, name, self._path)
+            row = self._free_row() if lives else None
             if row is not None:
                 self._write_row(row, int(name))
             else:
                 with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
                     os.unlink(name, dir_fd=self._seats_fd)
 
-    def _is_taken(self, name: str) -> bool:
-        return int(name) < _MOST_SERIALS and is_taken(self._seats_fd, name, self._path)
-
     def _write_row(self, row: int, serial: int) -> None:
-        base = self._start + row * L.CLIENT_WORDS
+        base = self.at(row)
         for word in range(base, base + L.CLIENT_WORDS):
             self._words[word] = 0
         self._words[base + L.C_SERIAL] = serial
@@ -243,9 +255,9 @@ class Clients:
         Requires: the store lock.
         """
         words, most = self._words, self._index.geometry.max_clients
-        if own is not None and words[self._start + own_row * L.CLIENT_WORDS] != own.serial:
+        if own is not None and words[self.at(own_row) + L.C_SERIAL] != own.serial:
             self._write_row(own_row, own.serial)
-        used = [row for row in range(most) if words[self._start + row * L.CLIENT_WORDS]]
+        used = [row for row in range(most) if words[self.at(row) + L.C_SERIAL]]
         words[L.W_CLIENT_TOP] = max(used, default=-1) + 1
         if not 0 < words[L.W_NEXT_SERIAL] < _MOST_SERIALS:
             words[L.W_NEXT_SERIAL] = self._unused_serial()
@@ -280,6 +292,19 @@ class Clients:
             pins.update(seat.pinned())
         return {pin - 1 for pin in pins}
 
+    def pinned_meanwhile(self) -> set[int] | None:
+        """Return the slots that any client pins; None: that cannot be told. Takes no lock.
+
+        Requires: a barrier since the slots in question were taken away from new readers. A pin may
+        still be copied then, for a child of a client that pins: PINS_COPIED tells that.
+        """
+        copied = self._words[L.W_PINS_COPIED]
+        try:
+            pins = self.pinned()
+        except (ShmStoreError, OSError):
+            return None
+        return pins if self._words[L.W_PINS_COPIED] == copied else None
+
     def has_pin(self, slot: int, row: int, serial: int, cell: int, since: float) -> bool:
         """Return whether a client has a certain pin still. Requires: the store lock."""
         if not 0 <= row < min(self._words[L.W_CLIENT_TOP], self._index.geometry.max_clients):
@@ -293,7 +318,7 @@ class Clients:
         """Return "pid 123 (python)" for a row, as far as it can be told. Takes no lock."""
         if row >= self._index.geometry.max_clients:
             return "a process that is attaching"
-        base = self._start + row * L.CLIENT_WORDS
+        base = self.at(row)
         pid, started_ns = self._words[base + L.C_PID], self._words[base + L.C_STARTED_NS]
         name = process_name(pid) if is_process(pid, started_ns) else "not seen from here"
         return f"pid {pid} ({name})"
@@ -301,7 +326,7 @@ class Clients:
     def _free_row(self) -> int | None:
         words = self._words
         for row in range(self._index.geometry.max_clients):
-            if not words[self._start + row * L.CLIENT_WORDS + L.C_SERIAL]:
+            if not words[self.at(row) + L.C_SERIAL]:
                 return row
         return None
 

@@ -323,14 +323,9 @@ class StoreLock:
 
     # --- fork and end --------------------------------------------------------------------------
 
-    def hold_threads(self, held: list[Any] | None = None) -> None:
-        """Keep all threads of this process out, across a fork; see `hold_noted` for `held`."""
-        hold_noted(self._threads, [] if held is None else held)
-
-    def let_threads(self) -> None:
-        """Let the threads of this process in again."""
-        if self._threads.locked():  # or a signal handler has raised before it was held
-            self._threads.release()
+    def hold_threads(self, held: list[Any]) -> None:
+        """Keep all threads of this process out, across a fork, until `let_noted` of `held`."""
+        hold_noted(self._threads, held)
 
     def replace_descriptor(self, fd: Descriptor) -> None:
         """Go on with a lock file that this (forked) process has opened for itself."""

@@ -18,10 +18,9 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from shmstore._memory import layout as L
 from shmstore._memory.descriptors import CLOSED, Descriptor, open_descriptor
@@ -30,7 +29,11 @@ from shmstore._memory.mapping import map_file, reserve
 from shmstore._memory.owners import FILE_FLAGS
 from shmstore._sharing.flock import lock_descriptor
 from shmstore._sharing.lock import is_locked
+from shmstore._tuples import NamedTuple
 from shmstore.errors import CorruptStoreError, StoreFullError, UnsafePathError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 SEATS_NAME = "seats"
 
@@ -224,6 +227,11 @@ class Pins:
         self._drops_to_count = 0
         self._end = L.FIRST_CELL
         self.seats: tuple[Seat, ...] = (seat,)
+
+    def prepare(self) -> None:
+        """Make the first cells before a get needs them, if there is room; else it will be told."""
+        with contextlib.suppress(StoreFullError, OSError):
+            self.free.append(self.grow())
 
     def pin(self, anchor: object, slot: int) -> int:
         """Pin a slot for as long as `anchor` lives; return the cell. OSError: no room for it."""

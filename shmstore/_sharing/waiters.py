@@ -14,13 +14,16 @@ Concurrency: everything here requires the store lock, except `is_waiting`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from shmstore._memory import layout as L
 from shmstore._memory.index import Index
+from shmstore._tuples import NamedTuple
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 # So many rows are looked at one by one: an array is quicker from there on.
 _FEW: Final = 8

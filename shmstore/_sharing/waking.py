@@ -7,9 +7,6 @@ never blocks. A client has as many bells as it has threads and event loops that 
 Both sides open it for reading and writing: so nobody's death is an end of file for the other side,
 and no write can raise SIGPIPE.
 
-A *lifeline* is a FIFO that only its client has open for writing: when he dies, however, the kernel
-hangs up, and wakes whoever polls it.
-
 Concurrency: `ring` and `ring_all` require the store lock. The others may be called by any thread; a
 bell belongs to who has borrowed it. A forked child begins without bells (`begin_anew`).
 """
@@ -22,7 +19,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from shmstore._memory.descriptors import CLOSED, Descriptor
+from shmstore._memory.descriptors import Descriptor
 from shmstore._memory.fifos import make_fifo, open_fifo
 from shmstore.errors import UnsafePathError
 
@@ -33,8 +30,6 @@ _DRAINED_NBYTES: Final = 1 << 16
 
 JUST_RING: Final = b"\0"
 
-_LIFE: Final = "life"
-
 
 def name_of(serial: int, number: int) -> str:
     """Return the name of the file of a bell."""
@@ -42,10 +37,9 @@ def name_of(serial: int, number: int) -> str:
 
 
 def serial_in(name: str) -> int:
-    """Return the serial of the client whose bell or lifeline a file is, 0 if it is neither."""
+    """Return the serial of the client whose bell a file is, 0 if it is none."""
     serial, dash, number = name.partition("-")
-    ours = dash and serial.isdecimal() and (number.isdecimal() or number == _LIFE)
-    return int(serial) if ours else 0
+    return int(serial) if dash and serial.isdecimal() and number.isdecimal() else 0
 
 
 class Bell:
@@ -107,7 +101,6 @@ class Bells:
         self._own: dict[int, Bell] = {}
         self._idle: list[Bell] = []
         self._known: dict[tuple[int, int], Descriptor] = {}
-        self._lifeline = CLOSED
         self._closed = False
 
     # --- the own ones --------------------------------------------------------------------------
@@ -138,14 +131,13 @@ class Bells:
 
     def remove_files(self, serial: int) -> None:
         """Take the names of the own bells away: this client leaves."""
-        for number in [*self._own, _LIFE]:
+        for number in list(self._own):
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{serial}-{number}", dir_fd=self._seats_fd)
+                os.unlink(name_of(serial, number), dir_fd=self._seats_fd)
 
     def close(self) -> None:
         """Close what nobody uses, and wake who sleeps: he closes his bell when he gives it back."""
         self._closed = True
-        self._lifeline.close()
         self._close_known()
         self._close_idle()
         for bell in list(self._own.values()):
@@ -162,29 +154,8 @@ class Bells:
         for bell in self._own.values():
             bell.fd.close()
         self._own, self._idle = {}, []
-        self._lifeline.close()
-        self._lifeline = CLOSED
         self._numbers = itertools.count()
         self._close_known()
-
-    # --- lifelines -----------------------------------------------------------------------------
-
-    def promise(self, serial: int) -> None:
-        """Let others be told of the death of this client. OSError: no room for the FIFO."""
-        if self._lifeline.closed or self._lifeline < 0:
-            with contextlib.suppress(FileExistsError):
-                self._lifeline = make_fifo(self._seats_fd, f"{serial}-{_LIFE}", self._path)
-
-    def follow(self, serial: int) -> Descriptor:
-        """Return what hangs up when a client dies or leaves; the caller closes it.
-
-        Raises
-        ------
-        FileNotFoundError
-            He has left, or has promised nothing.
-        """
-        name = f"{serial}-{_LIFE}"
-        return open_fifo(self._seats_fd, name, self._path, only_reads=True)
 
     # --- those of others -----------------------------------------------------------------------
 
@@ -214,7 +185,7 @@ class Bells:
         """Wake everybody who sleeps at this store."""
         for name in os.listdir(self._seats_fd):
             number = name.partition("-")[2]
-            if serial_in(name) and number != _LIFE:
+            if serial_in(name):
                 self.ring(serial_in(name), int(number))
 
     def _open(self, key: tuple[int, int]) -> Descriptor:

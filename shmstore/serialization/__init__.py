@@ -42,7 +42,6 @@ from shmstore.serialization.registry import (
     register_reducer,
     register_serialization,
 )
-from shmstore.serialization.splitting import merge_and_deserialize, serialize_and_split
 from shmstore.serialization.trust import allowed_modules, import_allowed_module
 
 if TYPE_CHECKING:
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
     from shmstore.serialization.messages import dumps, loads
     from shmstore.serialization.nesting import nested_deserialize
     from shmstore.serialization.parts import deserialize_parts, serialize_parts
+    from shmstore.serialization.splitting import merge_and_deserialize, serialize_and_split
 
 # Names of modules that most processes never need, and that take time to import (see PEP 562).
 _LATER = {
@@ -66,8 +66,10 @@ _LATER = {
     "dumps": "messages",
     "explain": "explaining",
     "loads": "messages",
+    "merge_and_deserialize": "splitting",
     "nested_deserialize": "nesting",
     "register_generic": "generic",
+    "serialize_and_split": "splitting",
     "serialize_bytelist": "bytestrings",
     "serialize_bytes": "bytestrings",
     "serialize_parts": "parts",

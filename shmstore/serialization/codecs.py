@@ -21,8 +21,9 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
+from shmstore._tuples import NamedTuple
 from shmstore.errors import CodecNotFoundError
 from shmstore.serialization.frames import Frame, allocate, ensure_memoryview, nbytes
 

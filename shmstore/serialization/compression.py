@@ -16,6 +16,7 @@ from typing import Any, Final
 from shmstore.errors import CodecNotFoundError, CorruptHeaderError
 from shmstore.serialization.codecs import IDENTITY, KNOWN, Codec, compressions
 from shmstore.serialization.frames import Frame, ensure_memoryview, nbytes
+from shmstore.serialization.headers import COMPRESSION
 from shmstore.serialization.wording import shown
 
 __all__ = [
@@ -32,9 +33,6 @@ __all__ = [
 
 AUTO: Final = ("lz4", "snappy")
 """What ``compression="auto"`` tries, in this order: codecs that are faster than a fast link."""
-
-COMPRESSION: Final = "compression"
-"""The key of a header under which there is an entry for each frame."""
 
 
 # --- compressing -------------------------------------------------------------------------------

@@ -101,6 +101,11 @@ class Dispatch:
         A handler answers only for the very type that it was registered for, unless it opts in to
         subclasses. By default it answers for subclasses too.
 
+    Attributes
+    ----------
+    cache
+        What was found so far; each registration begins a new one.
+
     Notes
     -----
     Abstract base classes are not consulted for virtual subclasses. The docstring of a dispatch is
@@ -125,7 +130,7 @@ class Dispatch:
         self._handlers: dict[type, tuple[Handler, bool]] = {}
         self._by_name: dict[str, type] = {}
         self._lazy: dict[str, Loader] = {}
-        self._cache: dict[type, Handler | None] = {}
+        self.cache: dict[type, Handler | None] = {}
 
     def register(
         self, cls: Any, func: Handler | None = None, *, subclasses: bool | None = None
@@ -147,7 +152,7 @@ class Dispatch:
             self._by_name[typename(one)] = one
             if one is object:
                 self.__doc__ = func.__doc__
-        self._cache = {}
+        self.cache = {}
         return func
 
     def register_lazy(self, toplevel: str, func: Callable[[], Any] | None = None) -> Any:
@@ -165,17 +170,17 @@ class Dispatch:
         if func is None:
             return lambda decorated: self.register_lazy(toplevel, decorated)
         self._lazy[toplevel] = func if isinstance(func, Loader) else Loader(func)
-        self._cache = {}
+        self.cache = {}
         return func
 
     def find(self, cls: type) -> Handler | None:
         """Return the handler for a type, or None."""
         try:
-            return self._cache[cls]
+            return self.cache[cls]
         except KeyError:
-            if len(self._cache) >= MOST_TYPES:
-                self._cache = {}
-            cache = self._cache
+            if len(self.cache) >= MOST_TYPES:
+                self.cache = {}
+            cache = self.cache
             handler = cache[cls] = self._search(cls)
             return handler
 

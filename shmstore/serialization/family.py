@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
 from contextvars import ContextVar
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgpack
 
+from shmstore._tuples import NamedTuple
 from shmstore.errors import (
     CorruptHeaderError,
     DeserializationError,
@@ -67,6 +68,8 @@ def register_serialization_family(
     loads
         ``loads(header, frames) -> object``.
     """
+    if name in families and name in DEFAULT_SERIALIZERS:
+        pickling.keep_none()
     families[name] = Family(dumps, loads, None if dumps is None else has_keyword(dumps, "context"))
 
 

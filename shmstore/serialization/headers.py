@@ -9,8 +9,9 @@ it lies.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final
 
+from shmstore._tuples import NamedTuple
 from shmstore.errors import (
     CorruptStoreError,
     FormatVersionError,
@@ -22,6 +23,12 @@ from shmstore.serialization.wording import shown
 
 # Lies in shared memory. It is permanent.
 HEADER_VERSION = 2
+
+COUNTS: Final = "split-num-sub-frames"
+"""The key of a header under which there is a number of pieces for each frame."""
+
+COMPRESSION: Final = "compression"
+"""The key of a header under which there is a codec, or none, for each frame."""
 
 
 class FrameRow(NamedTuple):

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
+
+from shmstore._tuples import NamedTuple
 
 _MOST_LETTERS: Final = 60
 

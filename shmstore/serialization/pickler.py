@@ -39,7 +39,15 @@ from shmstore.serialization.registry import (
 
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Cloudpickle's pickler, which asks the type registry about each object but plain values."""
+    """Cloudpickle's pickler, which asks the type registry about each object but plain values.
+
+    Attributes
+    ----------
+    met
+        Whether there was an object that is more than a plain value.
+    stood_in
+        Whether some of the buffers stand for frames, see `reductions.StandIn`.
+    """
 
     def __init__(
         self,
@@ -48,14 +56,23 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None,
         context: dict[str, Any] | None = None,
     ) -> None:
-        self.dispatch_table = _reductions()  # read by the next call
+        self.dispatch_table = self._reductions = _reductions()  # read by the next call
         super().__init__(file, protocol=protocol, buffer_callback=buffer_callback)
-        self.stood_in = False
-        self._by_value = bool(cloudpickle.list_registry_pickle_by_value())
+        self.met = self.stood_in = False
+        self._by_value = False
         self._protocol = protocol
         self._beside = buffer_callback is not None
         self._context = context
+        self._unhandled: set[type] = set()
+
+    def _meet(self) -> None:
+        """Find out what holds from the first object on that is more than a plain value."""
+        if self._reductions is not _reductions():
+            message = "reductions were registered since this pickler was made"
+            raise RuntimeError(message)
+        self._by_value = bool(cloudpickle.list_registry_pickle_by_value())
         self._unhandled = unhandled_types()
+        self.met = True
 
     def reducer_override(self, obj: Any) -> Any:  # noqa: PLR0911 - one for each way
         """Return how to pickle an object, or NotImplemented for its own way.
@@ -65,6 +82,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         kind = type(obj)
         if kind in self._unhandled:
             return NotImplemented
+        if not self.met:
+            self._meet()
         if kind is types.FunctionType or issubclass(kind, type):
             if not self._by_value and _is_where_it_says(obj):
                 return NotImplemented

@@ -3,7 +3,8 @@
 One pass of cloudpickle's pickler, which runs the C code of pickle and is asked only about
 functions, classes and instances, so that what lives in ``__main__`` or in a closure travels by
 value. It asks the type registry about each of them: objects inside of objects get their handlers
-too. What consists of a few builtin values (`is_plain`) needs not even that.
+too. What consists of a few builtin values (`is_plain`) needs not even that. A put uses a pickler
+again that has met nothing else (`dump`).
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import functools
 import io
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from shmstore._tuples import NamedTuple
 from shmstore.errors import CorruptHeaderError
 from shmstore.serialization import trust
 from shmstore.serialization.dispatch import typename
@@ -24,6 +26,7 @@ from shmstore.serialization.frames import (
     ensure_memoryview,
     is_readonly,
 )
+from shmstore.serialization.plain import BuiltinPickler
 from shmstore.serialization.reductions import (
     PROTOCOL,
     ReadonlyStandIn,
@@ -37,9 +40,11 @@ if TYPE_CHECKING:
     from shmstore.serialization.pickler import Pickler
 
 _NUMBERS_AND_TEXT: Final = frozenset({int, float, complex, str, bool, type(None)})
-_BYTES: Final = (bytes, bytearray)
+# Beyond SMALL_NBYTES these are no plain values: they have frames of their own.
+BYTES: Final = frozenset({bytes, bytearray})
+_CONTAINERS: Final = frozenset({dict, list, tuple})
 _SMALL: Final = 16
-_SMALL_NBYTES: Final = 4096
+SMALL_NBYTES: Final = 4096
 
 # A stream of several parts is joined up to this size; beyond it the parts are copied only once.
 _JOIN_NBYTES: Final = 1 << 16
@@ -100,7 +105,7 @@ def loads(stream: Any, *, buffers: Sequence[Any] = ()) -> Any:
     buffers
         The out-of-band buffers, in the order of the callbacks.
     """
-    if buffers and trust.policy.get().thaw:
+    if buffers and trust.policy.get().thaw and pickle.READONLY_BUFFER in bytes(stream):
         return _ThawingUnpickler(io.BytesIO(stream), buffers=buffers).load()
     return pickle.loads(stream, buffers=buffers)
 
@@ -127,44 +132,18 @@ class _Sink:
         self.parts: list[Any] = []
         self.write = self.parts.append
 
-    def frame(self) -> Frame:
-        """Return the stream as one frame."""
-        if len(self.parts) == 1:
-            return self.parts[0]
-        pieces = Pieces(self.parts)
-        return b"".join(pieces.views) if pieces.nbytes <= _JOIN_NBYTES else pieces
 
-
-def is_plain(x: Any) -> bool:
-    """Return whether an object is a builtin value or a small container of such, two levels deep."""
+def is_plain(x: Any, levels: int = 2) -> bool:
+    """Return whether an object is a builtin value or a small container of such, so many deep."""
     kind = type(x)
-    if kind is dict:
-        return len(x) <= _SMALL and _are_leaves(x) and _are_plain(x.values())
-    if kind is list or kind is tuple:
-        return len(x) <= _SMALL and _are_plain(x)
-    return _is_leaf(x)
-
-
-def _are_plain(values: Iterable[Any]) -> bool:
-    for value in values:
-        kind = type(value)
-        if kind in _NUMBERS_AND_TEXT:
-            continue
-        if kind is list or kind is tuple:
-            if len(value) > _SMALL or not _are_leaves(value):
-                return False
-        elif not _is_leaf(value):
-            return False
-    return True
-
-
-def _are_leaves(values: Iterable[Any]) -> bool:
-    return _NUMBERS_AND_TEXT.issuperset(map(type, values)) or all(map(_is_leaf, values))
-
-
-def _is_leaf(x: Any) -> bool:
-    kind = type(x)
-    return kind in _NUMBERS_AND_TEXT or (kind in _BYTES and len(x) <= _SMALL_NBYTES)
+    if kind in _NUMBERS_AND_TEXT:
+        return True
+    if kind in BYTES:
+        return len(x) <= SMALL_NBYTES
+    if kind not in _CONTAINERS or not levels or len(x) > _SMALL:
+        return False
+    parts = [*x, *x.values()] if kind is dict else x
+    return all(is_plain(part, levels - 1) for part in parts)
 
 
 # --- the pickler, see `pickler` ------------------------------------------------------------------
@@ -175,7 +154,77 @@ def _pickler() -> type[Pickler]:
     """Return the class; what it is made from takes time to import, and plain values save it."""
     from shmstore.serialization.pickler import Pickler  # noqa: PLC0415 - see above
 
+    if _Kept.make is not None:
+        _Kept.make = Pickler
+        _Kept.idle.clear()
     return Pickler
+
+
+class Pickled(NamedTuple):
+    """What a pickler made of an object: it, its stream in parts, and the buffers beside it."""
+
+    pickler: Any
+    parts: list[bytes]
+    buffers: list[pickle.PickleBuffer]
+
+
+class _Kept:
+    """Picklers that have met nothing but plain values, to be used again.
+
+    Attributes
+    ----------
+    idle
+        Those that nobody uses now, with their methods at hand.
+    make
+        Makes one: for builtin types only, as long as nobody has put anything else. None: there are
+        to be none.
+    """
+
+    idle: Final[list[tuple[Any, Any, Any, list[Any], list[Any]]]] = []
+    make: ClassVar[Callable[..., Any] | None] = BuiltinPickler
+
+
+_take: Final = _Kept.idle.pop
+_give: Final = _Kept.idle.append
+
+
+def keep_none() -> None:
+    """Let `dump` decline from now on: somebody has put another family in the place of ours."""
+    _Kept.make = None
+    _Kept.idle.clear()
+
+
+def dump(x: Any) -> bytes | Pickled | None:
+    """Pickle an object by a pickler that may have been used before.
+
+    Flat: the workload "put" of the benchmarks pays for it.
+
+    Returns
+    -------
+    bytes, Pickled or None
+        A small stream that is all of it; what was made of it; None: it cannot be pickled in this
+        way, and the general one will tell why.
+    """
+    try:
+        kept = pickler, write, clear, parts, buffers = _take()
+    except IndexError:
+        make, sink, buffers = _Kept.make, _Sink(), []
+        if make is None:
+            return None
+        pickler, parts = make(sink, PROTOCOL, buffers.append), sink.parts
+        write, clear = pickler.dump, pickler.clear_memo
+        kept = pickler, write, clear, parts, buffers
+    try:
+        write(x)
+    except Exception:  # noqa: BLE001 - see above
+        return None
+    stream: bytes = parts.pop()
+    if parts or buffers or len(stream) > SMALL_NBYTES:
+        return Pickled(pickler, [*parts, stream], buffers)
+    if not pickler.met:
+        clear()
+        _give(kept)
+    return stream
 
 
 def _frame_of(buffer: pickle.PickleBuffer) -> Frame | None:
@@ -203,23 +252,37 @@ def pickle_dumps(
     """
     protocol = context.get("pickle-protocol") if context else None
     protocol = pickle.HIGHEST_PROTOCOL if protocol is None else protocol
-    header: Header = {"serializer": "pickle", "type": typename(type(x)), "writeable": ()}
     if is_plain(x):
+        header: Header = {"serializer": "pickle", "type": typename(type(x)), "writeable": ()}
         return header, [pickle.dumps(x, protocol)]
     buffers: list[pickle.PickleBuffer] = []
     sink = _Sink()
     callback = buffers.append if protocol >= PROTOCOL else None
     made = (pickler or _pickler())(sink, protocol, callback, context)
     made.dump(x)
-    frames = [sink.frame()]
+    return header_and_frames(x, Pickled(made, sink.parts, buffers))
+
+
+def header_and_frames(x: Any, pickled: Pickled) -> tuple[Header, list[Frame]]:
+    """Return what `pickle_dumps` does of an object that has been pickled."""
+    made, parts, buffers = pickled
+    frames: list[Frame] = [_joined(parts)]
     if made.stood_in:
         frames += [_frame_of(buffer) or _raw(buffer) for buffer in buffers]
-        header["writeable"] = tuple([not is_readonly(frame) for frame in frames[1:]])
+        writeable = tuple([not is_readonly(frame) for frame in frames[1:]])
     else:
         views = [_raw(buffer) for buffer in buffers]
         frames += views
-        header["writeable"] = tuple([not view.readonly for view in views])
-    return header, frames
+        writeable = tuple([not view.readonly for view in views])
+    return {"serializer": "pickle", "type": typename(type(x)), "writeable": writeable}, frames
+
+
+def _joined(parts: list[Any]) -> Frame:
+    """Return a stream as one frame."""
+    if len(parts) == 1:
+        return parts[0]
+    pieces = Pieces(parts)
+    return b"".join(pieces.views) if pieces.nbytes <= _JOIN_NBYTES else pieces
 
 
 def pickle_loads(header: Header, frames: Sequence[Frame]) -> Any:

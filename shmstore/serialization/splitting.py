@@ -12,15 +12,15 @@ from itertools import accumulate
 from typing import Any, Final
 
 from shmstore.errors import CorruptHeaderError
-from shmstore.serialization.compression import COMPRESSION, decompress, entries_of
+from shmstore.serialization.compression import decompress, entries_of
 from shmstore.serialization.family import deserialize, serialize
 from shmstore.serialization.frames import Frame, allocate, ensure_memoryview
+from shmstore.serialization.headers import COMPRESSION, COUNTS
 from shmstore.serialization.packing import frame_split_size, merge_memoryviews
 from shmstore.serialization.wording import shown
 
 Header = dict[str, Any]
 
-COUNTS: Final = "split-num-sub-frames"
 OFFSETS: Final = "split-offsets"
 
 

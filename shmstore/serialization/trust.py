@@ -13,8 +13,9 @@ import sys
 from collections.abc import Collection, Container, Iterator
 from contextvars import ContextVar
 from types import ModuleType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
+from shmstore._tuples import NamedTuple
 from shmstore.errors import FamilyRefusedError, ModuleRefusedError
 from shmstore.serialization.wording import shown
 

@@ -15,7 +15,7 @@ from shmstore.errors import ShmStoreError
 from shmstore.integrations.dask import _exchange, _joining
 from shmstore.integrations.dask._exchange import DEFAULT_THRESHOLD, LOCK_TIMEOUT_S, Settings
 from shmstore.integrations.dask._family import HANDSHAKE
-from shmstore.integrations.dask._page import PagePlugin, add_to
+from shmstore.integrations.dask._page import add_to
 from shmstore.integrations.dask._resident import WHEN
 
 
@@ -27,11 +27,12 @@ class Plugin(WorkerPlugin):  # type: ignore[misc]
     capacity
         Bytes of the store of each host, as an int or as "8GiB"; the default follows from the host.
     threshold
-        Bytes from which on an array is shared, as an int or as "256KiB"; other data from four
-        times as many.
+        Bytes from which on an array is shared, as an int or as "256KiB"; other data from
+        sixteen times as many.
     when
         Results of tasks go into the store: "stored": at once; "sent": when another worker first
-        asks for them; "auto": at once, but those of tasks whose results others rarely ask for.
+        asks for them; "auto": when first asked for, and at once when those of tasks of the same
+        name are (one of four).
     root, group
         As in `Store.create`.
 
@@ -128,10 +129,6 @@ class LocalCluster(distributed.LocalCluster):  # type: ignore[misc]
         self._settings = plugin.settings
         super().__init__(*args, **kwargs)
 
-    async def _start(self) -> None:
-        await super()._start()
-        add_to(self.scheduler)
-
     async def _close(self) -> None:
         await super()._close()
         # Workers that had to be killed could not remove what was theirs.
@@ -151,7 +148,6 @@ def install(client: Client, **options: Any) -> None:
         As for `Plugin`.
     """
     client.register_plugin(Plugin(**options))
-    client.register_plugin(PagePlugin())
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from shmstore import ObjectRef, Store, prune
 from shmstore.errors import LockTimeoutError, SerializationError, ShmStoreError, StoreFullError
-from shmstore.integrations.dask._sizes import is_large
+from shmstore.integrations.dask._sizes import has_objects, is_large
 from shmstore.tickets import (
     Hold,
     Ticket,
@@ -232,7 +232,7 @@ class Exchange:
     def deposit(self, obj: Any) -> Lying | None:
         """Put an object that is large; return its twin in the store. None: it stays as it is."""
         kind = type(obj)
-        if self._misfits.get(kind, 0) >= _MISFITS or not self.is_open():
+        if self._misfits.get(kind, 0) >= _MISFITS or not self.is_open() or has_objects(obj):
             return None
         found = self.attempt(deposit, self.store, obj)
         if found is None:

@@ -25,6 +25,7 @@ from shmstore.errors import ShmStoreError
 from shmstore.integrations.dask import _exchange
 from shmstore.integrations.dask._exchange import Exchange, Settings, logger
 from shmstore.integrations.dask._family import FAMILIES, HANDSHAKE
+from shmstore.integrations.dask._page import ask_for_page
 from shmstore.integrations.dask._resident import SharedData
 
 _PERIODIC: Final = "shmstore"
@@ -160,6 +161,7 @@ async def join(worker: Worker, settings: Settings) -> None:
         return
     if worker not in joined:
         joined[worker] = Joined(worker, exchange)
+        await ask_for_page(worker)
 
 
 def leave(worker: Worker) -> None:

@@ -1,19 +1,24 @@
 """How much does each host of a cluster hold for all its workers?
 
 A page of the scheduler, ``/shmstore`` beside its dashboard, as JSON ``/shmstore.json``; and the
-same from a client. The figures come with the heartbeats of the workers.
+same from a client. The figures come with the heartbeats of the workers, and the first worker that
+shares asks the scheduler for the page.
 """
 
 from __future__ import annotations
 
 import html
+import logging
 import weakref
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from distributed import Client, Scheduler, SchedulerPlugin
+from distributed import Client, Scheduler, SchedulerPlugin, Worker
 from distributed.core import Status
+from distributed.protocol.pickle import dumps
 from tornado.web import Application, RequestHandler
+
+logger = logging.getLogger("shmstore.dask")
 
 
 class HostUse(NamedTuple):
@@ -73,7 +78,7 @@ def shared_by_host(client: Client) -> list[HostUse]:
 
 
 class PagePlugin(SchedulerPlugin):  # type: ignore[misc]
-    """Adds the page to a scheduler; for ``Client.register_plugin``."""
+    """Adds the page to a scheduler."""
 
     name = "shmstore-page"
     idempotent = True
@@ -81,6 +86,17 @@ class PagePlugin(SchedulerPlugin):  # type: ignore[misc]
     async def start(self, scheduler: Scheduler) -> None:
         """Add it."""
         add_to(scheduler)
+
+
+async def ask_for_page(worker: Worker) -> None:
+    """Let the scheduler of a worker have the page. It may be one without shmstore, or refuse."""
+    plugin = PagePlugin()
+    try:
+        await worker.scheduler.register_scheduler_plugin(
+            plugin=dumps(plugin), name=plugin.name, idempotent=True
+        )
+    except Exception as error:  # noqa: BLE001 - whatever the scheduler has raised
+        logger.info("the scheduler shows no page of shared memory: %s", str(error))
 
 
 _with_page: weakref.WeakSet[Scheduler] = weakref.WeakSet()

@@ -9,8 +9,9 @@ from dask.sizeof import sizeof
 
 from shmstore.serialization import custom_serialize
 
-# What has many parts takes some 0.5 ms to put and 0.2 ms to get: it must be larger than an array.
-_TABLES_FROM: Final = 4
+# What has many parts takes some 0.5 ms to put and 0.2 ms to get, and the pages of its parts are
+# touched anew: below that a shuffle, whose pieces go to one worker each, took longer than by TCP.
+_TABLES_FROM: Final = 16
 _CELL_NBYTES: Final = 8
 _TABLES: Final = frozenset({"pandas", "pyarrow", "polars"})
 
@@ -23,7 +24,7 @@ def is_large(obj: Any, threshold: int) -> bool:
     if not kind.__weakrefoffset__ or not _is_data(kind):
         return False
     try:
-        return _nbytes_of(obj) >= threshold * _TABLES_FROM and not _has_objects(obj)
+        return _nbytes_of(obj) >= threshold * _TABLES_FROM
     except Exception:  # noqa: BLE001 - attributes of anything, and dask closes a worker for it
         return False
 
@@ -45,11 +46,15 @@ def _nbytes_of(obj: Any) -> int:
     return int(sizeof(obj))
 
 
-def _has_objects(obj: Any) -> bool:
-    dtypes = getattr(obj, "dtypes", None)
-    if dtypes is None or not hasattr(dtypes, "__iter__"):
-        dtypes = [getattr(obj, "dtype", None)]
-    return object in list(dtypes)
+def has_objects(obj: Any) -> bool:
+    """Return whether data consists of objects of Python. Takes longer: asked before it is put."""
+    try:
+        dtypes = getattr(obj, "dtypes", None)
+        if dtypes is None or not hasattr(dtypes, "__iter__"):
+            dtypes = [getattr(obj, "dtype", None)]
+        return object in list(dtypes)
+    except Exception:  # noqa: BLE001 - as above
+        return True
 
 
 def _is_data(kind: type) -> bool:

@@ -7,8 +7,9 @@ around it that has a path, in the end to the whole.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
+from shmstore._tuples import NamedTuple
 from shmstore.serialization.dispatch import typename
 from shmstore.serialization.explaining import reasons
 from shmstore.serialization.explaining.extents import Extent, extents

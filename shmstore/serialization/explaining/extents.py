@@ -10,7 +10,9 @@ from __future__ import annotations
 import pickle
 import pickletools
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
+
+from shmstore._tuples import NamedTuple
 
 Extent = list[int]
 """Start and end, in bytes from the beginning of the stream; what is added later moves the end."""

@@ -12,19 +12,21 @@ import functools
 import math
 from collections.abc import Sequence
 from pickle import PickleBuffer
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from shmstore.errors import CorruptHeaderError
 from shmstore.serialization.frames import Frame, Planned
-from shmstore.serialization.handlers import text
 from shmstore.serialization.reductions import out_of_band
 from shmstore.serialization.registry import register_reducer, register_serialization
 from shmstore.serialization.wording import shown
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+
 # NPY_ARRAY_WRITEABLE in the C API of NumPy.
 _WRITEABLE: Final = 0x400
 
@@ -50,6 +52,8 @@ def serialize_array(x: Array) -> tuple[dict[str, Any], list[Frame]]:
     A large array of text is encoded (see `text`).
     """
     if _may_be_text(x):
+        from shmstore.serialization.handlers import text  # noqa: PLC0415 - takes time that most processes can save
+
         header, frames = text.encode(x)
         return {"text": header}, frames
     dtype = pack_dtype(x.dtype)
@@ -66,6 +70,8 @@ def serialize_array(x: Array) -> tuple[dict[str, Any], list[Frame]]:
 def deserialize_array(header: dict[str, Any], frames: Sequence[Frame]) -> Array:
     """Return an array over the one frame, as writeable as it is; one of text from its frames."""
     if "text" in header:
+        from shmstore.serialization.handlers import text  # noqa: PLC0415 - takes time that most processes can save
+
         return text.decode(header["text"], frames)
     if len(frames) != 1:
         raise CorruptHeaderError(
@@ -81,7 +87,11 @@ def deserialize_array(header: dict[str, Any], frames: Sequence[Frame]) -> Array:
 
 
 def _may_be_text(x: Array) -> bool:
-    return x.dtype == object and x.size >= text.MIN_SIZE
+    if x.dtype != object:
+        return False
+    from shmstore.serialization.handlers import text  # noqa: PLC0415 - takes time that most processes can save
+
+    return x.size >= text.MIN_SIZE
 
 
 def check_extent(x: Array, nbytes: int) -> None:

@@ -38,10 +38,11 @@ import math
 import pickle
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NoReturn
 
 import numpy as np
 
+from shmstore._tuples import NamedTuple
 from shmstore.errors import CorruptHeaderError, DeserializationError, ShmStoreError
 from shmstore.serialization import headers, trust
 from shmstore.serialization.family import decode

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import scipy.sparse
 
+from shmstore._tuples import NamedTuple
 from shmstore.errors import CorruptHeaderError
 from shmstore.serialization.frames import Frame
 from shmstore.serialization.handlers.indices import (

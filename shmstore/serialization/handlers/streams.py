@@ -26,8 +26,9 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
+from shmstore._tuples import NamedTuple
 from shmstore.errors import CorruptHeaderError
 
 _SCHEMA: Final = 1

@@ -21,16 +21,20 @@ import math
 import operator
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
+from shmstore._tuples import NamedTuple
 from shmstore.errors import CorruptHeaderError
 from shmstore.serialization.frames import Frame, Planned, ensure_memoryview
 
-Array = npt.NDArray[Any]
-Words = npt.NDArray[np.uint64]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+    Words = npt.NDArray[np.uint64]
+
 
 # Below this many elements the frames cost more than pickle does.
 MIN_SIZE: Final = 16384

@@ -1,0 +1,233 @@
+"""Small objects come and go without the lock, in slots that a client has for itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from spares import have_slots, lock_holds, spare_slots, with_slots
+from stores import (
+    MakeStore,
+    exit_code,
+    forked,
+    in_threads,
+    kill,
+    lock_free_only,
+    running,
+    wait_until,
+)
+
+from shmstore import LockTimeoutError, ObjectNotFoundError, ObjectRef, Store, _spares
+from shmstore._memory import layout as L
+
+pytestmark = lock_free_only  # under the lock nothing is set aside
+
+
+@pytest.fixture
+def store(make_store: MakeStore) -> Store:
+    """Give a store of which this process has slots for itself."""
+    return with_slots(make_store)
+
+
+def test_small_puts_and_deletes_take_the_lock_once_in_many(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slots are set aside for up to 128 at once."""
+    for number in range(1000):
+        store.delete(store.put(number))
+    holds = lock_holds(store, monkeypatch)
+    for number in range(1280):
+        ref = store.put({"number": number})
+        assert ref.get() == {"number": number}
+        store.delete(ref)
+    assert 0 < len(holds) <= 1280 // 64
+    assert not store.check()
+
+
+def test_objects_are_counted_whatever_way_they_come_and_go(store: Store) -> None:
+    """stats(), metrics() and check() agree after each kind of put and delete."""
+    before = store.metrics()
+    refs = [store.put(number) for number in range(500)]
+    named = [store.put(number, key=f"k{number}") for number in range(10)]
+    assert store.stats().objects == 510
+    for ref in refs[::2]:
+        ref.delete()
+    assert store.delete_many(refs[1:100:2] + named) == 60
+    assert store.stats().objects == 200
+    assert [info.type for info in store.objects()] == ["int"] * 200
+    after = store.metrics()
+    assert after.puts - before.puts == 510
+    assert after.deletes - before.deletes == 310
+    assert not store.check()
+
+
+def test_object_is_deleted_once(store: Store) -> None:
+    """Its owner may delete it without the lock, but not twice; no other takes its place."""
+    ref = store.put("once")
+    assert store.discard(ref)
+    other = store.put("another, in the same slot")
+    assert other._slot == ref._slot
+    assert not store.discard(ref)
+    with pytest.raises(ObjectNotFoundError):
+        ref.get()
+    with pytest.raises(ObjectNotFoundError):
+        ref.delete()
+    assert other.get() == "another, in the same slot"
+
+
+def test_taken_back_slots_do_not_grow_without_end(store: Store) -> None:
+    """What is more than a client needs is free for the others."""
+    refs = [store.put(number) for number in range(5000)]
+    for ref in refs:
+        store.delete(ref)
+    assert spare_slots(store) == store._session.spares.small.top <= _spares.ROOM
+    assert not store.check()
+
+
+def test_another_process_deletes_what_its_owner_may_take_back(store: Store) -> None:
+    """Exactly one of them does, also when both try at once."""
+    refs = [store.put(number) for number in range(4000)]
+    gate = os.pipe()
+
+    def child() -> None:
+        os.read(gate[0], 1)
+        deleted = sum(store.discard(ref) for ref in refs)
+        os.write(results[1], deleted.to_bytes(4, "little"))
+
+    results = os.pipe()
+    pid = forked(child)
+    os.write(gate[1], b"x")
+    own = sum(store.discard(ref) for ref in reversed(refs))
+    assert exit_code(pid) == 0
+    theirs = int.from_bytes(os.read(results[0], 4), "little")
+    for fd in (*gate, *results):
+        os.close(fd)
+    assert own + theirs == len(refs)
+    assert store.stats().objects == 0
+    assert not store.check()
+
+
+def test_killed_owner_leaves_its_objects_and_none_of_its_slots(store: Store) -> None:
+    """What was put stays, what was set aside comes back."""
+    told = os.pipe()
+
+    def child() -> None:
+        refs = [store.put(number) for number in range(300)]
+        os.write(told[1], refs[-1]._slot.to_bytes(8, "little"))
+        time.sleep(60)
+
+    pid = forked(child)
+    assert os.read(told[0], 8)
+    kill(pid)
+    for fd in told:
+        os.close(fd)
+    assert spare_slots(store) > store._session.spares.small.top
+    assert store.recover().clients == 1
+    assert spare_slots(store) == store._session.spares.small.top
+    assert store.stats().objects == 300
+    assert not store.check()
+
+
+def test_processes_killed_while_they_put_and_delete_lose_nothing(store: Store) -> None:
+    """At whatever moment: the store stays sound, and has no object that nobody put."""
+    told = os.pipe()
+
+    def child() -> None:
+        kept = [store.put({"turn": 0})]
+        os.write(told[1], b"x")
+        while True:
+            kept.append(store.put({"turn": len(kept)}))
+            if len(kept) > 20:
+                store.delete(kept.pop(0))
+
+    for turn in range(12):
+        pid = forked(child)
+        assert os.read(told[0], 1)
+        time.sleep(turn * 0.003)
+        kill(pid)
+        store.recover()
+        assert not store.check()
+        left = store.stats().objects
+        assert turn < left <= 21 * (turn + 1)
+        assert len([info for info in store.objects() if info.type == "dict"]) == left
+    for fd in told:
+        os.close(fd)
+    assert spare_slots(store) == store._session.spares.small.top
+
+
+def test_owner_that_stops_while_it_takes_back_is_named(store: Store) -> None:
+    """Who wants to delete the object waits, and is told who keeps it; then it goes."""
+    ref = store.put("of the child")
+    pipe = os.pipe()
+
+    def child() -> None:
+        have_slots(store)
+        own = store.put("of the child")
+        os.write(pipe[1], own._slot.to_bytes(8, "little") + own._generation.to_bytes(8, "little"))
+        words, spares = store._session.words, store._session.spares
+        words[spares.row + L.C_ENDING] = own._slot + 1
+        os.kill(os.getpid(), signal.SIGSTOP)
+        words[spares.row + L.C_ENDING] = 0
+        time.sleep(60)
+
+    pid = forked(child)
+    numbers = np.frombuffer(os.read(pipe[0], 16), np.uint64).tolist()
+    os.waitpid(pid, os.WUNTRACED)
+    other = ObjectRef(ref._uuid, ref._path, *numbers, 16)
+    store._session.lock.timeout_s = 0.2
+    with pytest.raises(LockTimeoutError, match=str(pid)):
+        store.delete(other)
+    assert other.get() == "of the child"
+    os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: store.discard(other))
+    kill(pid)
+    for fd in pipe:
+        os.close(fd)
+
+
+def test_waiter_hears_of_an_end_that_takes_no_lock(store: Store) -> None:
+    """Who waits for the end of an object is woken, and by then its owner rings."""
+    ref = store.put("for a moment")
+    gone: list[bool] = []
+    with running(lambda: gone.append(ref.wait())):
+        wait_until(lambda: store._session.words[L.W_WAITERS])
+        store.delete(ref)
+    assert gone == [True]
+
+
+def test_threads_do_not_take_the_same_slot(store: Store) -> None:
+    """Each object is what its thread has put, however they come in between each other."""
+    wrong: list[Any] = []
+
+    def work(name: int) -> None:
+        for number in range(2000):
+            ref = store.put((name, number))
+            if ref.get() != (name, number):
+                wrong.append((name, number))
+            store.delete(ref)
+
+    in_threads(*(partial(work, name) for name in range(4)))
+    assert not wrong
+    assert store.stats().objects == 0
+    assert not store.check()
+
+
+def test_forked_child_has_slots_of_its_own(store: Store) -> None:
+    """It never fills those of its parent."""
+    assert store._session.spares.small.top
+
+    def child() -> None:
+        assert store._session.spares.small.top == 0
+        refs = [store.put(number) for number in range(200)]
+        assert [ref.get() for ref in refs] == list(range(200))
+
+    pid = forked(child)
+    refs = [store.put(-number) for number in range(200)]
+    assert exit_code(pid) == 0
+    assert [ref.get() for ref in refs] == [-number for number in range(200)]
+    assert not store.check()
