@@ -4,9 +4,9 @@
 
 A cluster of `distributed` and one of `shmstore.integrations.dask` run side by side, and take turns
 at every round of every workload: what disturbs the machine disturbs both. Both results are held
-against each other. All figures are medians. The time of the processors is that of all workers, the
-bytes are those of the loopback device, and PSS is that of all workers of a cluster at the end of
-the workload, above what it was at the beginning.
+against each other. All figures are medians; the ratio, of rounds, has its quartiles. The time of
+the processors is that of all workers, the bytes are those of the loopback device, and PSS is that
+of all workers of a cluster at the end of the workload, above what it was at the beginning.
 """
 
 from __future__ import annotations
@@ -247,8 +247,10 @@ def compare(clusters: list[Cluster], name: str, nbytes: int, rounds: int) -> Non
             raise SystemExit(message)
     stock, shared = (Figures(*map(statistics.median, zip(*each, strict=True))) for each in found)
     ratios = [b.seconds / a.seconds for a, b in zip(*found, strict=True)]
+    low, middle, high = statistics.quantiles(ratios)
     print(
-        f"{name:14} {stock.seconds:8.3f} {shared.seconds:8.3f} {statistics.median(ratios):6.2f}"
+        f"{name:14} {stock.seconds:8.3f} {shared.seconds:8.3f}"
+        f" {middle:6.2f} {low:5.2f}-{high:4.2f}"
         f" {stock.cpu_seconds:10.2f} {shared.cpu_seconds:8.2f}"
         f" {stock.sent_nbytes / MIB:10.1f} {shared.sent_nbytes / MIB:8.1f}"
         f" {stock.pss_nbytes / MIB:10.1f} {shared.pss_nbytes / MIB:8.1f}",
@@ -270,7 +272,7 @@ def main() -> None:
             stack.callback(clusters[-1].close)
         print(f"{arguments.workers} workers, {arguments.mib} MiB; stock and shared, side by side")
         titles = ("s of processor", "MiB over TCP", "MiB of PSS")
-        print(f"{'':14} {'seconds':>17} {'ratio':>6}", *(f"{each:>19}" for each in titles))
+        print(f"{'':14} {'seconds':>17} {'ratio':>17}", *(f"{each:>19}" for each in titles))
         for name in arguments.workloads or WORKLOADS:
             compare(clusters, name, arguments.mib * MIB, arguments.rounds)
 

@@ -87,6 +87,8 @@ class Peer:
         Whether it is worth while to start eight processes of it.
     numbered : bool
         Whether it is meant for a million objects.
+    lacks : tuple of str
+        Packages whose objects it refuses, or does not give back.
     """
 
     label: ClassVar[str]
@@ -102,6 +104,7 @@ class Peer:
     own_consumer: ClassVar[bool] = False
     numbered: ClassVar[bool] = False
     fresh: ClassVar[bool] = True
+    lacks: ClassVar[tuple[str, ...]] = ()
     copies: ClassVar[float] = 4.0
     largest: ClassVar[int] = 512 << 20
     address: Any
@@ -225,8 +228,8 @@ class Found:
         return self.kind.label
 
     def has(self, package: str) -> bool:
-        """Return whether another package is installed beside it."""
-        return _has(self.python, package)
+        """Return whether another package is installed beside it, and it takes its objects."""
+        return package not in self.kind.lacks and _has(self.python, package)
 
 
 def environment_of(kind: type[Peer]) -> Path:

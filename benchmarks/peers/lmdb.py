@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shutil import rmtree
 from typing import ClassVar, Self
 
 from benchmarks.peers import Peer
@@ -33,6 +34,7 @@ class Lmdb(Peer):
     @classmethod
     def create(cls, folder: Path, nbytes: int) -> Self:
         """Leave room for the pages of the two transactions before, which cannot be reused yet."""
+        rmtree(folder / cls.label, ignore_errors=True)  # with the objects of another size
         return cls((str(folder / cls.label), 6 * nbytes + SPARE))
 
     @classmethod

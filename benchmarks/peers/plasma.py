@@ -20,6 +20,7 @@ class Plasma(Peer):
     package = "pyarrow.plasma"
     requires = ("pyarrow==11.*", "numpy<2", "pandas<2.3")
     fresh = False
+    lacks = ("pyarrow",)  # `pyarrow.serialize` refuses columns of pandas that are Arrow's
     copies = 3.0
 
     def __init__(self, address: str, server: subprocess.Popen | None = None) -> None:

@@ -20,6 +20,7 @@ class Vineyard(Peer):
     package = "vineyard"
     requires = ("vineyard",)
     fresh = crowds = False
+    lacks = ("pyarrow",)  # its resolver of frames fails where a column is Arrow's
     copies = 3.0
 
     def __init__(self, address: str, server: subprocess.Popen | None = None) -> None:

@@ -32,15 +32,21 @@ def run(arena: Arena) -> Iterator[Result]:
     """Measure each peer with one reader, and with more."""
     sample = ARRAY_64M if arena.plan.quick else ARRAY_512M
     counts = QUICK_READERS if arena.plan.quick else READERS
-    found = arena.choose(lambda kind: kind.gets and kind.shared and kind.label not in TWICE)
+    found = arena.choose(
+        lambda kind: (
+            kind.gets and kind.shared and kind.label not in TWICE and sample.nbytes <= kind.largest
+        )
+    )
     values: dict[int, dict[tuple[str, str], list[float]]] = {count: {} for count in counts}
     with arena.crew(found, readers=max(counts)) as crew:
         for label in list(crew.teams):  # one after the other: some hold a copy in each reader
             with crew.set_up(sample.nbytes, [label]) as teams:
-                before = crew.attempt(label, _prepare, teams[label]) if label in teams else None
+                before = (
+                    crew.attempt(label, _prepare, teams[label], sample) if label in teams else None
+                )
                 for count in counts if before is not None else ():
                     progress(f"readers: {label}, {count}")
-                    measured = crew.attempt(label, _measure, teams[label], sample, count)
+                    measured = crew.attempt(label, _measure, teams[label], count)
                     if measured is None:
                         break
                     times, held = measured
@@ -56,8 +62,9 @@ def _of(values: dict[tuple[str, str], list[float]], measure: str) -> dict:
     return {key: each for key, each in values.items() if key[0] == measure}
 
 
-def _prepare(team: Team) -> int:
-    """Let everybody get something small; return the memory that all have by then."""
+def _prepare(team: Team, sample: Sample) -> int:
+    """Make the array, let everybody get something small; return the memory that all have then."""
+    team.owner.call(make, sample)
     small = team.owner.call(actor.put, SMALL.make, "small")
     for each in team.readers:
         each.call(read, small)
@@ -65,20 +72,31 @@ def _prepare(team: Team) -> int:
     return _pss(team)
 
 
-def _measure(team: Team, sample: Sample, count: int) -> tuple[list[float], list[int]]:
+def _measure(team: Team, count: int) -> tuple[list[float], list[int]]:
     times: list[float] = []
     held: list[int] = []
     readers = team.readers[:count]
     for number in range(ROUNDS):
-        handle = team.owner.call(actor.put, sample.make, f"large-{number}")
+        handle = team.owner.call(put_kept, f"large-{number}")
         for each in readers:
             each.start(read, handle)
         times.append(max(each.result() for each in readers))
-        held.append(_pss(team))
+        if not held:  # it is the same in each round, and takes longer than the reading
+            held.append(_pss(team))
         for each in readers:
             each.call(drop)
         team.owner.call(delete, handle)
     return times, held
+
+
+def make(stand: Stand, sample: Sample) -> None:
+    """Make the object that is put."""
+    stand.kept["value"] = sample.make()
+
+
+def put_kept(stand: Stand, key: str) -> bytes:
+    """Put that object; return what the readers need to get it."""
+    return stand.peer.dump(stand.peer.put(stand.kept["value"], key))
 
 
 def read(stand: Stand, dumped: bytes) -> float:

@@ -23,8 +23,8 @@ from benchmarks.results import TIMES, Result, collect
 from benchmarks.samples import MIB
 from benchmarks.targets import BY_REF
 
-CAPACITY, QUICK_CAPACITY = 128 * MIB, 4 * MIB
-OPERATIONS, QUICK_OPERATIONS = 200_000, 20_000
+CAPACITY, QUICK_CAPACITY = 32 * MIB, 4 * MIB
+OPERATIONS, QUICK_OPERATIONS = 50_000, 20_000
 CLASSES, SMALLEST = 24, 64
 LONGEST_LIFE = 2  # operations are as many times more
 LARGE_ARE_RARE = 0.25  # a class is chosen with its size to the power of minus this
