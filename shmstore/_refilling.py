@@ -76,7 +76,7 @@ def refill(session: Session, package: Package) -> ObjectRef | None:
     entry = _unpinned(session, pile, nbytes)
     if entry is None:
         return None
-    one = len(package.frames) == 1
+    one = len(package.frames) == 1 and not content.kind & L.KIND_HEADER_IN_EXTENT
     if one and content.data_nbytes <= _AT_ONCE_NBYTES:
         [(_, frame)] = package.frames
         if type(frame) is memoryview:

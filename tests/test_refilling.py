@@ -98,6 +98,24 @@ def test_where_all_are_looked_at_other_memory_is_found(store: Store) -> None:
     assert not store.check()
 
 
+def test_header_that_is_all_there_is_leaves_the_slots_beside_it_alone(store: Store) -> None:
+    """It is too long for the slot, so that it is what lies in the extent, in one piece."""
+
+    class Told:
+        pass
+
+    told = {"text": "x" * 1000}
+    with own_handlers():
+        register_serialization(Told, lambda _: (told, []), lambda header, _: header["text"])
+        for _ in range(2 * TOGETHER):
+            store.put(Told()).delete()
+        kept = kept_slots(store)
+        refs = [store.put(Told()) for _ in range(3)]
+        assert kept_slots(store) == kept - 3  # they were filled without the lock
+        assert [ref.get() for ref in refs] == ["x" * 1000] * 3
+    assert not store.check()
+
+
 def test_put_that_fails_while_it_fills_leaves_nothing(store: Store) -> None:
     """The memory is kept for the next put of that size."""
 
