@@ -20,9 +20,9 @@ N = 5000
 NBYTES = L.align(N * 8)
 
 
-def make_quick(make_store: MakeStore, max_objects: int = MANY) -> Store:
+def make_quick(make_store: MakeStore, max_objects: int = MANY, **options: Any) -> Store:
     """Make a store into which this process puts without the lock."""
-    store = make_store(max_objects=max_objects, capacity=64 * MIB)
+    store = make_store(max_objects=max_objects, capacity=64 * MIB, **options)
     if not store._session.quick:
         pytest.skip("this machine has no barrier, so all puts are under the lock")
     return store
