@@ -266,6 +266,22 @@ def test_slots_grow_page_by_page_when_they_are_taken() -> None:
         assert [slot for _, slot in slots.present()] == list(range(5000))
 
 
+@pytest.mark.parametrize("count", range(1, 60))
+def test_slots_put_where_no_page_was_reserved_are_all_found_again(count: int) -> None:
+    """Also the last one, if it ends in a page that its object did not reach."""
+    with rooms.an_index(rooms.identity(max_objects=5000)) as index:
+        slots = Slots(index)
+        index.words[L.W_SLOTS_RESERVED] = 1 << 40
+        for _ in range(count):
+            _put(slots, _extent(0), L.KIND_HEADER_IN_EXTENT)
+        slots.recount()
+        reserved = index.words[L.W_SLOTS_RESERVED]
+        assert len(slots.table()) == count
+        assert slots.take() == count
+        assert count * L.SLOT_NBYTES <= reserved <= count * L.SLOT_NBYTES + 2 * L.PAGE
+        assert reserved % L.PAGE == 0
+
+
 @settings(deadline=None, max_examples=60)
 @given(steps=st.lists(st.sampled_from(["reserve", "put", "end", "free"]), max_size=40))
 def test_generation_of_a_slot_never_falls_and_belongs_to_one_put(steps: list[str]) -> None:

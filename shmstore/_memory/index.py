@@ -164,7 +164,7 @@ class Index:
         """Find out anew how much of the tables has pages; return how many slots they can hold.
 
         Requires: the store lock. A number that could be right stays: it counts pages, too, that
-        were reserved and never touched.
+        were reserved and never touched. OSError (ENOSPC): there is no page for the rest of a row.
         """
         geometry = self.geometry
         tables = (
@@ -178,7 +178,9 @@ class Index:
             touched = min(data_end(self.fd, start * L.WORD) - start * L.WORD, most)
             reserved = self.words[word]
             if reserved % L.PAGE or not touched <= reserved <= most:
-                self.words[word] = touched
+                # A row may end in a page that nobody has touched.
+                rows = -(-touched // row_nbytes)
+                self._reserve(word, start, touched, L.align(rows * row_nbytes, L.PAGE))
         return min(self.words[L.W_SLOTS_RESERVED] // L.SLOT_NBYTES, geometry.max_objects)
 
     def rows(self, start: int, count: int, row_words: int) -> npt.NDArray[np.uint64]:
@@ -227,8 +229,12 @@ class Index:
         reserved = self.words[word]
         step = max(least, min(reserved, 16 * _GROWTH_NBYTES))
         wanted = min(reserved + step, L.align(max_rows * row_nbytes, L.PAGE))
-        reserve(self.fd, start * L.WORD + reserved, wanted - reserved)
-        self.words[word] = wanted
+        self._reserve(word, start, reserved, wanted)
+
+    def _reserve(self, word: int, start: int, first: int, end: int) -> None:
+        """Have pages for a part of a table, and note that all up to there has them."""
+        reserve(self.fd, start * L.WORD + first, end - first)
+        self.words[word] = end
 
     def damaged(self, what: str, word: int, how: str, invariant: int) -> CorruptStoreError:
         """Return the error for a word of a structure that can be made anew from the slots."""
