@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,44 @@ def test_leftovers_that_are_no_folders_do_not_stand_in_the_way(
         (base / NEW).symlink_to(base / "treasure")
     removal.remove_leftovers(base_fd)
     assert _names(base) == ["treasure"]
+
+
+def test_seats_that_clients_take_away_meanwhile_keep_nothing(
+    base: Path, base_fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who leaves removes its seat just before it would have been removed."""
+    store = _make_store(base, "mine")
+    for number in range(3, 9):
+        _make_file(store / "seats", str(number))
+    remove, gone = removal._remove, []
+
+    def race(folder_fd: int, entry: os.DirEntry[str]) -> None:
+        if entry.name.isdecimal() and len(gone) < 4:
+            gone.append(entry.name)
+            os.unlink(entry.name, dir_fd=folder_fd)
+        remove(folder_fd, entry)
+
+    monkeypatch.setattr(removal, "_remove", race)
+    removal.remove_store(base_fd, "mine")
+    assert len(gone) == 4
+    assert _names(base) == []
+
+
+def test_seats_that_clients_make_meanwhile_go_too(
+    base: Path, base_fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who comes makes its seat when the others have been removed."""
+    _make_store(base, "mine")
+    rmdir, late = os.rmdir, ["10", "11"]
+
+    def race(name: str, dir_fd: int) -> None:
+        if name == "seats" and late:
+            seats_fd = os.open(name, os.O_RDONLY, dir_fd=dir_fd)
+            os.close(os.open(late.pop(), os.O_CREAT | os.O_WRONLY, dir_fd=seats_fd))
+            os.close(seats_fd)
+        rmdir(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "rmdir", race)
+    removal.remove_store(base_fd, "mine")
+    assert not late
+    assert _names(base) == []

@@ -8,12 +8,17 @@ name and remove.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from pathlib import Path
+from typing import Final
 
 from shmstore._memory import folder
 from shmstore.errors import UnsafePathError
+
+# Who adds files to a folder more often than this does not do so by chance.
+_MOST_TIMES: Final = 100
 
 
 def remove_store(root_fd: int, name: str) -> None:
@@ -42,20 +47,43 @@ def _remove_leftover(root_fd: int, entry: os.DirEntry[str]) -> None:
 
 
 def _remove_tree(root_fd: int, name: str) -> None:
-    """Remove a folder of ours with its files and its one level of folders."""
+    """Remove a folder of ours with its files and its one level of folders.
+
+    Clients that are just coming or leaving may add files to it, or remove theirs, meanwhile.
+    """
     with contextlib.suppress(FileNotFoundError):
         fd = folder.open_folder(root_fd, name, name)
         try:
-            entries = sorted(folder.entries(fd), key=_last_of_all)
-            if any(map(_last_of_all, entries)):
-                from shmstore._memory import spill_files  # noqa: PLC0415 - takes time that most processes can save
-
-                spill_files.remove_folder(fd, Path(name))
-            for entry in entries:
-                _remove(fd, entry)
+            for _ in range(_MOST_TIMES):
+                _empty(fd, name)
+                if _is_removed(root_fd, name):
+                    return
         finally:
             fd.close()
         os.rmdir(name, dir_fd=root_fd)
+
+
+def _empty(folder_fd: int, name: str) -> None:
+    """Remove what lies in a folder."""
+    entries = sorted(folder.entries(folder_fd), key=_last_of_all)
+    if any(map(_last_of_all, entries)):
+        from shmstore._memory import spill_files  # noqa: PLC0415 - takes time that most processes can save
+
+        spill_files.remove_folder(folder_fd, Path(name))
+    for entry in entries:
+        with contextlib.suppress(FileNotFoundError):
+            _remove(folder_fd, entry)
+
+
+def _is_removed(root_fd: int, name: str) -> bool:
+    """Remove a folder if it is empty."""
+    try:
+        os.rmdir(name, dir_fd=root_fd)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def _last_of_all(entry: os.DirEntry[str]) -> bool:
