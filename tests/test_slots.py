@@ -266,6 +266,20 @@ def test_slots_grow_page_by_page_when_they_are_taken() -> None:
         assert [slot for _, slot in slots.present()] == list(range(5000))
 
 
+@pytest.mark.parametrize("state", [states.SPARE, states.FILLING])
+def test_named_objects_are_counted_without_those_that_damage_has_set_aside(
+    index: Index, slots: Slots, state: int
+) -> None:
+    """When the tables are made anew such a slot counts no more, and then it is doomed."""
+    _put(slots, None, L.KIND_NAMED)
+    slot = _put(slots, None, L.KIND_NAMED)
+    index.words[slots.state_index(slot)] ^= READY ^ state
+    index.words[L.W_NAMED] = 1
+    slots.doom(slot)
+    assert index.words[L.W_NAMED] == 1
+    assert _state(slots, slot) == FREE
+
+
 @pytest.mark.parametrize("count", range(1, 60))
 def test_slots_put_where_no_page_was_reserved_are_all_found_again(count: int) -> None:
     """Also the last one, if it ends in a page that its object did not reach."""

@@ -107,6 +107,7 @@ class Slots(Inserts):
         words[base + L.S_STATE] = states.move(word, states.DOOMED)
         if state != states.WRITING:
             words[L.W_OBJECTS] -= 1
+        if states.is_present(word):  # damage may have set aside what has a key
             words[L.W_NAMED] -= (words[base + L.S_KIND] & L.KIND_NAMED) // L.KIND_NAMED
         if state == states.SPILLED:
             words[L.W_SPILLED] -= 1
