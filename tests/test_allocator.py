@@ -435,3 +435,18 @@ def test_tables_that_cannot_grow_are_reported_before_anything_changes() -> None:
             extent = _take(allocator, 64)
             live[extent.offset] = 64
             _assert_in_order(allocator, index, live)
+
+
+@pytest.mark.parametrize("freed", [False, True])
+def test_top_of_an_older_time_is_found_before_memory_is_given_twice(*, freed: bool) -> None:
+    """What tells where it is fits together, and the blocks that came later are still there."""
+    with _allocator() as (allocator, index):
+        one = _take(allocator, 1024)
+        before = {at: index.words[at] for at in (L.W_SEGMENT_TOP, L.W_LAST_NODE, L.W_NODE_TOP)}
+        _take(allocator, 1024)
+        if freed:
+            allocator.release(one.node)
+        for at, word in before.items():
+            index.words[at] = word
+        with pytest.raises(CorruptStoreError, match="above the last one"):
+            allocator.allocate(4096)

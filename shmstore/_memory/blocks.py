@@ -258,6 +258,8 @@ class Blocks:
         else:
             base = self._base(self._checked(last - 1))
             end = words[base + L.N_OFFSET] + words[base + L.N_NBYTES]
+            if words[base + L.N_UPPER]:
+                raise self._damaged("there is a block above the last one", base)
         if top != end or top > self._capacity:
             raise self._damaged(f"the last block ends at {end}, the top is {top}", L.W_SEGMENT_TOP)
 

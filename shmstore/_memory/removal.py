@@ -54,13 +54,12 @@ def _remove_tree(root_fd: int, name: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         fd = folder.open_folder(root_fd, name, name)
         try:
-            for _ in range(_MOST_TIMES):
+            for left in reversed(range(_MOST_TIMES)):
                 _empty(fd, name)
-                if _is_removed(root_fd, name):
+                if _is_removed(root_fd, name, again=left > 0):
                     return
         finally:
             fd.close()
-        os.rmdir(name, dir_fd=root_fd)
 
 
 def _empty(folder_fd: int, name: str) -> None:
@@ -75,12 +74,12 @@ def _empty(folder_fd: int, name: str) -> None:
             _remove(folder_fd, entry)
 
 
-def _is_removed(root_fd: int, name: str) -> bool:
-    """Remove a folder if it is empty."""
+def _is_removed(root_fd: int, name: str, *, again: bool) -> bool:
+    """Remove a folder; False: it is not empty, and there is another try."""
     try:
         os.rmdir(name, dir_fd=root_fd)
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        if not again or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         return False
     return True
