@@ -156,6 +156,27 @@ def test_mending_that_fails_leaves_the_mark_for_the_next(place: Place) -> None:
     assert place.is_whole()
 
 
+def test_mending_that_comes_upon_new_damage_says_so(place: Place) -> None:
+    """Whoever damages the index goes on while it is made anew: that is no error of the caller."""
+    lock = place.lock()
+    mend = lock._mend
+
+    def stumble() -> None:
+        lock.mending = True
+        raise AssertionError("astray")
+
+    lock._mend = stumble
+    for _ in range(2):
+        with pytest.raises(CorruptStoreError, match=r"contradicts itself .astray.; Try again"):
+            lock.run(lambda: 1 // 0)
+        assert place.words[L.W_DIRTY] == 1
+    lock._mend = mend
+    lock.mending = False
+    lock.run(lambda: None)
+    assert place.words[L.W_DIRTY] == 0
+    assert place.is_free()
+
+
 def _fail() -> None:
     raise CorruptStoreError("cannot be mended")
 

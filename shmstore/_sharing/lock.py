@@ -267,11 +267,20 @@ class StoreLock:
         before = self._counts() if self.mark else []
         if self.mark:
             if self.mending or not _is_clean(error):
-                with shortage.told(Path(shortage.path_of(self.fd)).parent):
-                    self._mend()
+                self._mend_after(before)
             self.words[L.W_DIRTY] = 0
         if _is_contradiction(error):
             raise self._contradiction(error, before) from error
+
+    def _mend_after(self, before: list[int]) -> None:
+        """Make the index whole, unless somebody damages it meanwhile."""
+        with shortage.told(Path(shortage.path_of(self.fd)).parent):
+            try:
+                self._mend()
+            except Exception as error:
+                if _is_contradiction(error):
+                    raise self._contradiction(error, before) from error
+                raise
 
     def _counts(self) -> list[int]:
         """Return the words that a rebuild finds out anew, from NEXT_GENERATION on."""
@@ -285,7 +294,8 @@ class StoreLock:
         ]
         offset = (L.W_NEXT_GENERATION + changed[0]) * L.WORD if changed else None
         where = "" if offset is None else f", first at offset {offset}"
-        done = f"its tables were rebuilt from the slots{where}. " if self.mark else ""
+        rebuilt = self.mark and not self.mending
+        done = f"its tables were rebuilt from the slots{where}. " if rebuilt else ""
         return CorruptStoreError(
             f"{self.path}: the index contradicts itself ({error}); {done}Try again; call check() "
             "to see what is wrong, and recover().",
