@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shmstore import _packing, _puts, _writing
 from shmstore._catalog import batches
+from shmstore._copying import Place
 
 if TYPE_CHECKING:
     from shmstore._ref import ObjectRef
@@ -37,7 +38,7 @@ def put(session: Session, objects: Sequence[Any]) -> list[ObjectRef] | None:
             return _puts.refer_batch(session, *taken[0], batch.sizes)
     except BaseException as error:
         places = [
-            _puts.Place(slot, generation, None)
+            Place(slot, generation, None)
             for slots, first in taken
             for generation, slot in enumerate(slots, first)
         ]

@@ -64,7 +64,7 @@ class Allocation:
         package = _pack(self._shape, self._dtype, nbytes, key, readonly=readonly)
         self._package = session.with_options(package, ttl)
         self._overwrite = overwrite
-        self._place: _puts.Place | None = None
+        self._place: _copying.Place | None = None
         self._draft: _filing.Draft | None = None
         self._row = -1
 
@@ -73,7 +73,7 @@ class Allocation:
             message = "this block has been entered already; call allocate() for another array"
             raise RuntimeError(message)
         session, package = self._session, self._package
-        places: list[_puts.Place] = []
+        places: list[_copying.Place] = []
         reserved = session, [package], places, self._overwrite
         try:
             reserve = partial(session.lock.run, _writing.reserve_all, *reserved)
@@ -94,14 +94,14 @@ class Allocation:
             raise
         return array
 
-    def _give_up(self, places: list[_puts.Place], error: BaseException | None = None) -> None:
+    def _give_up(self, places: list[_copying.Place], error: BaseException | None = None) -> None:
         """Let go of the place, and of the file."""
         draft, self._draft = self._draft, None
         if draft is not None:
             draft.give_up()
         _writing.discard(self._session, [self._package], places, error)
 
-    def _make_array(self, place: _puts.Place) -> npt.NDArray[Any]:
+    def _make_array(self, place: _copying.Place) -> npt.NDArray[Any]:
         """Return an array over the extent; like every anchor it holds a pin."""
         if place.extent is None or not self._package.content.data_nbytes:
             return np.ndarray(self._shape, self._dtype)

@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shmstore._memory import layout as L
+from shmstore._tuples import NamedTuple
 
 if TYPE_CHECKING:
+    from shmstore._memory.allocator import Extent
     from shmstore._packing import Package
-    from shmstore._puts import Place
     from shmstore._session import Session
+
+
+class Place(NamedTuple):
+    """Where a put may write: its slot, the number of the put, and its extent."""
+
+    slot: int
+    generation: int
+    extent: Extent | None
 
 
 def copy(session: Session, package: Package, place: Place, guard: object = None) -> None:

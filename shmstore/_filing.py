@@ -61,7 +61,7 @@ def _put_where_room_is(
     session: Session, packages: Sequence[Package], *, overwrite: bool
 ) -> list[ObjectRef]:
     """Store packed objects, all or none; what finds no room in memory goes into files."""
-    places: list[_puts.Place] = []
+    places: list[_copying.Place] = []
     names: list[str] = []
     guard = None
     try:
@@ -89,7 +89,7 @@ def _put_where_room_is(
     raise own
 
 
-def is_filed(package: Package, place: _puts.Place) -> bool:
+def is_filed(package: Package, place: _copying.Place) -> bool:
     """Return whether a package was reserved a file."""
     return place.extent is None and package.extent_nbytes > 0
 
@@ -97,7 +97,7 @@ def is_filed(package: Package, place: _puts.Place) -> bool:
 def reserve(
     session: Session,
     packages: Sequence[Package],
-    places: list[_puts.Place],
+    places: list[_copying.Place],
     overwrite: bool,  # noqa: FBT001 - called under the lock
 ) -> Anchor:
     """Take a slot for each package, and an extent while there are some. Requires: the lock."""
@@ -113,7 +113,7 @@ def reserve(
     return session.pins.hold(places[0].slot)
 
 
-def _write(session: Session, package: Package, place: _puts.Place, name: str) -> None:
+def _write(session: Session, package: Package, place: _copying.Place, name: str) -> None:
     """Write what is to be put to a temporary file, and keep the checksum of what is sealed."""
 
     def fill(fd: int) -> int:
@@ -132,7 +132,7 @@ def _made(placed: Placed) -> tuple[memoryview, int]:
     return frame if isinstance(frame, memoryview) else frame.materialize(), L.PAGE + offset
 
 
-def _seal(session: Session, package: Package, place: _puts.Place, memory: mmap.mmap) -> None:
+def _seal(session: Session, package: Package, place: _copying.Place, memory: mmap.mmap) -> None:
     """Keep the checksum of what lies in a file and cannot be written by readers."""
     if package.content.kind & L.KIND_DATA_CRC:
         extent = memoryview(memory)[L.PAGE :]
@@ -145,7 +145,7 @@ def _seal(session: Session, package: Package, place: _puts.Place, memory: mmap.m
 def publish(
     session: Session,
     packages: Sequence[Package],
-    places: Sequence[_puts.Place],
+    places: Sequence[_copying.Place],
     names: Sequence[str],
     overwrite: bool,  # noqa: FBT001 - called under the lock
 ) -> None:
@@ -162,7 +162,7 @@ def publish(
 def give_up(
     session: Session,
     packages: Sequence[Package],
-    places: Sequence[_puts.Place],
+    places: Sequence[_copying.Place],
     error: BaseException | None = None,
 ) -> None:
     """Undo a put that ended in an exception; let ENOSPC say which file system is full."""
@@ -184,7 +184,7 @@ class Draft:
         What is built, and the slot that was reserved for it.
     """
 
-    def __init__(self, session: Session, package: Package, place: _puts.Place) -> None:
+    def __init__(self, session: Session, package: Package, place: _copying.Place) -> None:
         self._session = session
         self._package = package
         self._place = place

@@ -10,7 +10,6 @@ from zlib import crc32
 from shmstore._catalog import states
 from shmstore._catalog.inserts import DESCRIPTION, DESCRIPTION_AT
 from shmstore._memory import layout as L
-from shmstore._memory.allocator import Extent
 from shmstore._packing import (
     PLAIN,
     Headers,
@@ -19,26 +18,19 @@ from shmstore._packing import (
     pack_pickled,
 )
 from shmstore._ref import ObjectRef, refer_to_many
+from shmstore._refilling import refill_stream
 from shmstore._sharing import counts
-from shmstore._tuples import NamedTuple
 from shmstore.serialization import custom_serialize
 from shmstore.serialization.pickling import BYTES, SMALL_NBYTES, dump
 
 if TYPE_CHECKING:
+    from shmstore._copying import Place
     from shmstore._session import Session
 
 _PUTS: Final = L.SEAT_PUTS
 _NBYTES: Final = L.SEAT_PUT_NBYTES
 
 _describe: Final = DESCRIPTION.pack
-
-
-class Place(NamedTuple):
-    """Where a put may write: its slot, the number of the put, and its extent."""
-
-    slot: int
-    generation: int
-    extent: Extent | None
 
 
 def put_plain(
@@ -63,8 +55,11 @@ def put_plain(
     if header is None or (kind in BYTES and len(obj) > SMALL_NBYTES):
         return None
     pickled = dump(obj)
-    if type(pickled) is bytes and len(pickled) + len(header) <= L.INLINE_NBYTES:
-        ref = put_spare(session, PLAIN, header, pickled)
+    if type(pickled) is bytes:
+        if len(pickled) + len(header) <= L.INLINE_NBYTES:
+            ref = put_spare(session, PLAIN, header, pickled)
+        else:
+            ref = refill_stream(session, header, pickled)
         if ref is not None:
             return ref
     return None if pickled is None else pack_pickled(obj, pickled, None, readonly=readonly)

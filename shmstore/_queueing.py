@@ -30,11 +30,11 @@ from shmstore import _announcing, _copying, _packing, _puts, _reading, _tallies,
 from shmstore._catalog import states
 from shmstore._catalog.inserts import Content
 from shmstore._catalog.keys import Digest, digest_of
+from shmstore._copying import Place
 from shmstore._memory import layout as L
 from shmstore._memory.allocator import Extent
 from shmstore._packing import COPY_LOCKED_NBYTES, Package
 from shmstore._plans import GONE, ArrayPlan, Plan
-from shmstore._puts import Place
 from shmstore._session import Session
 from shmstore._sharing import counts
 from shmstore._sharing.seats import Anchor

@@ -19,11 +19,10 @@ from zlib import crc32
 
 from shmstore._catalog import states
 from shmstore._catalog.inserts import DESCRIPTION, DESCRIPTION_AT, Content
-from shmstore._copying import PlanFailed, copy
+from shmstore._copying import Place, PlanFailed, copy
 from shmstore._memory import layout as L
 from shmstore._memory.allocator import Extent
 from shmstore._packing import pack_array
-from shmstore._puts import Place
 from shmstore._ref import ObjectRef
 from shmstore._spares import ROOM, WITH_EXTENT, Entry, Pile, take_generations
 
@@ -65,6 +64,17 @@ def refill_array(
     if entry is None or packed is None:
         return None
     return _fill_at_once(session, pile, nbytes, entry, 0, *packed)
+
+
+def refill_stream(session: Session, header: bytes, stream: bytes) -> ObjectRef | None:
+    """Put a pickle without buffers into an extent of its size; None: that needs another way."""
+    nbytes = L.align(len(stream))
+    pile = session.spares.piles.get(nbytes)
+    entry = None if pile is None else _unpinned(session, pile, nbytes)
+    if pile is None or entry is None:
+        return None
+    frame = memoryview(stream)
+    return _fill_at_once(session, pile, nbytes, entry, L.KIND_PLAIN, header, frame)
 
 
 def refill(session: Session, package: Package) -> ObjectRef | None:

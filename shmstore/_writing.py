@@ -15,12 +15,12 @@ from typing import Final
 
 from shmstore import _announcing, _claiming, _no_room, _room, _spares
 from shmstore._catalog import states
-from shmstore._copying import PlanFailed, copy
+from shmstore._copying import Place, PlanFailed, copy
 from shmstore._memory import folder
 from shmstore._memory import layout as L
 from shmstore._memory.allocator import Extent
 from shmstore._packing import COPY_LOCKED_NBYTES, Package
-from shmstore._puts import Place, put_spare, refer, refer_all
+from shmstore._puts import put_spare, refer, refer_all
 from shmstore._ref import ObjectRef
 from shmstore._refilling import refill
 from shmstore._session import Session

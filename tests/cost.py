@@ -60,7 +60,7 @@ def operations(store: Any) -> dict[str, Operation]:
     import numpy as np
 
     small = {"id": 7, "name": "sample", "score": 0.5, "tags": ["a", "b"]}
-    array = np.arange(8192.0)
+    array, text = np.arange(8192.0), "some text" * 100
     many = [dict(small, id=number) for number in range(100)]
     store["key"] = small
     ref, array_ref = store.put(small), store.put(array)
@@ -75,6 +75,7 @@ def operations(store: Any) -> dict[str, Operation]:
         "put_small": Operation(lambda _: put(small), after=delete),
         "put_small_by_key": Operation(lambda _: put(small, key="new"), after=delete),
         "overwrite_small": Operation(lambda _: put(small, key="key")),
+        "put_text": Operation(lambda _: put(text), after=delete),
         "put_array": Operation(lambda _: put(array), after=delete),
         "put_many_100": Operation(lambda _: store.put_many(many), after=store.delete_many),
         "delete_small": Operation(delete, before=lambda: put(small)),

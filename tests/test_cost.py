@@ -7,7 +7,7 @@ import pytest
 
 NAMES = [
     *("get_by_ref", "get_by_key", "get_array", "get_new_ref", "contains"),
-    *("put_small", "put_small_by_key", "overwrite_small", "put_array", "put_many_100"),
+    *("put_small", "put_small_by_key", "overwrite_small", "put_text", "put_array", "put_many_100"),
     *("delete_small", "delete_array"),
 ]
 

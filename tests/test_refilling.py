@@ -23,7 +23,7 @@ from spares import (
 )
 from stores import MakeStore, address, in_threads, lock_free_only
 
-from shmstore import Store, StoreClosedError, _session, _spares
+from shmstore import Store, StoreClosedError, _puts, _session, _spares
 from shmstore._catalog import states
 from shmstore.serialization import register_serialization
 from shmstore.serialization.frames import Planned
@@ -187,3 +187,25 @@ def test_sizes_that_never_come_again_are_not_kept_for_ever(store: Store) -> None
     assert session.spares.nbytes <= session.most_spare
     check_empty(store)
     have_extents(store)
+
+
+@pytest.mark.parametrize(
+    "value", [b"x" * 1024, "text" * 300, list(range(500)), {"some": [0.5] * 200}, bytearray(3000)]
+)
+def test_values_that_a_slot_is_too_small_for_are_put_without_the_lock(
+    store: Store, monkeypatch: pytest.MonkeyPatch, value: Any
+) -> None:
+    """They are pickled once, and are what they were."""
+    for ref in [store.put(value) for _ in range(2 * TOGETHER)]:
+        ref.delete()
+    holds, dumped = lock_holds(store, monkeypatch), []
+    dump = _puts.dump
+    monkeypatch.setattr(_puts, "dump", lambda x: dumped.append(x) or dump(x))
+    for _ in range(90):
+        ref = store.put(value)
+        got = ref.get()
+        assert (got, type(got)) == (value, type(value))
+        ref.delete()
+    assert len(holds) <= 5
+    assert len(dumped) == 90
+    assert not store.check()
