@@ -11,7 +11,7 @@ from typing import Any
 import hypothesis.extra.numpy as arrays
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from likeness import likeness
 from stores import MakeStore, lock_free_only, reclaim_at_once, used
@@ -382,6 +382,10 @@ RECORDS = st.recursive(
     ),
     serializers=st.sampled_from([None, ("custom", "pickle"), ("pickle",)]),
 )
+@example(items=[np.empty((0, 1, 0)), np.empty((1, 1, 0))], serializers=None)
+@example(items=[np.empty((3, 0)), np.empty((5, 0))], serializers=None)
+@example(items=[np.empty((0, 2)), np.ones((1, 2))], serializers=None)
+@example(items=[np.empty(2, "S0"), np.empty(3, "S0")], serializers=None)
 def test_any_records_come_back(store: Store, items: list[Any], serializers: Any) -> None:
     """Whatever the records are and whatever their neighbours are."""
     ref = store.put_list(iter(items), serializers=serializers)

@@ -183,7 +183,7 @@ def _open_ragged(header: dict[str, Any], count: int, frames: list[memoryview]) -
 
     def read(at: int) -> np.ndarray[Any, Any]:
         start, length = places[2 * at], places[2 * at + 1]
-        if start + length * step > size or length > size:
+        if start + length * step > size:
             corrupt("places", f"{length} from {start}", f"a place in {size} bytes")
         if length and step:
             return new((length, *tail), dtype, buffers, start)
