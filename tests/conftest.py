@@ -46,12 +46,15 @@ _PROOFS = {
     "test_model",
     "test_pin_race",
     "test_queue_crowd",
+    "test_ref_history",
+    "test_refilling_layouts",
+    "test_refilling_processes",
     "test_soak",
     "test_spill_races",
     "test_strangers",
 }
 # ... of how much work there is with many objects, ...
-_FIGURES = {"test_contention", "test_scale"}
+_FIGURES = {"test_contention", "test_scale", "test_survey", "test_trim", "test_why_full"}
 # ... and of what is written.
 _TEXTS = {"test_architecture", "test_cli_demo", "test_documentation", "test_proofs", "test_rows"}
 

@@ -341,7 +341,7 @@ SCENARIOS["own slot filled again"] = _one(filled_again, "owner", "reader")
 SCENARIOS["own object deleted when just put"] = _one(deleted_when_just_put)
 for _act in ("put", "delete", "delete, put"):
     SCENARIOS[f"own slots, destroyed in {_act}"] = _one(destroyed(_act), "owner", "destroyer")
-    SCENARIOS[f"own slots, mended in {_act}"] = _one(mended(_act), deep=_act == "delete, put")
+    SCENARIOS[f"own slots, mended in {_act}"] = _one(mended(_act), deep=_act != "delete")
     SCENARIOS[f"own slots, death in {_act}"] = _one(
         dying_owner(_act), mortal=(0,), deep=_act == "delete, put"
     )

@@ -95,6 +95,7 @@ def test_puts_of_the_dead_are_found_after_a_reader_has_taken_their_rows(
     assert store.check() == []
 
 
+@pytest.mark.slow
 def test_attach_goes_the_way_of_a_first_get(make_store: MakeStore, run_python: RunPython) -> None:
     """There is room for pins, and a header of an array has been read; nothing was changed by it."""
     store = make_store()

@@ -72,6 +72,7 @@ with cluster_of(2, when="stored") as cluster, Client(cluster) as client:
     assert printed.split("\n") == ["True"] * 4 + ["2 True 1 1", "True", "True"]
 
 
+@pytest.mark.slow
 def test_worker_that_is_killed_takes_nothing_with_it(run_python: RunPython) -> None:
     """Its results are made again, by whoever comes in its place, and its memory goes back."""
     printed = run_python(
@@ -100,6 +101,7 @@ with cluster_of(2) as cluster, Client(cluster) as client:
     assert printed.split() == ["True"] * 3
 
 
+@pytest.mark.slow
 def test_cluster_that_runs_shares_from_when_a_client_says_so(run_python: RunPython) -> None:
     """Also those workers that come later, and those that are started again."""
     printed = run_python(
@@ -128,6 +130,7 @@ with distributed.LocalCluster(n_workers=1, **options) as cluster, Client(cluster
     assert printed.split("\n") == ["True", "[[0], [1]]"] * 2 + ["1"]
 
 
+@pytest.mark.slow
 def test_results_that_are_too_many_for_the_memory_are_spilled(run_python: RunPython) -> None:
     """From the store to the disk, and back to the tasks that need them."""
     printed = run_python(

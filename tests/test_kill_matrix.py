@@ -49,7 +49,7 @@ NOT_REACHED = {
 }
 
 # A point is killed at in about so many of the operations that come to it.
-ENOUGH_OPERATIONS = 6
+ENOUGH_OPERATIONS = 4
 
 # They open what is there; `unlisted` tells when they make something.
 OPENING = ("os.open(", "open_descriptor(", "descriptors.open_descriptor(")

@@ -124,6 +124,7 @@ with shmstore.Store.create(capacity="64MiB") as store:
 """
 
 
+@pytest.mark.slow
 def test_hundred_thousand_objects_and_many_views_need_no_descriptors(
     run_python: RunPython, root: Path
 ) -> None:
