@@ -54,12 +54,15 @@ def claim(session: Session, slot: int, words: Any = None) -> None:
     """
     words = session.words if words is None else words
     at = session.slots.state_index(slot)
+    if not is_own(session, slot):
+        return  # where it is free by now, its LINK is that of a list
+    owner = words[at + L.S_OWNER]
     words[at + L.S_LINK] = 0
-    if words[at + L.S_OWNER] == session.spares.serial:
+    if owner == session.spares.serial:
         return  # no thread of this process is in the midst of it now
     session.pass_barrier()
     deadline = time.monotonic() + session.lock.timeout_s
-    while (client := _ending(session, slot)) is not None:
+    while (client := _ending(session, slot, owner)) is not None:
         if not session.clients.is_alive(client):
             return
         if time.monotonic() > deadline:
@@ -70,12 +73,12 @@ def claim(session: Session, slot: int, words: Any = None) -> None:
         time.sleep(_PAUSE_S)
 
 
-def _ending(session: Session, slot: int) -> Client | None:
-    """Return the client that is taking the object of a slot back, or None."""
+def _ending(session: Session, slot: int, owner: int) -> Client | None:
+    """Return the client with the serial `owner` if it is taking the object of a slot back."""
     words = session.index.words
     for client in session.clients.rows():
-        if words[client.at + L.C_ENDING] == slot + 1:
-            return client
+        if client.serial == owner:
+            return client if words[client.at + L.C_ENDING] == slot + 1 else None
     return None
 
 

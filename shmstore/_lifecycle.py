@@ -360,11 +360,13 @@ def _find_others(session: Session) -> bool:
 
 
 def _release_memory(session: Session) -> None:
-    """Give the pages of all extents that nobody pins or writes back. Requires: the store lock."""
+    """Give the pages of all extents back that nobody pins or writes. Requires: the store lock."""
     table = session.slots.table()
     state = states.states_of(table[:, L.S_STATE])
     writing = (state == states.WRITING) | (state == states.FILLING)
     kept = session.clients.pinned() | set(writing.nonzero()[0].tolist())
+    ending = [session.words[client.at + L.C_ENDING] - 1 for client in session.clients.rows()]
+    kept.update(slot for slot in ending if 0 <= slot < len(table))
     rows = table[sorted(kept)]
     rows = rows[holds_extent(rows)]
     places = zip(extents_of(rows).tolist(), rows[:, L.S_EXTENT_NBYTES].tolist(), strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from sys import gettrace
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
@@ -78,7 +79,7 @@ def put_spare(session: Session, kind: int, header: bytes, inline: bytes) -> Obje
     spares, words = session.spares, session.words
     pile, generation = spares.small, spares.following
     top = pile.top
-    if not top or generation >= spares.end or words[L.W_DESTROYED]:
+    if not top or generation >= spares.end or words[L.W_DESTROYED] or gettrace():
         return None
     entry = slot, base, spare, seed, _ = pile.slots[top - 1]
     word, nbytes = states.ready_word(generation), len(inline)

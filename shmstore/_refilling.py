@@ -13,6 +13,7 @@ Concurrency: threads and processes, as `_spares`.
 
 from __future__ import annotations
 
+from sys import gettrace
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
@@ -192,7 +193,8 @@ def _take(session: Session, pile: Pile, nbytes: int, entry: Entry) -> int:
     base, spare, ending = entry[1], entry[2], spares.row + L.C_ENDING
     filling = states.filling_word(states.generation_of(spare))
     # No call from here on.
-    top, sound, slots, generation = pile.top, pile.sound, pile.slots, spares.following
+    top, sound, slots = pile.top, pile.sound, pile.slots
+    generation = spares.following
     if not sound or slots[sound - 1] is not entry or generation >= spares.end:
         return 0  # another thread was here
     words[ending] = entry[0] + 1
@@ -278,6 +280,8 @@ def _unpinned(session: Session, pile: Pile, nbytes: int) -> Entry | None:
     if session.spares.following >= session.spares.end:
         session.lock.run(take_generations, session)
     sound, top, slots = pile.sound, pile.top, pile.slots
+    if gettrace():
+        return None
     if sound:
         return slots[sound - 1]
     if top < _SHARED_SLOTS and top * nbytes < min(_SHARED_NBYTES, session.most_spare // 2):

@@ -367,7 +367,7 @@ class Session(Space):
         self.clients.know(row, seat)
         self.row = row
         self.pid = os.getpid()
-        self.spares.close()  # a signal handler may have forked in the midst of a put
+        _spares.forsake(self.spares)  # a signal handler may have forked in the midst of a put
         self.spares = _spares.begin(self)
         self.lock.replace_descriptor(lock_fd)
         if self.lock.mark:

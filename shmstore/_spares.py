@@ -25,11 +25,13 @@ then.
 
 Concurrency: what is said of a function holds for it. Among the threads of a process, and against
 signal handlers, there is no lock: CPython lets neither in between two stores if there is no call.
-So what changes is written without one: it is done as a whole, or nothing has happened.
+So what changes is written without one: it is done as a whole, or nothing has happened. Where each
+line is a call, of a tracer, all is done under the lock.
 """
 
 from __future__ import annotations
 
+from sys import gettrace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -130,6 +132,8 @@ class Spares:
         How many slots to ask for.
     astray
         Whether to find out anew which slots these are.
+    shut
+        Whether nothing is set aside, nor taken back.
     """
 
     __slots__ = (
@@ -142,6 +146,7 @@ class Spares:
         "portion",
         "row",
         "serial",
+        "shut",
         "small",
     )
 
@@ -152,19 +157,32 @@ class Spares:
         self.portion = _FIRST
         self.row = row
         self.serial = serial
-        self.astray = False
+        self.astray = self.shut = False
 
     def pile(self, nbytes: int) -> Pile | None:
         """Return where slots with extents of a size are kept; None: they are not."""
         pile = self.piles.get(nbytes)
         if pile is None and len(self.piles) < _MOST_SIZES:
-            pile = self.piles.setdefault(nbytes, Pile())
+            new = Pile()
+            # No call from here on: once they are shut there is no pile that is not.
+            if self.shut:
+                return None
+            if nbytes not in self.piles:
+                self.piles[nbytes] = new
+            pile = self.piles[nbytes]
         return pile
 
     def close(self) -> None:
-        """Set nothing aside any more: the store is closed."""
+        """Set nothing aside, and take nothing back, until they are opened."""
+        self.shut = True
         for pile in list(self.piles.values()):
             pile.close()
+
+    def open(self) -> None:
+        """Begin anew, with nothing."""
+        for pile in list(self.piles.values()):
+            pile.open()
+        self.shut = False
 
 
 def begin(session: Session) -> Spares:
@@ -172,6 +190,19 @@ def begin(session: Session) -> Spares:
     if not session.quick:
         return Spares()
     return Spares(session.clients.at(session.row), session.pins.seat.serial)
+
+
+def nothing() -> Spares:
+    """Return what neither gives nor takes anything, for as long as a fork takes."""
+    spares = Spares()
+    spares.close()
+    return spares
+
+
+def forsake(spares: Spares) -> None:
+    """Let whoever is in the midst of a put or a delete find that the slots are another's."""
+    spares.close()
+    spares.serial = 0
 
 
 def leave(session: Session, clients: Clients) -> None:
@@ -191,7 +222,7 @@ def take_back(session: Session, slot: int, generation: int) -> bool:
     Flat: the workload "put" of the benchmarks pays for it.
     """
     spares, words, slots = session.spares, session.words, session.slots
-    if not 0 <= slot < words[L.W_SLOT_TOP]:
+    if not 0 <= slot < words[L.W_SLOT_TOP] or gettrace():
         return False
     base, ending = slots.start + slot * L.SLOT_WORDS, spares.row + L.C_ENDING
     ready, spare = states.ready_word(generation), states.spare_word(generation)
@@ -352,8 +383,7 @@ def recount(session: Session, table: Table) -> None:
     words[spares.row + L.C_SPARES] = spares.count = spares.count - before + counted
     told[L.SEAT_KEPT] = spares.nbytes = 0
     words[spares.row + L.C_SEIZED] = 0
-    for pile in list(spares.piles.values()):
-        pile.open()
+    spares.open()
     for slot in np.flatnonzero(own & (found == states.SPARE)).tolist():
         _keep(session, slot)
 

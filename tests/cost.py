@@ -90,7 +90,11 @@ class _Instructions:
     """Counts the events that `sys.settrace` gives for each instruction of a frame."""
 
     def __init__(self) -> None:
+        from shmstore import _puts, _refilling, _spares
+
         self.count = 0
+        for module in (_puts, _refilling, _spares):
+            vars(module)["gettrace"] = bool  # as if nobody did: a call into C that says no
 
     def run(self, function: Callable[[Any], Any], argument: Any) -> Any:
         sys.settrace(self._enter)

@@ -66,18 +66,22 @@ def delete_of_others(scene: Scene) -> None:
 def delete_in_vain(scene: Scene) -> None:
     """Give up, since its owner seems to be in the midst of taking it back."""
     scene.store._session.lock.timeout_s = 0.0  # one look: each death is at the same step
+    [ref] = [info.ref for info in scene.store.objects() if info.type == "complex"]
     with contextlib.suppress(LockTimeoutError):
-        scene.store.delete(scene.refs[-1])
+        scene.store.delete(ref)
 
 
 def takes_back_for_long(scene: Scene) -> Iterator[None]:
     """Look like a client that was stopped while it took an object back."""
-    session = scene.attach()._session
+    store = scene.attach()
+    store.put("first, under the lock")
+    session, ref = store._session, store.put(1j)
+    session.lock.run(_spares.give_back_slots, session, _spares.ROOM)
     at = session.spares.row + L.C_ENDING
-    session.words[at] = scene.refs[-1]._slot + 1
+    session.words[at] = ref._slot + 1
     yield
     session.words[at] = 0
-    scene.store.close()
+    store.close()
 
 
 def wait_for_end(scene: Scene) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 import time
 from functools import partial
 from typing import Any
@@ -15,6 +17,7 @@ from stores import (
     MakeStore,
     exit_code,
     forked,
+    in_child,
     in_threads,
     kill,
     lock_free_only,
@@ -190,6 +193,59 @@ def test_owner_that_stops_while_it_takes_back_is_named(store: Store) -> None:
         os.close(fd)
 
 
+def test_what_a_dead_client_was_taking_back_hides_no_living_one(store: Store) -> None:
+    """It died in the midst of that; its slot is another's by now, who stops in the same step."""
+    ref = store.put("whoever's")
+    asked, told = os.pipe(), os.pipe()
+
+    def stop_as_if_taking_back(slot: int, signal_number: int) -> None:
+        words, spares = store._session.words, store._session.spares
+        words[spares.row + L.C_ENDING] = slot + 1
+        os.kill(os.getpid(), signal_number)
+
+    def first() -> None:
+        stop_as_if_taking_back(int.from_bytes(os.read(asked[0], 8), "little"), signal.SIGKILL)
+
+    def second() -> None:
+        have_slots(store)
+        own = store.put("of the second")
+        os.write(told[1], own._slot.to_bytes(8, "little") + own._generation.to_bytes(8, "little"))
+        stop_as_if_taking_back(own._slot, signal.SIGSTOP)
+
+    dead, stopped = forked(first), forked(second)
+    try:
+        numbers = np.frombuffer(os.read(told[0], 16), np.uint64).tolist()
+        os.waitpid(stopped, os.WUNTRACED)
+        os.write(asked[1], numbers[0].to_bytes(8, "little"))
+        os.waitpid(dead, 0)
+        store._session.lock.timeout_s = 0.2
+        with pytest.raises(LockTimeoutError, match=str(stopped)):
+            store.delete(ObjectRef(ref._uuid, ref._path, *numbers, 16))
+    finally:
+        kill(stopped)
+    for fd in (*asked, *told):
+        os.close(fd)
+    store.recover()
+    assert not store.check()
+
+
+def test_object_deleted_while_somebody_begins_to_wait_for_its_end_is_gone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its slot is in a list by then, which stays whole."""
+    ref, *others = [store.put(number) for number in range(9)]
+    run = store._session.lock.run
+
+    def run_too_late(*step: Any) -> Any:
+        monkeypatch.undo()
+        in_child(partial(store.delete_many, [*others, ref]))
+        return run(*step)
+
+    monkeypatch.setattr(store._session.lock, "run", run_too_late)
+    assert ref.wait()
+    assert not store.check()
+
+
 def test_waiter_hears_of_an_end_that_takes_no_lock(store: Store) -> None:
     """Who waits for the end of an object is woken, and by then its owner rings."""
     ref = store.put("for a moment")
@@ -198,6 +254,36 @@ def test_waiter_hears_of_an_end_that_takes_no_lock(store: Store) -> None:
         wait_until(lambda: store._session.words[L.W_WAITERS])
         store.delete(ref)
     assert gone == [True]
+
+
+@pytest.mark.parametrize("length", [1, 3000], ids=["in slots", "with extents"])
+def test_threads_whose_every_line_is_a_call_do_not_take_the_same_slot(
+    store: Store, length: int
+) -> None:
+    """A debugger is told of each line: then other threads may run between any two."""
+    wrong: list[Any] = []
+
+    def trace(*_: object) -> Any:
+        return trace
+
+    def work(name: int) -> None:
+        for number in range(400):
+            ref = store.put([name, number] * length)
+            if ref.get() != [name, number] * length:
+                wrong.append((name, number))
+            store.delete(ref)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    threading.settrace(trace)
+    try:
+        in_threads(*(partial(work, name) for name in range(4)))
+    finally:
+        threading.settrace(None)  # type: ignore[arg-type]
+        sys.setswitchinterval(interval)
+    assert not wrong
+    assert store.stats().objects == 0
+    assert not store.check()
 
 
 def test_threads_do_not_take_the_same_slot(store: Store) -> None:

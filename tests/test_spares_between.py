@@ -105,6 +105,47 @@ def test_child_forked_in_the_midst_of_a_put_fills_no_slot_of_its_parent(
     assert not store.check()
 
 
+def test_child_forked_while_a_slot_is_filled_publishes_no_slot_of_its_parent(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is about to be published: the child puts the object once more, as its own."""
+    store = make_quick(make_store)
+    pair = [np.full(3000, 1), np.full(100, 2)]
+    for ref in [store.put(pair) for _ in range(40)]:
+        ref.delete()
+    clock, pids = _refilling.time_ns, []
+
+    def fork_and_tell() -> int:
+        monkeypatch.setattr(_refilling, "time_ns", clock)
+        pids.append(os.fork())
+        if pids[0]:
+            assert exit_code(pids[0]) == 0
+        return clock()
+
+    monkeypatch.setattr(_refilling, "time_ns", fork_and_tell)
+    ref = None
+    try:
+        ref = store.put(pair)
+    finally:
+        if not pids[0]:
+            os._exit(ref is None)
+    assert (ref.get()[0] == 1).all()
+    assert store.stats().objects == 2
+    assert not store.check()
+
+
+def test_sizes_that_come_while_it_is_found_out_what_there_is_have_no_pile(store: Store) -> None:
+    """What a thread took back there would be in no pile, and counted."""
+    session: Any = store._session
+    spares = session.spares
+    spares.close()
+    assert spares.pile(4096) is None
+    session.lock.run(_spares.recount, session, session.slots.table())
+    assert spares.pile(4096).top == 0
+    store.delete(store.put(1))
+    assert not store.check()
+
+
 def test_thread_that_takes_back_while_another_leaves_takes_nothing(
     make_store: MakeStore, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
