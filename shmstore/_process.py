@@ -3,9 +3,10 @@
 * fork: the parent makes the child's seat, with a copy of all pins, and opens the child's lock file
   before the child exists. So views that the child is born with stay valid whatever the parent does,
   and the two never share a seat or a lock.
-  A child that can get no seat (too many clients, no memory) finds its handles closed. Its views
-  stay valid all the same: the parent never drops the pins it has then, and the child keeps the
-  parent's seat locked.
+  A child that can get no seat (too many clients, no memory, or a signal handler has forked while
+  its own thread held the lock) finds its handles closed, and what it goes on with it writes for
+  itself alone. Its views stay valid all the same: the parent never drops the pins it has then, and
+  the child keeps the parent's seat locked.
 * exit: every session is left. Views that are still alive keep their pins to the end: the kernel
   lets go of the seat, and whoever needs the memory finds it unlocked.
 
@@ -23,14 +24,16 @@ import threading
 from functools import partial
 from typing import Any
 
-from shmstore import _ending, _lifecycle
+from shmstore import _ending, _lifecycle, _spares
 from shmstore._memory import folder, news
 from shmstore._memory import layout as L
 from shmstore._memory.descriptors import Descriptor
+from shmstore._memory.mapping import detach
 from shmstore._session import LOCK_NAME, Session
 from shmstore._sharing import barrier
 from shmstore._sharing.lock import hold_noted, let_noted
 from shmstore._sharing.seats import Seat
+from shmstore._spares import Spares
 from shmstore._tuples import NamedTuple
 from shmstore.errors import ShmStoreError
 
@@ -44,6 +47,7 @@ class _Birth(NamedTuple):
     row: int
     seat: Seat
     lock_fd: Descriptor
+    spares: Spares
 
 
 class _Fork(threading.local):
@@ -80,30 +84,37 @@ def _prepare_all() -> None:
         try:
             birth = _prepare(session)
         except Exception as error:  # noqa: BLE001 - a fork cannot be refused, only made safe
-            news.tell(news.WARNING, "%s: no seat for a forked child: %s", session.path, error)
+            news.tell(news.WARNING, "%s: no seat for a forked child: %s", session.path, str(error))
             session.pins.freeze()
             continue
         _fork.births.append(birth)
         session.lock.hold_threads(_fork.held)
+        # The child runs finalizers, and hooks that are older than these, before it has its own.
+        session.spares = _spares.nothing()
 
 
 def _prepare(session: Session) -> _Birth:
     session.tell_gets()  # the child must not tell them too
     lock_fd = folder.open_file(session.folder_fd, LOCK_NAME, session.path)
     try:
-        return _Birth(session, *session.lock.run(session.new_child_seat), lock_fd)
+        row, seat = session.lock.run(session.new_child_seat)
+        return _Birth(session, row, seat, lock_fd, session.spares)
     except BaseException:
         lock_fd.close()
         raise
 
 
 def _after_fork_in_parent() -> None:
-    for birth in _fork.births:
+    births = list(_fork.births)
+    for birth in births:
+        birth.session.spares = birth.spares
         birth.session.pins.stay()
         birth.lock_fd.close()
         birth.seat.close()
     _fork.births.clear()
     let_noted(_fork.held)
+    for birth in births:
+        birth.session.lock.let_threads()
 
 
 def _after_fork_in_child() -> None:
@@ -112,10 +123,12 @@ def _after_fork_in_child() -> None:
     _lifecycle.housekeeping.begin_anew()
     born = {id(birth.session) for birth in _fork.births}
     for birth in _fork.births:
+        birth.session.spares = birth.spares
         birth.session.adopt(birth.row, birth.seat, birth.lock_fd)
         birth.session.owner_pid = 0  # a descendant may get the pid of an owner that has died
     for session in list(_lifecycle.sessions.values()):
         if id(session) not in born:
+            _detach(session)
             keep = not session.words[L.W_DESTROYED]
             _lifecycle.forget(session, keep_seat=keep)
             if keep:
@@ -124,6 +137,20 @@ def _after_fork_in_child() -> None:
     barrier.register()
     _finalize_with_multiprocessing()
     _fork.births, _fork.settled = [], True  # one step, for a session without a birth is closed
+
+
+def _detach(session: Session) -> None:
+    """Let what this process, a child without a seat, still writes reach nobody.
+
+    A signal handler may have forked in the midst of anything, and the child goes on with it. Views
+    go on to be shared, unless it was under the lock: there the segment is written to.
+    """
+    if not session.index.protected:
+        detach(session.index.memory, session.index.fd)
+    if session.row >= 0:
+        detach(session.pins.seat.bytes, session.pins.seat.fd)
+    if session.lock.is_mine() and not session.readonly:
+        detach(session.segment.writeable, session.segment.fd)
 
 
 def _finalize_with_multiprocessing() -> None:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -29,6 +30,7 @@ from stores import (
 
 import shmstore
 from shmstore import Store, _claiming
+from shmstore._memory.allocator import Allocator
 
 # Python 3.12 and newer warn when a process with threads forks: that is what is tested here.
 pytestmark = pytest.mark.filterwarnings(
@@ -318,3 +320,85 @@ def test_fork_that_fails_when_pins_are_copied_leaves_them_to_the_parent_alone(
     views = [ref.get() for _ in range(1000)]
     assert len(list((store.path / "seats").iterdir())) == 1
     del views
+
+
+def test_child_that_a_signal_handler_forks_under_the_lock_writes_for_itself_alone(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both go on in the midst of the same change, and the child comes first."""
+    store.put([np.zeros(1000), np.zeros(10)], key="k")
+    pids: list[int] = []
+    allocate = Allocator.allocate
+
+    def fork_and_allocate(*about: Any) -> Any:
+        monkeypatch.undo()
+        pids.append(os.fork())
+        if pids[0]:
+            assert exit_code(pids[0]) == 0
+        return allocate(*about)
+
+    monkeypatch.setattr(Allocator, "allocate", fork_and_allocate)
+    try:
+        store.put([np.ones(1000), np.ones(10)], key="k")
+    finally:
+        if not pids[0]:
+            with pytest.raises(shmstore.StoreClosedError):
+                store.get("k")
+            os._exit(0)
+    assert "seat" in caplog.text
+    assert [x.sum() for x in store.get("k", mode="copy")] == [1000, 10]
+    assert store.stats().objects == 1
+    assert len(store.clients()) == 1
+    assert store.check() == []
+
+
+OLDER_HOOKS = """
+import os, threading
+def put_in_child():
+    if store is not None:
+        try:
+            refs.append(store.put(np.full(3000, 99)))
+        except shmstore.LockTimeoutError as error:
+            told.append(str(error))
+os.register_at_fork(after_in_child=put_in_child, before=lambda: threads.append(len(refs)))
+store, refs, told, threads = None, [], [], []
+
+import numpy as np, shmstore
+with shmstore.Store.create(capacity="64MiB") as store:
+    for ref in [store.put(np.zeros(3000)) for _ in range(40)]:
+        ref.delete()
+    class Temporary:
+        def __init__(self):
+            self.ref = store.put(np.full(3000, 5))
+        def __del__(self):
+            try:
+                self.ref.delete()
+            except shmstore.LockTimeoutError:
+                pass
+    local, begun, goes_on, kept = threading.local(), threading.Event(), threading.Event(), []
+    def work():
+        local.temporary = Temporary()
+        kept.append(local.temporary.ref)
+        begun.set()
+        goes_on.wait()
+    thread = threading.Thread(target=work)
+    thread.start()
+    begun.wait()
+    child = os.fork()
+    if not child:
+        assert refs == [] and "hook of a fork" in told[0], (refs, told)
+        assert store.put(1).get() == 1
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert (kept[0].get() == 5).all()
+    goes_on.set()
+    thread.join()
+    mine = [store.put(np.full(3000, number)) for number in range(3)]
+    assert [ref.get()[0] for ref in mine] == [0, 1, 2]
+    assert not store.check()
+"""
+
+
+def test_child_that_has_not_its_own_yet_takes_nothing_of_its_parent(run_python: RunPython) -> None:
+    """Objects of threads that are not there any more die in it, and older hooks of others run."""
+    run_python("import warnings; warnings.simplefilter('ignore')\n" + OLDER_HOOKS)

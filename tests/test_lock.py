@@ -197,6 +197,7 @@ def test_lock_of_a_forked_child_is_its_own(place: Place) -> None:
     lock.hold_threads(held)
     childs.replace_descriptor(open_descriptor(place.folder / "lock", os.O_RDWR))
     let_noted(held)
+    lock.let_threads()
 
     def step() -> None:
         with pytest.raises(LockTimeoutError):
@@ -217,6 +218,10 @@ def test_threads_held_across_a_fork_wait(place: Place) -> None:
     time.sleep(0.02)
     assert done == []
     assert place.is_free()
+    with pytest.raises(LockTimeoutError, match="hook of a fork"):
+        lock.run(done.append, 2)
     let_noted(held)
+    lock.let_threads()
     thread.join(timeout=60)
-    assert done == [1]
+    lock.run(done.append, 3)
+    assert done == [1, 3]

@@ -78,14 +78,34 @@ def _map(fd: int, nbytes: int, *, writeable: bool, private: bool, offset: int) -
     memory = mmap.mmap(
         -1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, prot=prot
     )
-    address = address_of(memory)
-    if _libc.mmap(address, nbytes, prot, flags | _MAP_FIXED, fd, offset) != address:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    _map_over(memory, prot, flags, fd, offset)
     return memory
 
 
-def address_of(memory: mmap.mmap) -> int:
+def _map_over(
+    memory: mmap.mmap | memoryview, prot: int, flags: int, fd: int, offset: int = 0
+) -> None:
+    """Put a mapping of a file in the place of another."""
+    address, nbytes = address_of(memory), memoryview(memory).nbytes
+    if _libc.mmap(address, nbytes, prot, flags | _MAP_FIXED, fd, offset) != address:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def detach(memory: mmap.mmap | memoryview, fd: int) -> None:
+    """Let what is written to a shared mapping from now on stay in this process.
+
+    Parameters
+    ----------
+    memory
+        All of the mapping; it may be in use.
+    fd
+        Its file.
+    """
+    _map_over(memory, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _MAP_NORESERVE, fd)
+
+
+def address_of(memory: mmap.mmap | memoryview) -> int:
     """Return the address of the first byte of a mapping."""
     return int(np.frombuffer(memory, dtype=np.uint8).__array_interface__["data"][0])
 

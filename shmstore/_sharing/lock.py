@@ -305,8 +305,8 @@ class StoreLock:
 
     def _reentered(self) -> LockTimeoutError:
         return LockTimeoutError(
-            "the store was called while this very thread holds its lock (by a finalizer or a "
-            "signal handler). Do the work later, outside the handler.",
+            "the store was called while this very thread holds its lock (by a finalizer, a signal "
+            "handler, or a hook of a fork). Do the work later, outside the handler.",
             holder=f"thread {self._thread} of this process",
             timeout_s=0.0,
         )
@@ -336,6 +336,17 @@ class StoreLock:
     def hold_threads(self, held: list[Any]) -> None:
         """Keep all threads of this process out, across a fork, until `let_noted` of `held`."""
         hold_noted(self._threads, held)
+        self._thread = get_ident()  # hooks of others must be refused, too
+
+    def let_threads(self) -> None:
+        """Refuse this thread no longer, after `let_noted`."""
+        own = get_ident()
+        if self._thread == own:  # another thread may have the lock by now
+            self._thread = 0
+
+    def is_mine(self) -> bool:
+        """Return whether this very thread holds the lock."""
+        return self._thread == get_ident()
 
     def replace_descriptor(self, fd: Descriptor) -> None:
         """Go on with a lock file that this (forked) process has opened for itself."""
