@@ -12,7 +12,7 @@ from roundtrips import frames_of, round_trip
 from stores import RunPython, lock_free_only, used
 
 from shmstore import Store
-from shmstore.serialization import deserialize
+from shmstore.serialization import deserialize, serialize
 
 torch = pytest.importorskip("torch")
 
@@ -40,6 +40,38 @@ def test_tensors_on_one_storage_come_back_on_one() -> None:
     got["base"][2] = -1
     assert got["part"][0].tolist() == [-1, 3, 4]
     assert got["bits"].view(torch.float32)[2] == -1
+
+
+UNTYPED = [
+    getattr(torch, name)
+    for name in ("float8_e4m3fn", "float8_e5m2", "uint16", "uint32", "uint64", "complex32", "bits8")
+]
+
+
+class Scaled(torch.Tensor):
+    """A subclass of a user."""
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support:UserWarning")
+@pytest.mark.parametrize("dtype", UNTYPED, ids=str)
+def test_tensors_of_dtypes_without_a_typed_storage_share_theirs(dtype: Any) -> None:
+    """Which torch's own pickles write and do not read."""
+    base = torch.arange(64, dtype=torch.uint8)
+    x = torch.empty(0, dtype=dtype).set_(base.untyped_storage(), 1, (2, 2), (2, 1))
+    net = torch.nn.Module()
+    net.register_buffer("plain", x)
+    net.register_buffer("marked", torch.nn.Buffer(x.T, persistent=False))
+    net.weight = torch.nn.Parameter(x, requires_grad=False)
+    net.own = x.as_subclass(Scaled)
+    net.own.note = "kept"
+    header, frames = serialize({"base": base, "net": net}, on_error="raise")
+    assert len(frames) == 2
+    got = deserialize(header, frames)["net"]
+    for name in ("plain", "marked", "weight", "own"):
+        old, new = getattr(net, name), getattr(got, name)
+        assert (type(new), new.dtype, new.shape) == (type(old), dtype, (2, 2))
+        assert (new.data_ptr(), new.stride()) == (old.data_ptr(), old.stride())
+    assert (got.own.note, got.marked.persistent) == ("kept", False)
 
 
 def test_storages_themselves_are_frames() -> None:

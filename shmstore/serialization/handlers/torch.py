@@ -37,7 +37,11 @@ Header = dict[str, Any]
 
 # Where torch keeps what it pickles tensors with.
 _utils: Final[Any] = torch._utils  # noqa: SLF001
+_tensor: Final[Any] = torch._tensor  # noqa: SLF001
 _TypedStorage: Final[Any] = torch.TypedStorage
+
+# Dtypes that have no storage of their own type.
+_UNTYPED: Final[set[torch.dtype]] = getattr(torch.storage, "_new_dtypes", set)()
 
 _DTYPES: Final = {
     str(dtype).removeprefix("torch."): dtype
@@ -64,7 +68,7 @@ def register() -> None:
     """Register the handlers and reducers of this module."""
     for cls in (torch.Tensor, torch.nn.Parameter):
         register_serialization(cls, serialize_tensor, deserialize_tensor)
-        register_reducer(cls, reduce_tensor)
+    register_reducer(torch.Tensor, reduce_tensor, subclasses=True)
     register_reducer(torch.UntypedStorage, reduce_storage)
     register_reducer(torch.TypedStorage, reduce_typed_storage)
 
@@ -292,12 +296,29 @@ def storage_over(frame: Frame, alignment: int = 1) -> torch.UntypedStorage:
 
 
 def reduce_tensor(x: torch.Tensor) -> Any:
-    """Pickle a tensor in torch's own way, and its gradient, which that leaves behind."""
-    grad = _grad_of(x)
-    if grad is None:
+    """Pickle a tensor in torch's own way, and its gradient, which that leaves behind.
+
+    Subclasses go their own way altogether, but for dtypes that torch's own way cannot read back.
+    """
+    grad = _grad_of(x) if type(x) in _TYPES else None
+    if grad is None and x.dtype not in _UNTYPED:
         return NotImplemented
-    build, args = cast("Any", x).__reduce_ex__(PROTOCOL)
-    return _with_grad, (build, args, grad)
+    reduction = _readable(cast("Any", x).__reduce_ex__(PROTOCOL))
+    return reduction if grad is None else (_with_grad, (*reduction, grad))
+
+
+def _readable(reduction: Any) -> Any:
+    """Return a reduction with a typed storage where torch writes an untyped one, and reads none."""
+    if type(reduction) is not tuple:
+        return reduction
+    build, args, *rest = reduction
+    if build is _utils._rebuild_tensor_v3:  # noqa: SLF001
+        args = (_typed_storage(args[0], torch.uint8), *args[1:])
+    elif build is _tensor._rebuild_from_type_v2:  # noqa: SLF001
+        inner, cls, inner_args, state = args
+        inner, inner_args = _readable((inner, inner_args))
+        args = (inner, cls, inner_args, state)
+    return build, args, *rest
 
 
 def reduce_storage(x: torch.UntypedStorage) -> Any:
