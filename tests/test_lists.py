@@ -51,6 +51,8 @@ def frozen(x: Any) -> np.ndarray:
     return array
 
 
+MANY_AXES = (1,) * (32 if np.__version__.startswith("1.") else 64)
+
 LISTS: dict[str, list[Any]] = {
     "empty": [],
     "text": ["", "a", "ü", "\ud800", "\x00", "long" * 500] * 300,
@@ -61,6 +63,8 @@ LISTS: dict[str, list[Any]] = {
     "rows-of-one": [np.array(n) for n in range(9)],
     "rows-of-none": [np.zeros((0, 3)) for _ in range(3)],
     "rows-structured": [np.array([(n, 0.5)], [("a", "i1"), ("b", "f8")]) for n in range(9)],
+    "rows-of-many-axes": [np.full(MANY_AXES, n) for n in range(3)],
+    "fields-of-many-axes": [{"a": np.full(MANY_AXES, n)} for n in range(3)],
     "ragged": [np.arange(n % 7, dtype="i4") for n in range(2000)],
     "ragged-tables": [np.ones((n % 3, 4), ">f4") for n in range(10)],
     "fields": [{"tokens": np.arange(n % 9), "label": n, "kind": "a"} for n in range(50)],

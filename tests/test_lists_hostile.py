@@ -84,6 +84,7 @@ HEADERS = [
     ("rows", {"dtype": "O"}),
     ("ragged", {"tail": [-1]}),
     ("ragged", {"tail": [1 << 63]}),
+    ("ragged", {"tail": [1] * 64}),
     ("mixed", {"dtypes": 5}),
     ("mixed", {"dtypes": ["O"]}),
     ("mixed", {"schemas": [["set", [], [0]]]}),

@@ -70,7 +70,7 @@ class Arrays:
     def layout(self, data: Spool) -> tuple[dict[str, Any], list[Frame]] | None:
         """Return header and tables of a list that consists of arrays; None: they differ."""
         shape = self._shape or ()
-        if self._same:
+        if self._same and len(shape) <= R.MOST_ROW_AXES:
             nbytes = int(np.prod(shape, dtype=object)) * np.dtype(self._dtype()).itemsize
             pitch = nbytes + -nbytes % grain_of(nbytes)
             described = {"dtype": self.packed[0], "shape": list(shape), "pitch": pitch}

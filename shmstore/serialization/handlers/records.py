@@ -60,7 +60,9 @@ ARRAY_HEAD: Final = struct.Struct("<HBBQ")
 FLOAT_VALUE: Final = struct.Struct("<d")
 WORDS: Final = {4: "I", 8: "Q"}
 
-_MOST_AXES: Final = 32
+# Of an array of `rows`: they have an axis more, and NumPy 1 knows 32.
+MOST_ROW_AXES: Final = 31
+_MOST_AXES: Final = 32 if np.__version__.startswith("1.") else 64
 
 # What reaches the reader as it is.
 _TOLD: Final = (MemoryError, OSError, ShmStoreError)
@@ -177,6 +179,7 @@ def _open_rows(header: dict[str, Any], count: int, frames: list[memoryview]) -> 
 
 def _open_ragged(header: dict[str, Any], count: int, frames: list[memoryview]) -> Read:
     tail, dtype, _ = array_layout({"dtype": header["dtype"], "shape": header["tail"]})
+    _check_axes(len(tail) + 1)
     places, buffers = _words(header, frames[0], 2 * count), frames[1]
     size, step = buffers.nbytes, math.prod(tail) * dtype.itemsize
     new = np.ndarray
@@ -190,6 +193,11 @@ def _open_ragged(header: dict[str, Any], count: int, frames: list[memoryview]) -
         return _empty((length, *tail), dtype, buffers)
 
     return read
+
+
+def _check_axes(axes: int) -> None:
+    if axes > _MOST_AXES:
+        corrupt("arrays", f"{axes} axes", f"at most {_MOST_AXES}, as NumPy {np.__version__} knows")
 
 
 def _empty(
@@ -295,7 +303,8 @@ class _Mixed:
         except (IndexError, struct.error) as error:
             corrupt("arrays", error, "the head of an array")
         size = math.prod(shape) * dtype.itemsize
-        if start + size > view.nbytes or axes > _MOST_AXES or max(shape, default=0) >= 1 << 62:
+        _check_axes(axes)
+        if start + size > view.nbytes or max(shape, default=0) >= 1 << 62:
             corrupt("arrays", f"{size} bytes from {start}", f"a place in {view.nbytes} bytes")
         return np.ndarray(shape, dtype, view, start) if size else _empty(shape, dtype, view)
 
