@@ -367,6 +367,34 @@ def test_subclass_of_arrays_with_more_than_memory_keeps_all_of_it() -> None:
     assert travel([record])[0].a.tolist() == [1]
 
 
+PAIRS = np.array([(n, n / 2) for n in range(300)], "i4,f8")
+OF_RECORDS = PAIRS.astype(np.dtype((np.record, PAIRS.dtype)))
+NOTED = np.arange(300, dtype=np.dtype("f8", metadata={"unit": "m"}))
+
+
+@pytest.mark.parametrize("put", ["alone", "inside", "list"])
+@pytest.mark.parametrize(
+    "x",
+    [PAIRS.view(np.recarray)[::2], OF_RECORDS[::-2], NOTED[::2]],
+    ids=["recarray", "records", "metadata"],
+)
+def test_array_in_neither_order_of_any_dtype_is_shared(store: Store, x: Array, put: str) -> None:
+    """Also where no header tells the dtype: it is written by one and read by all, if at all."""
+    for readonly in (False, True):
+        if put == "list":
+            ref: Any = store.put_list([x], readonly=readonly)
+        else:
+            ref = store.put(x if put == "alone" else [x], readonly=readonly)
+        one, other = (got if put == "alone" else got[0] for got in (ref.get(), ref.get()))
+        assert (type(one), one.dtype, one.dtype.type) == (type(x), x.dtype, x.dtype.type)
+        assert one.dtype.metadata == x.dtype.metadata
+        assert one.tolist() == x.tolist()
+        assert one.flags.writeable is not readonly
+        if not readonly:
+            one[0] = one[1]
+            assert other.tolist()[0] == other.tolist()[1]
+
+
 @pytest.mark.row("S97")
 @pytest.mark.parametrize("nested", [False, True])
 def test_memory_map_comes_back_as_a_plain_array(tmp_path: Path, *, nested: bool) -> None:

@@ -283,8 +283,15 @@ def reduce_array(x: Array) -> Any:
     try:
         header, frames = serialize_array(x)
     except NotImplementedError:
-        return NotImplemented
+        return _reduce_as_bytes(x)
     return deserialize_beside, (header, *[out_of_band(frame) for frame in frames])
+
+
+def _reduce_as_bytes(x: Array) -> Any:
+    """Pickle elements that no header tells the dtype of as bytes; the dtype goes its own way."""
+    if x.dtype.hasobject or not x.itemsize:
+        return NotImplemented
+    return _view_as, (x.view(f"V{x.itemsize}"), x.dtype, None)
 
 
 def _reduce_subclass(x: Array) -> Any:
@@ -301,8 +308,10 @@ def _reduce_subclass(x: Array) -> Any:
 _OWN_WAY: Final = ("__reduce__", "__reduce_ex__", "__setstate__")
 
 
-def _view_as(x: Array, cls: type[Array], attributes: dict[str, Any] | None) -> Array:
-    """Return an array as one of a subclass. Its name lies in stored pickles."""
+def _view_as(
+    x: Array, cls: type[Array] | np.dtype[Any], attributes: dict[str, Any] | None
+) -> Array:
+    """Return an array as one of a subclass or dtype. Its name lies in stored pickles."""
     view: Array = x.view(cls)
     if attributes:
         view.__dict__.update(attributes)
