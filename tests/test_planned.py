@@ -12,7 +12,7 @@ import pytest
 import rooms
 from family_helpers import own_handlers
 
-from shmstore import Store, StoreFullError
+from shmstore import SerializationError, Store, StoreFullError
 from shmstore.serialization import register_serialization
 from shmstore.serialization.frames import Planned, ensure_memoryview
 
@@ -67,6 +67,16 @@ def test_plan_is_carried_out_once(store: Store, nbytes: int, *, nested: bool) ->
         del found
         gc.collect()
         ref.delete()
+
+
+@pytest.mark.parametrize("nbytes", [-1, 2.5, "9", None])
+def test_plan_of_no_size_is_refused(store: Store, nbytes: Any) -> None:
+    """Where it is put, alone, inside of a pickle and in a list; the store stays sound."""
+    for put in (store.put, lambda x: store.put([x]), lambda x: store.put_list([x])):
+        with pytest.raises(SerializationError, match="Made"):
+            put(Made(nbytes, fill))
+    store.check()
+    assert len(store) == 0
 
 
 @pytest.mark.parametrize("nbytes", SIZES.values(), ids=SIZES)

@@ -7,6 +7,7 @@ both straight into the segment; whoever needs a buffer asks `ensure_memoryview`.
 
 from __future__ import annotations
 
+import operator
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
@@ -34,6 +35,11 @@ class Planned:
     writeable
         Whether readers may write to it.
 
+    Raises
+    ------
+    TypeError, ValueError
+        `nbytes` is no int, or negative.
+
     Notes
     -----
     What `write_into` reads must stay as it is until then.
@@ -44,7 +50,10 @@ class Planned:
     def __init__(
         self, nbytes: int, write_into: Callable[[memoryview], Any], *, writeable: bool = True
     ) -> None:
-        self.nbytes = nbytes
+        self.nbytes = operator.index(nbytes)
+        if nbytes < 0:
+            message = f"nbytes={nbytes!r}: expected a number of bytes"
+            raise ValueError(message)
         self.readonly = not writeable
         self.write_into = write_into
 
