@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from shmstore._ref import ObjectRef
-from shmstore.serialization import Serialized, deserialize, typename
+from shmstore.serialization import Serialized, deserialize, trust, typename
 from shmstore.serialization.frames import ensure_memoryview
 
 if TYPE_CHECKING:
@@ -47,16 +49,28 @@ class Undecoded(ABC):
             The object is not one buffer.
         ObjectNotFoundError
             As `get`.
+
+        Notes
+        -----
+        What lies inside of a pickle (bytes and bytearrays of up to 4 KiB, subclasses of them) has
+        to be copied out. In the modes "shared" and "readonly" the view of such a copy is read-only,
+        also that of a bytearray, so that no write is lost; in mode "private" it is writeable.
         """
         found: Serialized = self.get(target, mode=mode, decode=False)
         if found.header.get("serializer") == "custom" and len(found.frames) == 1:
             return ensure_memoryview(found.frames[0])
-        x = deserialize(found.header, found.frames)
+        header = {key: value for key, value in found.header.items() if key != "writeable"}
+        with trust.reading(trust.policy.get()._replace(thaw=mode == "private")):
+            x = deserialize(header, found.frames)
         try:
-            return ensure_memoryview(x)
+            view = ensure_memoryview(x)
         except (TypeError, ValueError):
             message = f"an object of type {typename(x)} is not one buffer; use get() instead"
             raise TypeError(message) from None
+        if mode == "private":
+            return memoryview(bytearray(view)) if view.readonly else view
+        lies_there = mode == "copy" or any(_overlap(view, frame) for frame in found.frames)
+        return view if lies_there else view.toreadonly()
 
     def dump_bytes(self, target: ObjectRef | str, *, compression: str | None = None) -> bytes:
         """Return an object as one string of bytes, checksums included, without decoding it.
@@ -97,3 +111,7 @@ class Undecoded(ABC):
         from shmstore.serialization.bytestrings import unpack_bytes  # noqa: PLC0415 - takes time that most processes can save
 
         return self.put(unpack_bytes(data), key=key, overwrite=overwrite)
+
+
+def _overlap(view: memoryview, frame: Any) -> bool:
+    return np.may_share_memory(np.frombuffer(view, np.uint8), np.frombuffer(frame, np.uint8))

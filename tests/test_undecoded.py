@@ -118,6 +118,42 @@ def test_view_of_small_bytes_is_there_too(store: Store) -> None:
     assert store.get_view(store.put(b"abc")) == b"abc"
 
 
+class Named(bytearray):
+    """A subclass of a user."""
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+@pytest.mark.parametrize(
+    "x", [b"abc", bytearray(b"abc"), Named(9000)], ids=lambda x: type(x).__name__
+)
+def test_view_of_a_copy_loses_no_write(store: Store, x: Any, *, readonly: bool) -> None:
+    """It cannot be written, but in the modes whose writes stay with their reader."""
+    ref = store.put(x, readonly=readonly)
+    for mode in ("shared", "readonly"):
+        view = store.get_view(ref, mode=mode)
+        assert view == x
+        assert view.readonly
+    view = store.get_view(ref, mode="private")
+    view[0] ^= 255
+    assert bytes(view[1:]) == x[1:]
+    assert store.get_view(ref) == x
+    view = store.get_view(ref, mode="copy")
+    assert (view, view.readonly) == (x, type(x) is bytes)
+
+
+def test_view_of_an_array_in_a_pickle_lies_on_the_mapping(store: Store) -> None:
+    """Only who writes to it in mode private has a copy."""
+    ref = store.put(np.zeros(1000), serializers=("pickle",))
+    shared, readonly = store.get_view(ref), store.get_view(ref, mode="readonly")
+    shared[0] = 7
+    assert (readonly[0], readonly.readonly) == (7, True)
+    frozen = store.put(np.zeros(1000), serializers=("pickle",), readonly=True)
+    assert store.get_view(frozen).readonly
+    private = store.get_view(frozen, mode="private")
+    private[0] = 7
+    assert store.get_view(frozen)[0] == 0
+
+
 def test_view_of_what_is_no_buffer_is_a_type_error(store: Store) -> None:
     """The message names the type."""
     with pytest.raises(TypeError, match="dict is not one buffer"):
