@@ -5,6 +5,8 @@ from __future__ import annotations
 import array
 import ctypes
 import struct
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -357,3 +359,28 @@ def test_view_without_dimensions_is_one_element() -> None:
     back = travel(number("f8", ()).data)
     assert (back.shape, back.ndim, back[()]) == ((), 0, 0.0)
     assert struct.unpack("d", back) == (0.0,)
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["r", "rb", "w+", "a"])
+def test_open_file_is_refused_by_its_place(store: Store, tmp_path: Path, how: str) -> None:
+    """Text files too, whose content cloudpickle would take for them."""
+    path = tmp_path / "file"
+    path.write_text("content")
+    with path.open(how) as file:
+        for put in (store.put, store.put_list):
+            with pytest.raises(SerializationError, match=r"_io\.\w+"):
+                put([file])
+        with pytest.raises(SerializationError, match=r"the offending part is obj\['a'\]\[0\]"):
+            store.put({"a": [file]})
+
+
+def test_output_of_a_process_is_that_of_its_reader(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Functions refer to it."""
+    with (tmp_path / "file").open("w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        assert travel([stream]) == [stream]

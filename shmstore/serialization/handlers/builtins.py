@@ -1,23 +1,26 @@
 """How do bytes, bytearrays, arrays of the standard library and memoryviews travel?
 
 The frame is their own memory. What owns its memory (all but memoryviews) is a copy when it comes
-back.
+back. Text files, which cloudpickle would read into memory, are refused as other files are.
 """
 
 from __future__ import annotations
 
 import array
+import io
 import math
 import struct
+import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from shmstore.errors import CorruptHeaderError
+from shmstore.serialization.dispatch import typename
 from shmstore.serialization.frames import Frame, Planned, ensure_memoryview
 from shmstore.serialization.handlers.numpy import pack_dtype, unpack_dtype
-from shmstore.serialization.registry import register_serialization
+from shmstore.serialization.registry import register_reducer, register_serialization
 from shmstore.serialization.wording import shown
 
 Header = dict[str, Any]
@@ -32,6 +35,7 @@ def register() -> None:
     register_serialization(bytearray, serialize_bytes, deserialize_bytearray)
     register_serialization(array.array, serialize_array, deserialize_array)
     register_serialization(memoryview, serialize_memoryview, deserialize_memoryview)
+    register_reducer(io.TextIOWrapper, reduce_text_file)
 
 
 def serialize_bytes(x: bytes | bytearray) -> tuple[Header, list[Frame]]:
@@ -152,3 +156,14 @@ def deserialize_memoryview(header: Header, frames: Sequence[Frame]) -> memoryvie
     if not view.nbytes:
         return view.cast("B").cast(kind)  # type: ignore[call-overload, return-value, unused-ignore]
     return view.cast(kind, shape)  # type: ignore[call-overload, return-value, unused-ignore]
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def reduce_text_file(x: io.TextIOWrapper) -> Any:
+    """Leave the output of a process to cloudpickle, by its name; TypeError for any other file."""
+    if x is sys.stdout or x is sys.stderr:
+        return NotImplemented
+    message = f"cannot pickle {typename(type(x))!r} object"
+    raise TypeError(message)
