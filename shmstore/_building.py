@@ -159,7 +159,7 @@ def _pack(
     try:
         sub_header = array_header(shape, dtype)
     except NotImplementedError:
-        message = f"dtype={dtype!s}: elements that are objects of Python cannot be built in place"
+        message = f"dtype={dtype!s}: {_refusal(dtype)}"
         raise TypeError(message) from None
     header = {"serializer": "custom", "type": typename(np.ndarray), "sub-header": sub_header}
     if key is not None:
@@ -168,3 +168,13 @@ def _pack(
     sealed = ((0, nbytes),) if readonly and nbytes else ()
     package = lay_out(packed, [], L.align(nbytes), key, sealed=sealed)
     return package._replace(content=package.content._replace(data_nbytes=nbytes))
+
+
+def _refusal(dtype: np.dtype[Any]) -> str:
+    """Return why no array of a dtype is built in place."""
+    if dtype.hasobject:
+        return "elements that are objects of Python cannot be built in place"
+    return (
+        "what a dtype has beside its fields, such as metadata, cannot be kept for an array that is "
+        "built in place. Leave it away, or put() an array."
+    )

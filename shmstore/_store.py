@@ -245,7 +245,7 @@ class Store(Handle, NamedObjects, Listing, Undecoded, Awaiting, Cooperating, Mai
         shape
             Of the array, C-ordered.
         dtype
-            Of its elements; anything but objects of Python.
+            Of its elements; without objects of Python, metadata and classes such as `numpy.record`.
         key, overwrite, ttl
             As in `put`.
         readonly

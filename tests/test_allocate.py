@@ -95,6 +95,31 @@ def test_allocate_whose_key_is_taken_meanwhile_refuses_at_the_end(store: Store) 
     assert used(store) == 0
 
 
+NOTED = np.dtype("i4", metadata={"unit": "m"})
+OF_RECORDS = np.dtype((np.record, [("a", "i4")]))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "reason"),
+    [
+        (object, "objects of Python"),
+        ([("a", object)], "objects of Python"),
+        (NOTED, "metadata"),
+        ([("a", NOTED)], "metadata"),
+        (OF_RECORDS, "beside its fields"),
+    ],
+    ids=["objects", "field of objects", "metadata", "metadata of a field", "records"],
+)
+def test_allocate_says_what_it_cannot_keep_of_a_dtype(
+    store: Store, dtype: Any, reason: str
+) -> None:
+    """The reason that holds, for what `put` takes."""
+    with pytest.raises(TypeError, match=reason):
+        store.allocate(3, dtype)
+    array = np.zeros(3, dtype)
+    assert store.put(array).get().dtype == array.dtype
+
+
 @pytest.mark.parametrize("shape", [0, (0, 5), ()])
 def test_allocate_of_nothing_or_of_one_works(store: Store, shape: Any) -> None:
     """Empty arrays and arrays without dimensions."""
