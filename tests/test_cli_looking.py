@@ -103,6 +103,15 @@ def test_info_tells_what_stats_tell(shell: Shell, it: Store) -> None:
     assert str(stats.capacity) in shell("info", "it", "--bytes").out
 
 
+@pytest.mark.parametrize("ending", ["/", "//", "/."])
+def test_info_takes_a_path_with_something_at_its_end(shell: Shell, it: Store, ending: str) -> None:
+    """It tells what it tells by name."""
+    done = shell("info", f"{it.path}{ending}", "--json")
+    assert done.code == 0
+    assert done.json["state"] == "alive"
+    assert done.json.keys() == shell("info", "it", "--json").json.keys()
+
+
 def test_info_why_tells_the_page_of_why_full(shell: Shell, it: Store) -> None:
     """Also for a number of bytes."""
     assert "It is not full" in shell("info", "it", "--why").out

@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import shmstore
@@ -75,8 +76,10 @@ def summaries(arguments: argparse.Namespace) -> list[shmstore.StoreSummary]:
 
 def summary_of(arguments: argparse.Namespace) -> shmstore.StoreSummary | None:
     """Return what can be told of the store of a command without attaching it."""
-    folder, _, name = str(arguments.store).rpartition(os.sep)
-    root = os.path.abspath(folder) if folder else arguments.root  # noqa: PTH100 - no symlinks
+    root, name = arguments.root, arguments.store
+    if os.sep in name:
+        path = Path(name).absolute()
+        root, name = path.parent, path.name
     found = shmstore.stores(root, group=arguments.group)
     return next((summary for summary in found if summary.name == name), None)
 
