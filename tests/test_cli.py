@@ -114,6 +114,15 @@ def test_wrong_usage_ends_with_2(shell: Shell, arguments: list[str]) -> None:
     assert "Traceback" not in done.err
 
 
+@pytest.mark.parametrize("name", ["ls", "info", "prune", "doctor", "bench"])
+@pytest.mark.parametrize("group", ["no-such-group", str(2**40)])
+def test_group_that_is_not_there_is_one_line(shell: Shell, name: str, group: str) -> None:
+    """Whether or not the command has a store."""
+    done = shell(name, *["it"] * (name == "info"), "--group", group)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert done.err.startswith("shmstore: group=")
+
+
 # --- how it ends ---------------------------------------------------------------------------------
 
 

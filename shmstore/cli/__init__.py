@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import shmstore
-from shmstore.cli._errors import CommandError
+from shmstore.cli._errors import CommandError, UsageError
 from shmstore.cli._output import Output
 from shmstore.cli._parser import parser
 
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     module, _, function = arguments.place.partition(".")
     try:
+        _check_group(vars(arguments).get("group"))
         run = getattr(import_module(f"{__name__}.{module}"), function)
         return int(run(arguments, _output_of(arguments)))
     except KeyboardInterrupt:
@@ -62,6 +63,13 @@ def _run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", 1)
+
+
+def _check_group(group: str | int | None) -> None:
+    try:
+        shmstore.Options(group=group)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _output_of(arguments: argparse.Namespace) -> Output:
