@@ -177,8 +177,12 @@ def test_file_that_is_there_is_replaced_only_with_force(
     ("name", "content"),
     [
         ("a.npy", b"no array"),
+        ("empty.npy", b""),
         ("a.npz", b"PK no archive"),
+        ("empty.npz", b""),
+        ("cut.npz", b"PK\x03\x04" + bytes(100)),
         ("a.json", b"{"),
+        ("deep.json", b"[" * 100_000),
         ("a.txt", b"\xff\xfe\xff"),
         ("a.parquet", b"no table"),
         ("a.arrow", b"no table"),
@@ -189,7 +193,7 @@ def test_file_that_is_there_is_replaced_only_with_force(
 def test_file_that_cannot_be_read_ends_with_2(
     shell: Shell, it: Store, tmp_path: Path, name: str, content: bytes | None
 ) -> None:
-    """One line, and nothing was put."""
+    """One line that names it, and nothing was put."""
     if name in ("a.parquet", "a.arrow"):
         pytest.importorskip("pyarrow")
     if content is not None:
@@ -197,7 +201,27 @@ def test_file_that_cannot_be_read_ends_with_2(
     done = shell("put", "it", "a", tmp_path / name)
     assert done.code == 2, done.err
     assert done.err.count("\n") == 1
+    assert name in done.err
     assert len(it) == 0
+
+
+def test_file_of_the_other_format_of_numpy_says_how_to_read_it(
+    shell: Shell, it: Store, tmp_path: Path
+) -> None:
+    """One array for several, and several for one."""
+    np.save(tmp_path / "a.npy", np.arange(3))
+    np.savez(tmp_path / "a.npz", np.arange(3))
+    for name, other in (("a.npy", "npz"), ("a.npz", "npy")):
+        done = shell("put", "it", "a", tmp_path / name, "--as", other)
+        assert (done.code, len(it)) == (2, 0)
+        assert f"give --as {name[2:]}" in done.err
+
+
+def test_standard_input_that_holds_no_array_ends_with_2(it: Store) -> None:
+    """As a file does."""
+    done = run_command("put", "it", "a", "-", "--as", "npy")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith("shmstore: cannot read - as npy: ")
 
 
 @pytest.mark.parametrize("form", ["npy", "npz", "csv", "parquet", "arrow", "text", "json"])

@@ -105,10 +105,13 @@ def _read_npy(source: Source) -> Any:
 
 
 def _read_npz(source: Source) -> dict[str, Any]:
-    with np.load(_seekable(source), allow_pickle=False) as arrays:
+    # Of a damaged file that NumPy opens itself it leaves the descriptor open.
+    with source.open("rb") if isinstance(source, Path) else _seekable(source) as stream:
+        arrays = np.load(stream, allow_pickle=False)
         if isinstance(arrays, np.ndarray):
             raise UsageError("the file holds one array: give --as npy")
-        return dict(arrays)
+        with arrays:
+            return dict(arrays)
 
 
 def _read_csv(source: Source) -> Any:

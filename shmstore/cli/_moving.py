@@ -48,7 +48,7 @@ def put(arguments: argparse.Namespace, output: Output) -> int:
                 ttl=arguments.ttl,
                 compression=arguments.compression,
             )
-        except (shmstore.ShmStoreError, CommandError):
+        except shmstore.ShmStoreError:
             raise
         except (ValueError, TypeError) as error:
             raise UsageError(f"{arguments.file}: {error}") from error
@@ -64,8 +64,13 @@ def _read(file: str, form: str) -> Any:
         if file == "-":
             return _files.read(sys.stdin.buffer, form)
         return _files.read(Path(file), form)
+    except CommandError:
+        raise
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror or error}") from error
+    except Exception as error:  # a file that is cut off, or no such file, raises anything
+        why = str(error) or type(error).__name__
+        raise UsageError(f"cannot read {file} as {form}: {why}") from error
 
 
 # --- get -----------------------------------------------------------------------------------------
