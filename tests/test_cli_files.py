@@ -146,6 +146,18 @@ def test_options_of_put_are_those_of_the_store(shell: Shell, it: Store, tmp_path
     assert shell("put", "it", "b", path, "--compression", "nonsense").code == 1
 
 
+@pytest.mark.parametrize("name", ["a.npy", "a.npz"])
+def test_arrays_of_a_file_are_writeable_unless_they_are_put_readonly(
+    shell: Shell, it: Store, tmp_path: Path, name: str
+) -> None:
+    """One array as well as several."""
+    (np.save if name == "a.npy" else np.savez)(tmp_path / name, np.arange(10_000))
+    for key, options in (("a", []), ("b", ["--readonly"])):
+        assert shell("put", "it", key, tmp_path / name, *options).code == 0
+        got = it[key] if name == "a.npy" else it[key]["arr_0"]
+        assert got.flags.writeable == (not options)
+
+
 def test_mapped_file_may_change_after_it_was_put(shell: Shell, it: Store, tmp_path: Path) -> None:
     """What is in the store is a copy, though the file is mapped for it."""
     path = tmp_path / "a.npy"

@@ -96,8 +96,8 @@ def _seekable(source: Source) -> Any:
 
 
 def _read_npy(source: Source) -> Any:
-    # Mapped, the data goes straight from the file into the store.
-    mapped = "r" if isinstance(source, Path) else None
+    # Mapped, the data goes straight from the file into the store; "c" is writeable, as others are.
+    mapped = "c" if isinstance(source, Path) else None
     array = np.load(_seekable(source), mmap_mode=mapped, allow_pickle=False)  # type: ignore[arg-type]
     if not isinstance(array, np.ndarray):
         raise UsageError("the file holds several arrays: give --as npz")
