@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import io
 import json
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from commands import Shell, run_command
 
 from shmstore import Store
+from shmstore.cli import _files
 
 MARK: list[str] = []
 
@@ -246,6 +249,32 @@ def test_object_that_has_no_such_form_ends_with_1(
     assert done.code == 1
     assert "set" in done.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["none/a.npy", "file/a.npy", "folder.npy"])
+def test_file_that_cannot_be_written_is_named_as_it_was_given(
+    shell: Shell, it: Store, tmp_path: Path, place: str
+) -> None:
+    """Whether its folder is missing or is a file, or it is a folder itself."""
+    it["a"] = np.arange(3)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.npy").mkdir()
+    done = shell("get", "it", "a", tmp_path / place, "--force")
+    assert done.code == 1
+    assert done.err.startswith(f"shmstore: {tmp_path / place}: ")
+    assert sorted(found.name for found in tmp_path.rglob("*")) == ["file", "folder.npy"]
+
+
+def test_full_device_names_the_file(shell: Shell, it: Store, monkeypatch: Any) -> None:
+    """Though the error of a write names none."""
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    it["a"] = "text"
+    monkeypatch.setattr(_files, "write", fail)
+    done = shell("get", "it", "a", "a.txt")
+    assert (done.code, done.err) == (1, "shmstore: a.txt: No space left on device\n")
 
 
 # --- pickles -------------------------------------------------------------------------------------

@@ -127,14 +127,23 @@ def _write_file(path: Path, value: Any, form: str, *, force: bool) -> None:
 
 @contextlib.contextmanager
 def _replaced(path: Path) -> Iterator[BinaryIO]:
-    """Give a stream whose content takes the place of a file, when all of it is there."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    """Give a stream whose content takes the place of a file, when all of it is there.
+
+    Raises
+    ------
+    OSError
+        It cannot be written; the error names the file, not the one beside it that is unfinished.
+    """
+    unfinished = path.parent / f".{path.name}.{os.getpid()}"
     try:
         with unfinished.open("xb") as stream:
             yield stream
         unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        if isinstance(error, OSError) and error.errno:
+            error.filename = str(path)
         raise
 
 
