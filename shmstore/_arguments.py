@@ -9,14 +9,16 @@ from typing import Final
 MODES: Final = ("shared", "readonly", "private", "copy")
 MAX_KEY_NBYTES: Final = 1024
 
+KEY_OR_REF: Final = "a key (str) or an ObjectRef"
 
-def check_key(key: object) -> str:
+
+def check_key(key: object, wanted: str = "a key (str)") -> str:
     """Return `key` as an exact str; TypeError or ValueError if it cannot name an object.
 
     A subclass of str may compare and hash as it likes; keys do not.
     """
     if not isinstance(key, str):
-        message = f"expected a key (str) or an ObjectRef, not {type(key).__name__}: {key!r:.100}"
+        message = f"expected {wanted}, not {type(key).__name__}: {key!r:.100}"
         raise TypeError(message)
     key = str.__str__(key)
     try:

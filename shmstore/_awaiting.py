@@ -106,4 +106,4 @@ class Awaiting(ABC):
         """
         from shmstore._watching import Watch  # noqa: PLC0415 - takes time that most processes can save
 
-        return Watch(self._live(), check_key(prefix))
+        return Watch(self._live(), check_key(prefix, "a prefix of keys (str)"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shmstore import _inspection, _reading, _ref
-from shmstore._arguments import check_key
+from shmstore._arguments import KEY_OR_REF, check_key
 from shmstore._catalog import states
 from shmstore._memory import layout as L
 from shmstore._options import parse_size
@@ -37,7 +37,7 @@ class Explained(ABC):
         if isinstance(target, ObjectRef):
             _ref.check_owner(session, target)
             return target.info()
-        key = check_key(target)
+        key = check_key(target, KEY_OR_REF)
         plan = _reading.plan_of_key(session, key)
         if plan is None:
             raise _reading.missing_key(session, key)
@@ -197,7 +197,7 @@ class Explained(ABC):
             _ref.check_owner(session, target)
             place = target._slot, target._generation  # noqa: SLF001 - ours
         else:
-            key = check_key(target)
+            key = check_key(target, KEY_OR_REF)
             found = _reading.find_key(session, key)
             if found is None:
                 raise _reading.missing_key(session, key)

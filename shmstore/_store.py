@@ -34,7 +34,7 @@ from shmstore import (
     _ref,
     _writing,
 )
-from shmstore._arguments import check_key, check_mode
+from shmstore._arguments import KEY_OR_REF, check_key, check_mode
 from shmstore._awaiting import Awaiting
 from shmstore._catalog.keys import Digest, digest_of
 from shmstore._cooperating import Cooperating
@@ -362,7 +362,7 @@ class Store(Handle, NamedObjects, Listing, Undecoded, Awaiting, Cooperating, Mai
                 if required:
                     raise
                 return None
-        key = check_key(target)
+        key = check_key(target, KEY_OR_REF)
         if timeout is None or timeout != 0:
             from shmstore import _expecting  # noqa: PLC0415 - takes time that most processes can save
 
@@ -447,4 +447,4 @@ def _nameable(session: Session, target: ObjectRef | str) -> ObjectRef | Digest:
     if isinstance(target, ObjectRef):
         _ref.check_owner(session, target)
         return target
-    return digest_of(check_key(target))
+    return digest_of(check_key(target, KEY_OR_REF))

@@ -39,7 +39,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from shmstore import _expecting, _plans, _ref, _store, _waiting, _waiting_async, _watching
-from shmstore._arguments import check_key, check_mode
+from shmstore._arguments import KEY_OR_REF, check_key, check_mode
 from shmstore._awaiting import Waited
 from shmstore._expecting import ALL, Expected
 from shmstore._memory.descriptors import Closing
@@ -179,7 +179,7 @@ class Store:
         """Return an object without copying its data; see `shmstore.Store.get`."""
         check_mode(mode)
         if not isinstance(target, ObjectRef):
-            target = check_key(target)
+            target = check_key(target, KEY_OR_REF)
         timeout_s = _waiting.check_timeout(timeout)
         read = self._read_in_thread if self.sync._live().spills else self._read
         try:

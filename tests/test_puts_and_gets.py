@@ -146,6 +146,23 @@ def test_key_that_is_no_string_raises_type_error(store: Store, key: Any) -> None
     assert store.objects() == []
 
 
+def test_reference_in_place_of_a_key_is_told_that_only_a_key_will_do(store: Store) -> None:
+    """Where no reference is taken none is asked for."""
+    ref = store.put(1)
+    for call in (
+        lambda: store.put(1, key=ref),  # type: ignore[arg-type]
+        lambda: store.put_many({ref: 1}),  # type: ignore[dict-item]
+        lambda: store.allocate(3, key=ref),  # type: ignore[arg-type]
+        lambda: store.wait([ref]),  # type: ignore[list-item]
+        lambda: list(store.as_completed([ref])),  # type: ignore[list-item]
+        lambda: store.pop(ref),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(TypeError, match=r"expected a key \(str\), not ObjectRef: <"):
+            call()
+    with pytest.raises(TypeError, match=r"expected a prefix of keys \(str\), not ObjectRef: <"):
+        store.watch(ref)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("key", ["", "/", "../x", "a\0b", "ä", "\N{SNOWMAN}" * 341, "k" * 1024])
 def test_key_may_be_any_text_up_to_its_limit(store: Store, key: Any) -> None:
     """Keys are no paths: nothing in them is special."""
@@ -201,8 +218,8 @@ def test_target_that_is_neither_reference_nor_key_raises_type_error(
     store: Store, target: Any
 ) -> None:
     """No guess is made."""
-    for call in (store.get, store.delete, store.discard, store.info):
-        with pytest.raises(TypeError, match="key"):
+    for call in (store.get, store.delete, store.discard, store.info, store.who_pins):
+        with pytest.raises(TypeError, match=r"expected a key \(str\) or an ObjectRef, not "):
             call(target)
 
 
