@@ -54,6 +54,25 @@ def _assert_refused(path: Path, reason: str, open_it: Callable[[], int]) -> None
     assert "SHMSTORE_ROOT" in str(caught.value)
 
 
+def test_folder_that_has_no_place_is_told_by_the_option_that_named_it(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The root by its option or the environment, the folder of the files by its own."""
+    monkeypatch.setenv("SHMSTORE_ROOT", str(base / "none" / "here"))
+    far = base / "none" / "far"
+    for option, path, options in (
+        ("SHMSTORE_ROOT", base / "none" / "here", {}),
+        ("root", far, {"root": far}),
+        ("spill_dir", far, {"root": base / "root", "on_full": "spill", "spill_dir": far}),
+    ):
+        with pytest.raises(StoreNotFoundError) as caught:
+            Store.create(capacity="1MiB", **options)
+        message = f"the folder above {option}={path} does not exist: make it, or change {option}."
+        assert str(caught.value) == message
+        assert caught.value.facts["path"] == str(path)
+    assert list(base.rglob("*")) == [base / "root"]
+
+
 # --- the root ------------------------------------------------------------------------------------
 
 
@@ -80,7 +99,7 @@ def test_root_that_is_missing_is_not_found(base: Path) -> None:
     with pytest.raises(StoreNotFoundError, match="SHMSTORE_ROOT") as caught:
         folder.open_root(base / "root", create=False)
     assert isinstance(caught.value, FileNotFoundError)
-    with pytest.raises(StoreNotFoundError, match="above the root"):
+    with pytest.raises(StoreNotFoundError, match="above root="):
         folder.open_root(base / "missing" / "root", create=True)
 
 

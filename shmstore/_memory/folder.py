@@ -103,7 +103,9 @@ def random_name() -> str:
     return f"store-{os.urandom(6).hex()}"
 
 
-def open_root(root: Path, *, create: bool, gid: int | None = None) -> Descriptor:
+def open_root(
+    root: Path, *, create: bool, gid: int | None = None, option: str = "root"
+) -> Descriptor:
     """Open the root folder after checking it; the caller closes the descriptor.
 
     Parameters
@@ -114,11 +116,13 @@ def open_root(root: Path, *, create: bool, gid: int | None = None) -> Descriptor
         Whether to make it if it is not there.
     gid
         The group whose members are trusted; None: the root must be this user's alone.
+    option
+        What names another one.
 
     Raises
     ------
     StoreNotFoundError
-        There is no root and `create` is false.
+        There is no root and `create` is false, or there is no folder for it.
     UnsafePathError
         The root is a symlink, belongs to somebody else, is open to others, or lies where somebody
         else could put another one in its place.
@@ -132,7 +136,7 @@ def open_root(root: Path, *, create: bool, gid: int | None = None) -> Descriptor
     try:
         above_fd = owners.open_above(root.parent, gid)
     except FileNotFoundError:
-        raise _no_folder_above(root) if create else missing() from None
+        raise _no_folder_above(root, gid, option) if create else missing() from None
     with above_fd:
         for _ in range(_ROOT_TRIES if create else 0):
             _make_root(above_fd, root, gid)
@@ -141,9 +145,11 @@ def open_root(root: Path, *, create: bool, gid: int | None = None) -> Descriptor
         return _open_root(above_fd, root, gid, missing)
 
 
-def _no_folder_above(root: Path) -> StoreNotFoundError:
+def _no_folder_above(root: Path, gid: int | None, option: str) -> StoreNotFoundError:
+    if option == "root" and root == default_root(gid):
+        option = ROOT_VARIABLE
     return StoreNotFoundError(
-        f"the folder above the root {root} does not exist; make it, or change {ROOT_VARIABLE}",
+        f"the folder above {option}={root} does not exist: make it, or change {option}.",
         path=str(root),
     )
 

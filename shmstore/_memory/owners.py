@@ -41,7 +41,7 @@ FAULTS_OF_A_PATH: Final = frozenset(
     {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EACCES, errno.EPERM}
 )
 
-_ELSEWHERE: Final = f"name another folder by {ROOT_VARIABLE} or root=."
+_ELSEWHERE: Final = f"name another folder by {ROOT_VARIABLE}, root= or spill_dir=."
 _MOVE: Final = f"Let stores lie elsewhere: {_ELSEWHERE}"
 _STICKY: Final = f"Set its sticky bit (`chmod +t`), or {_ELSEWHERE}"
 _OURS: Final = (

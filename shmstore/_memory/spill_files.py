@@ -60,7 +60,7 @@ def make_folder(store_fd: int, root: Path, name: str, store: int, gid: int | Non
     path = root / f"{name[:_NAME_LENGTH]}-{store:032x}"
     with folder.create_file(store_fd, folder.SPILL_NAME) as fd:
         write_all(fd, memoryview(os.fsencode(path)), 0)
-    with folder.open_root(root, create=True, gid=gid) as root_fd:
+    with folder.open_root(root, create=True, gid=gid, option="spill_dir") as root_fd:
         folder.make_folder(root_fd, path.name, path, gid).close()
 
 
