@@ -34,8 +34,10 @@ ON_FULL: Final = ("raise", "evict", "spill")
 LONGEST_TTL_S: Final = 100 * 365 * 24 * 3600
 
 
-def parse_size(size: int | str) -> int:
+def parse_size(size: int | str, option: str = "") -> int:
     """Return a number of bytes from an int or from text such as "8GiB", "1.5 GB" or "4096".
+
+    What is none is a TypeError or ValueError that names the option.
 
     Examples
     --------
@@ -43,13 +45,14 @@ def parse_size(size: int | str) -> int:
     65536
     """
     if isinstance(size, bool) or not isinstance(size, (int, str)):
-        message = f"a size is an int or text like '8GiB', not {type(size).__name__}: {size!r}"
+        given = f"{type(size).__name__}: {option}{size!r}"
+        message = f"a size is an int or text like '8GiB', not {given}"
         raise TypeError(message)
     if isinstance(size, int):
         return size
     match = re.fullmatch(_SIZE, size)
     if match is None or match[2].upper() not in _UNITS:
-        message = f"{size!r} is not a size. Give an int, or text like '64 MiB' or '8GB'."
+        message = f"{option}{size!r} is not a size. Give an int, or text like '64 MiB' or '8GB'."
         raise ValueError(message)
     whole, _, fraction = match[1].partition(".")
     tenths: int = 10 ** len(fraction)
@@ -175,15 +178,11 @@ class Options(_Frozen):
 
     def _check(self) -> None:
         if self.capacity is not None:
-            _check_range("capacity", parse_size(self.capacity), 1, L.MAX_CAPACITY)
+            _check_range("capacity", parse_size(self.capacity, "capacity="), 1, L.MAX_CAPACITY)
         _check_range("max_objects", self.max_objects, 1, L.MAX_OBJECTS)
         _check_range("max_clients", self.max_clients, 1, L.MAX_CLIENTS)
-        if isinstance(self.allowed_modules, str):
-            message = f"allowed_modules={self.allowed_modules!r}: give a collection of names"
-            raise TypeError(message)
-        if not 0 < self.lock_timeout < float("inf"):
-            message = f"lock_timeout={self.lock_timeout!r}: give a number of seconds above 0"
-            raise ValueError(message)
+        _check_modules(self.allowed_modules)
+        _check_lock_timeout(self.lock_timeout)
         if self.on_full not in ON_FULL:
             message = f"on_full={self.on_full!r}: give one of {', '.join(ON_FULL)}"
             raise ValueError(message)
@@ -276,6 +275,25 @@ def gid_of(group: str | int) -> int:
     except KeyError:
         message = f"group={group!r}: there is no group of this name on this machine"
         raise ValueError(message) from None
+
+
+def _check_modules(modules: object) -> None:
+    if modules is None:
+        return
+    names = isinstance(modules, Collection) and not isinstance(modules, str)
+    if not names or not all(isinstance(name, str) for name in modules):  # type: ignore[attr-defined]
+        message = f"allowed_modules={modules!r:.100}: give a collection of names (str) of packages"
+        raise TypeError(message)
+
+
+def _check_lock_timeout(seconds: Any) -> None:
+    message = f"lock_timeout={seconds!r}: give a number of seconds above 0"
+    try:
+        fits = 0 < seconds < math.inf
+    except TypeError:
+        raise TypeError(message) from None
+    if not fits:
+        raise ValueError(message)
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:

@@ -183,8 +183,29 @@ def test_option_that_makes_no_sense_is_refused_with_its_value(options, wrong):
     assert next(iter(options)) in str(caught.value)
 
 
-@pytest.mark.parametrize("options", [{"ttl": "1"}, {"ttl": True}, {"group": 1.5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ttl": "1"},
+        {"ttl": True},
+        {"group": 1.5},
+        {"lock_timeout": "1"},
+        {"lock_timeout": None},
+        {"allowed_modules": 3},
+        {"allowed_modules": "numpy"},
+        {"allowed_modules": b"numpy"},
+        {"allowed_modules": ["numpy", 3]},
+    ],
+)
 def test_option_of_another_type_is_refused(options):
-    """What is no number, or no group, is a TypeError."""
-    with pytest.raises(TypeError, match="give"):
+    """What is no number, no group, or no names is a TypeError that shows option and value."""
+    [(name, value)] = options.items()
+    with pytest.raises(TypeError, match=re.escape(f"{name}={value!r}: give")):
         Options(**options)
+
+
+@pytest.mark.parametrize(("capacity", "error"), [("much", ValueError), (1.5, TypeError)])
+def test_capacity_that_is_no_size_is_told_with_its_name(capacity, error):
+    """Whoever passes many options sees which of them it is."""
+    with pytest.raises(error, match=re.escape(f"capacity={capacity!r}")):
+        Options(capacity=capacity)
