@@ -267,6 +267,13 @@ def refer_to_many(
     return refs
 
 
+def check_kind(ref: object) -> None:
+    """Raise TypeError unless it is a reference."""
+    if not isinstance(ref, ObjectRef):
+        message = f"expected an ObjectRef, not {type(ref).__name__}: {ref!r:.100}"
+        raise TypeError(message)
+
+
 def check_owner(session: Session, ref: ObjectRef) -> None:
     """Raise ValueError for a reference into another store."""
     if ref._uuid != session.uuid:

@@ -292,6 +292,7 @@ class Store:
     ) -> bool:
         """Wait until an object is gone; see `ObjectRef.wait`."""
         session = self.sync._live()
+        _ref.check_kind(ref)
         _ref.check_owner(session, ref)
         deadline = _waiting.deadline_of(_waiting.check_timeout(timeout))
         look, topics = _ref.end_of(session, ref)

@@ -218,6 +218,16 @@ def test_end_of_an_object_is_waited_for(store: Store, run: Run) -> None:
     run(main())
 
 
+def test_end_of_what_is_no_reference_is_refused(store: Store, run: Run) -> None:
+    """A key may get other objects: its end is none."""
+
+    async def main() -> None:
+        with pytest.raises(TypeError, match="expected an ObjectRef, not str: 'key'"):
+            await aio.Store(store).wait_for_end("key")  # type: ignore[arg-type]
+
+    run(main())
+
+
 def test_watch_is_an_asynchronous_iterator(store: Store, run: Run) -> None:
     """It sleeps until something happens, and tells what it missed."""
 
