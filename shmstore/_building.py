@@ -132,7 +132,9 @@ class Allocation:
         traceback: TracebackType | None,
     ) -> None:
         session, package, place = self._session, self._package, self._place
-        assert place is not None, "left before it was entered"
+        if place is None:
+            message = "this block is not entered: use allocate() in a with statement"
+            raise RuntimeError(message)
         self._place = None
         if session.row != self._row:
             return  # a forked child leaves the block too; the array is its parent's

@@ -68,6 +68,19 @@ def test_allocate_readonly_gives_read_only_views_to_readers(store: Store) -> Non
         got.setflags(write=True)
 
 
+def test_allocate_that_is_not_entered_cannot_be_left(store: Store) -> None:
+    """Neither before nor once more afterwards."""
+    block = store.allocate(3)
+    with pytest.raises(RuntimeError, match="not entered: use allocate"):
+        block.__exit__(None, None, None)
+    with block as array:
+        array[:] = 1
+    with pytest.raises(RuntimeError, match="not entered: use allocate"):
+        block.__exit__(None, None, None)
+    assert block.ref is not None
+    assert block.ref.get().tolist() == [1, 1, 1]
+
+
 def test_allocate_on_a_taken_key_follows_overwrite(store: Store) -> None:
     """As put does: replace, or refuse before anything is taken."""
     old = store.put("old", key="k")
