@@ -35,6 +35,28 @@ def check_key(key: object, wanted: str = "a key (str)") -> str:
     return key
 
 
+def check_queue_name(name: object) -> str:
+    """Return `name` as an exact str; TypeError or ValueError if it cannot name a queue."""
+    if not isinstance(name, str):
+        message = f"name={name!r:.100}: the name of a queue is a str, not {type(name).__name__}"
+        raise TypeError(message)
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        message = f"name={name!r:.100}: it cannot be encoded as UTF-8: {error.reason}"
+        raise ValueError(message) from error
+    return str.__str__(name)
+
+
+def check_maxsize(maxsize: object) -> int:
+    """Return how many objects may wait in a queue, 0: any number; TypeError if it is no int."""
+    try:
+        return max(0, operator.index(maxsize))  # type: ignore[arg-type]
+    except TypeError:
+        message = f"maxsize={maxsize!r:.100}: give an int; 0: any number of objects"
+        raise TypeError(message) from None
+
+
 def check_mode(mode: object) -> None:
     """Raise ValueError unless `mode` is one of those of `Store.get`."""
     if mode not in MODES:

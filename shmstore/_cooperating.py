@@ -40,8 +40,8 @@ class Cooperating(ABC):
 
         Raises
         ------
-        ValueError
-            The queue was made with another `maxsize`.
+        TypeError, ValueError
+            The name cannot be one, `maxsize` is no int, or the queue was made with another.
 
         Examples
         --------

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Any
 
 from shmstore import _queueing
+from shmstore._arguments import check_maxsize, check_queue_name
 from shmstore._memory.descriptors import Closing
 from shmstore._queueing import Line
 from shmstore.errors import StoreClosedError
@@ -26,7 +26,8 @@ class QueueHandle(Closing):
 
     def __init__(self, store: Handle, name: str, maxsize: int = 0) -> None:
         self._store: Handle | None = store
-        self._line = _queueing.open_line(store._live(), name, max(0, operator.index(maxsize)))
+        name, most = check_queue_name(name), check_maxsize(maxsize)
+        self._line = _queueing.open_line(store._live(), name, most)
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ import gc
 import os
 import pickle
 import queue
+import re
 import signal
 import threading
 import time
@@ -54,6 +55,26 @@ def test_queue_name_of_wrong_length_is_refused(store: Store, name: str) -> None:
     """It lies in a slot."""
     with pytest.raises(ValueError, match="1 to 64 bytes"):
         store.queue(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [(3, TypeError), (None, TypeError), (b"x", TypeError), ("\ud800", ValueError)],
+)
+def test_queue_name_that_is_no_text_is_refused(
+    store: Store, name: Any, error: type[Exception]
+) -> None:
+    """The message shows what was given, and nothing is made."""
+    with pytest.raises(error, match=re.escape(f"name={name!r}: ")):
+        store.queue(name)
+    assert store.survey().slot.size == 0
+
+
+@pytest.mark.parametrize("maxsize", ["3", None, 2.5])
+def test_queue_maxsize_that_is_no_int_is_refused(store: Store, maxsize: Any) -> None:
+    """As above."""
+    with pytest.raises(TypeError, match=re.escape(f"maxsize={maxsize!r}: give an int")):
+        store.queue("jobs", maxsize=maxsize)
 
 
 def test_queue_objects_of_all_kinds_come_out_in_order(store: Store) -> None:
