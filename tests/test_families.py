@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -184,6 +185,41 @@ def test_deserializers_that_are_one_string_are_a_type_error() -> None:
     header, frames = serialize({1})
     with pytest.raises(TypeError, match="not one str"):
         deserialize(header, frames, "no-pickle-please")
+
+
+@pytest.mark.parametrize("deserializers", [1, iter(["pickle"])])
+def test_deserializers_that_are_no_collection_are_a_type_error(deserializers: Any) -> None:
+    """It is not the object that is to blame."""
+    header, frames = serialize({1})
+    shown = re.escape(f"deserializers={deserializers!r:.100}: expected a collection of names")
+    with pytest.raises(TypeError, match=shown):
+        deserialize(header, frames, deserializers)
+
+
+@pytest.mark.parametrize("serializers", [1, [["pickle"]]])
+def test_serializers_that_are_no_names_are_a_type_error(serializers: Any) -> None:
+    """The message says what there is."""
+    shown = re.escape(f"serializers={serializers!r}: expected a sequence of names out of custom, ")
+    with pytest.raises(TypeError, match=shown):
+        serialize({1}, serializers)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "arguments"),
+    [
+        ("name=3: ", (3, None, fail)),
+        ("dumps=1: ", ("pickle", 1, fail)),
+        ("loads=2: ", ("x", fail, 2)),
+    ],
+)
+def test_family_that_cannot_be_called_is_refused(
+    family: AddFamily, wrong: str, arguments: Any
+) -> None:
+    """What was there under the name goes on."""
+    before = dict(families)
+    with pytest.raises(TypeError, match=wrong):
+        family(*arguments)
+    assert families == before
 
 
 @pytest.mark.row("S06")

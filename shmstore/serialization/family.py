@@ -67,10 +67,28 @@ def register_serialization_family(
         the header are taken.
     loads
         ``loads(header, frames) -> object``.
+
+    Raises
+    ------
+    TypeError
+        The name is no str, or `dumps` or `loads` cannot be called.
     """
+    _check_family(name, dumps, loads)
     if name in families and name in DEFAULT_SERIALIZERS:
         pickling.keep_none()
     families[name] = Family(dumps, loads, None if dumps is None else has_keyword(dumps, "context"))
+
+
+def _check_family(name: object, dumps: object, loads: object) -> None:
+    if not isinstance(name, str):
+        message = f"name={name!r:.100}: the name of a family is a str, not {type(name).__name__}"
+        raise TypeError(message)
+    if not (dumps is None or callable(dumps)):
+        message = f"dumps={dumps!r:.100}: give a function, or None for a family that only loads"
+        raise TypeError(message)
+    if not callable(loads):
+        message = f"loads={loads!r:.100}: give a function"
+        raise TypeError(message)
 
 
 # --- to header and frames ------------------------------------------------------------------------
@@ -117,8 +135,8 @@ def serialize(
         to the offending part.
     MemoryError, OSError
         As a family raised them, always.
-    ValueError
-        A name in `serializers`, or `on_error`, is unknown.
+    TypeError, ValueError
+        `serializers` are no names, or one of them, or `on_error`, is unknown.
 
     Examples
     --------
@@ -207,14 +225,18 @@ def ask_families(
 
 
 def known(names: Sequence[str]) -> Sequence[str]:
-    """Return names of families, checked; ValueError names those that exist."""
-    unknown = [name for name in names if name not in families]
+    """Return names of families, checked; TypeError or ValueError names those that exist."""
+    try:
+        unknown = [name for name in names if name not in families]
+    except TypeError:
+        raise TypeError(_wanted(names)) from None
     if isinstance(names, str) or unknown:
-        message = (
-            f"serializers={names!r}: expected a sequence of names out of {', '.join(families)}"
-        )
-        raise ValueError(message)
+        raise ValueError(_wanted(names))
     return names
+
+
+def _wanted(names: object) -> str:
+    return f"serializers={names!r}: expected a sequence of names out of {', '.join(families)}"
 
 
 def _nobody_takes(x: Any, names: Sequence[str], reasons: Sequence[str]) -> SerializationError:
@@ -264,11 +286,16 @@ def deserialize(
         The family is unknown, or it failed.
     SerializationError
         What was serialized is an error; this is it.
+    TypeError
+        `deserializers` are no collection.
     """
     if deserializers is None:
         return decode(header, frames)
-    if isinstance(deserializers, str):
-        message = f"deserializers={deserializers!r}: expected a collection of names, not one str"
+    if isinstance(deserializers, str) or not hasattr(deserializers, "__contains__"):
+        message = (
+            f"deserializers={deserializers!r:.100}: expected a collection of names, not one "
+            f"{type(deserializers).__name__}"
+        )
         raise TypeError(message)
     with trust.reading(trust.policy.get()._replace(accepted=deserializers)):
         return decode(header, frames)
