@@ -20,7 +20,7 @@ from clusters import LARGE, host, make, plugin, quiet_logs, run, small, total  #
 from distributed.spill import SpillBuffer
 
 import shmstore
-from shmstore.integrations.dask import SharedData
+from shmstore.integrations.dask import Plugin, SharedData
 from shmstore.integrations.dask import _exchange as exchanging
 from shmstore.integrations.dask._exchange import Exchange, Settings
 from shmstore.integrations.dask._sizes import is_large
@@ -328,6 +328,25 @@ def test_receiver_passes_on_what_its_maker_has_let_go(root: Path) -> None:
             assert cluster.exchange().received == 2
 
     run(work)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"capacity": "much"},
+        {"capacity": 0},
+        {"threshold": -1},
+        {"threshold": "large"},
+        {"threshold": None},
+        {"group": "no-such-group"},
+        {"when": "never"},
+    ],
+)
+def test_plugin_that_cannot_work_is_refused_when_it_is_made(options: dict[str, Any]) -> None:
+    """Not on the workers, which only say so in their logs."""
+    [(name, value)] = options.items()
+    with pytest.raises(ValueError, match=f"^{name}={value!r}"):
+        Plugin(**options)
 
 
 def test_plugin_that_is_registered_later_shares_from_then_on(root: Path) -> None:

@@ -76,6 +76,14 @@ def test_reference_has_one_token_per_object(store: Store) -> None:
     assert same[0] == same[1] != tokenize(refer(store.put(np.ones(COUNT))))
 
 
+def test_reference_to_what_is_no_reference_is_refused(store: Store) -> None:
+    """Before it is sent to a task."""
+    store["key"] = values = np.arange(3)
+    for ref in (5, "key", values):
+        with pytest.raises(TypeError, match=f"expected an ObjectRef.*not {type(ref).__name__}: "):
+            refer(ref)  # type: ignore[arg-type]
+
+
 def test_reference_on_another_host_says_so(store: Store, elsewhere: Any) -> None:
     """The error tells where the object is, and what can be done."""
     stream = pickle.dumps(refer(store.put(np.ones(COUNT))))

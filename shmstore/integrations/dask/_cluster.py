@@ -10,7 +10,7 @@ import distributed
 from dask.utils import parse_bytes
 from distributed import Client, Nanny, Scheduler, WorkerPlugin
 
-from shmstore import prune
+from shmstore import Options, prune
 from shmstore.errors import ShmStoreError
 from shmstore.integrations.dask import _exchange, _joining
 from shmstore.integrations.dask._exchange import DEFAULT_THRESHOLD, LOCK_TIMEOUT_S, Settings
@@ -34,7 +34,12 @@ class Plugin(WorkerPlugin):  # type: ignore[misc]
         asks for them; "auto": when first asked for, and at once when those of tasks of the same
         name are (one of four).
     root, group
-        As in `Store.create`.
+        As in `Store.create`. The name of a group must be known here, too; a number need not.
+
+    Raises
+    ------
+    TypeError, ValueError
+        One of these cannot be meant; the message names it.
 
     Notes
     -----
@@ -61,7 +66,8 @@ class Plugin(WorkerPlugin):  # type: ignore[misc]
         if when not in WHEN:
             message = f"when={when!r}: give one of {', '.join(WHEN)}"
             raise ValueError(message)
-        self.settings = Settings(capacity, parse_bytes(threshold), when, root, group)
+        Options(capacity=capacity, root=root, group=group)
+        self.settings = Settings(capacity, _nbytes_of(threshold), when, root, group)
 
     async def setup(self, worker: distributed.Worker) -> None:
         """Begin."""
@@ -73,6 +79,17 @@ class Plugin(WorkerPlugin):  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return f"<Plugin {self.settings}>"
+
+
+def _nbytes_of(threshold: int | str) -> int:
+    try:
+        nbytes = int(parse_bytes(threshold))
+    except (AttributeError, TypeError, ValueError):
+        nbytes = -1
+    if nbytes < 0:
+        message = f"threshold={threshold!r}: give bytes, an int from 0 on or text like '256KiB'"
+        raise ValueError(message)
+    return nbytes
 
 
 class Worker(distributed.Worker):  # type: ignore[misc]

@@ -110,6 +110,11 @@ def refer(ref: ObjectRef, *, inline_fallback: bool = False) -> Reference:
         Whether the data goes along when it is pickled for a reader that may be on another host.
         Every pickle is, except between workers that share a store.
 
+    Raises
+    ------
+    TypeError
+        It is something else: the object itself, or its key.
+
     Examples
     --------
     >>> import numpy as np, pickle, shmstore
@@ -119,7 +124,17 @@ def refer(ref: ObjectRef, *, inline_fallback: bool = False) -> Reference:
     ...     int(arrived.get().sum())
     4999950000
     """
+    _check_ref(ref)
     return Reference(ref, boot_id(), socket.gethostname(), inline=inline_fallback)
+
+
+def _check_ref(ref: object) -> None:
+    if not isinstance(ref, ObjectRef):
+        message = (
+            f"expected an ObjectRef, as Store.put returns it, not {type(ref).__name__}: "
+            f"{ref!r:.100}"
+        )
+        raise TypeError(message)
 
 
 def _arrive(
