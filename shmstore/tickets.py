@@ -33,7 +33,7 @@ from shmstore._ref import ObjectRef
 from shmstore._session import Session
 from shmstore._store import Store
 from shmstore._tuples import NamedTuple
-from shmstore.errors import ObjectNotFoundError, ShmStoreError
+from shmstore.errors import ObjectNotFoundError, SerializationError, ShmStoreError
 
 _MODE: Final = "private"
 
@@ -99,11 +99,14 @@ class Hold:
         self._anchor = weakref.ref(anchor.obj)
 
     def is_used(self) -> bool:
-        """Return whether anything lies on the memory of the object."""
+        """Return whether anything lies on the memory of the object; a copy does not."""
         return self._anchor() is not None
 
     def ticket(self) -> Ticket | None:
-        """Return a ticket, good while a view of the object lives here; None: none does."""
+        """Return a ticket, good while a view of the object lives here.
+
+        None: none does any more, or none ever did: what is small was copied, see `deposit`.
+        """
         session, anchor, ref = self.session, self._anchor(), self.ref
         pin = None if anchor is None or session.closed else session.pins.pin_of(anchor)
         if pin is None:
@@ -118,15 +121,23 @@ class Hold:
 def deposit(store: Store, obj: Any) -> tuple[Any, Hold]:
     """Put an object; return its twin there, which nobody else can write to.
 
+    What takes less than 128 KiB is copied out again, which is faster than mapping it, and so is
+    what is no view whatever its size, such as bytes. Such a twin lies on the heap: nothing holds
+    the object, and there is no ticket to it.
+
     Raises
     ------
+    SerializationError
+        It lies in a slot, or has no bytes: there is nothing to hold.
     ShmStoreError, OSError
         There is no room, or it cannot be put.
     """
     session = store._live()
     ref = store.put(obj)
     try:
-        twin, hold = _build(session, ref, *_ref.secure(session, ref))
+        plan, held = _ref.secure(session, ref)
+        _check_memory(plan, held, obj)
+        twin, hold = _build(session, ref, plan, held)
     except BaseException:
         ref.delete()
         raise
@@ -134,6 +145,18 @@ def deposit(store: Store, obj: Any) -> tuple[Any, Hold]:
     if type(twin) is np.ndarray and not obj.flags.writeable:
         twin.flags.writeable = hold.writeable = False
     return twin, hold
+
+
+def _check_memory(plan: _plans.Plan, held: Any, obj: Any) -> None:
+    """Raise SerializationError for what lies in a slot, or has no bytes."""
+    if isinstance(held, Lease) and plan.extent_nbytes:
+        return
+    kind = type(obj).__name__
+    raise SerializationError(
+        f"obj={obj!r:.100}: this {kind} takes no memory of the store that could be held. Send it "
+        "as it is.",
+        type=kind,
+    )
 
 
 def redeem(ticket: Ticket) -> tuple[Any, Hold]:
