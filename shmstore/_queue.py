@@ -91,6 +91,8 @@ class Queue(QueueHandle):
     ) -> int:
         """Put objects at the end of the queue, in their order: small ones under one lock hold.
 
+        What was put before an error, such as StoreFullError, stays in the queue.
+
         Returns
         -------
         int
