@@ -17,6 +17,7 @@ from shmstore._catalog.inserts import Content
 from shmstore._catalog.keys import NO_KEY, Digest, digest_of
 from shmstore._memory import layout as L
 from shmstore._tuples import NamedTuple
+from shmstore.errors import SerializationError
 from shmstore.serialization import (
     DEFAULT_SERIALIZERS,
     Serialized,
@@ -98,6 +99,31 @@ def pack(
     names = DEFAULT_SERIALIZERS if serializers is None else known(serializers)
     header, frames = _encoded(obj, names, compression)
     return _lay_out_frames(header, frames, key, readonly=readonly, compression=compression)
+
+
+def pack_many(
+    pairs: Sequence[tuple[str | None, Any]],
+    *,
+    readonly: bool | None,
+    serializers: Sequence[str] | None,
+    compression: str | None,
+) -> list[Package]:
+    """Pack pairs of key and object, see `pack`; SerializationError names the one that it is of."""
+    packages: list[Package] = []
+    try:
+        for key, x in pairs:
+            package = pack(
+                x, key, readonly=readonly, serializers=serializers, compression=compression
+            )
+            packages.append(package)
+    except SerializationError as error:
+        number = len(packages)
+        key, _ = pairs[number]
+        place, which = (number, f"object {number}") if key is None else (key, f"the object {key!r}")
+        path = f"objects[{place!r}]{error.facts.get('path', '').removeprefix('obj')}"
+        message = f"{which} of the batch: {error.message}"
+        raise SerializationError(message, **error.facts | {"path": path}) from error
+    return packages
 
 
 def _pack_common(obj: Any, key: str | None, *, readonly: bool | None) -> Package | None:

@@ -193,7 +193,7 @@ class Store(Handle, NamedObjects, Listing, Undecoded, Awaiting, Cooperating, Mai
         objects
             A mapping of keys to objects, or any objects without keys.
         overwrite, readonly, ttl, serializers, compression
-            As in `put`.
+            As in `put`. A SerializationError names the object by its key, or by its number.
 
         Returns
         -------
@@ -212,12 +212,9 @@ class Store(Handle, NamedObjects, Listing, Undecoded, Awaiting, Cooperating, Mai
                 if done is not None:
                     return done
             pairs = [(None, x) for x in objects]
-        packages = [
-            _packing.pack(
-                x, key, readonly=readonly, serializers=serializers, compression=compression
-            )
-            for key, x in pairs
-        ]
+        packages = _packing.pack_many(
+            pairs, readonly=readonly, serializers=serializers, compression=compression
+        )
         if ttl is not None or session.optioned:
             packages = [session.with_options(package, ttl) for package in packages]
         if session.spills:

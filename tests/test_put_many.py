@@ -1,5 +1,7 @@
 """Batches that are published in one step."""
 
+import pickle
+import threading
 import time
 from typing import Any
 
@@ -8,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import MIB, MakeStore
 
-from shmstore import CorruptStoreError, KeyExistsError, ReadOnlyStoreError, Store, StoreFullError
+from shmstore import (
+    CorruptStoreError,
+    KeyExistsError,
+    ReadOnlyStoreError,
+    SerializationError,
+    Store,
+    StoreFullError,
+)
 from shmstore._memory import layout as L
 
 
@@ -57,6 +66,24 @@ def test_batch_with_a_key_that_is_taken_changes_nothing(store: Store) -> None:
     with pytest.raises(KeyExistsError):
         store.put_many({"free": 2, "taken": 3}, overwrite=False)
     assert dict(store.items()) == {"taken": 1}
+
+
+@pytest.mark.parametrize(
+    ("batch", "which", "path"),
+    [
+        ({"g": 1, "h": threading.Lock()}, "the object 'h' of the batch: ", "objects['h']"),
+        ([1, {"a": threading.Lock()}], "object 1 of the batch: ", "objects[1]['a']"),
+    ],
+)
+def test_object_that_cannot_be_serialized_is_named(
+    store: Store, batch: Any, which: str, path: str
+) -> None:
+    """By its key, or by where it stands; nothing is put."""
+    with pytest.raises(SerializationError, match=f"^{which}could not serialize") as caught:
+        store.put_many(batch)
+    assert caught.value.facts["path"] == path
+    assert pickle.loads(pickle.dumps(caught.value)).facts == caught.value.facts
+    assert store.objects() == []
 
 
 def test_list_of_free_slots_with_a_loop_is_refused(store: Store) -> None:
