@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,26 @@ def test_get_with_what_is_no_timeout_is_refused(store: Store) -> None:
         store.get("missing", timeout="soon")  # type: ignore[call-overload]
     with pytest.raises(TypeError, match=r"timeout=\[1\]: give seconds, or None"):
         store.wait(["missing"], timeout=[1])  # type: ignore[arg-type]
+
+
+def test_wait_in_a_store_whose_folder_was_removed_says_so(make_store: MakeStore) -> None:
+    """By whichever call."""
+    store = make_store()
+    ref = store.put(1)
+    jobs = store.queue("jobs")
+    shutil.rmtree(store.path)
+    for call in (
+        lambda: store.wait(["z"], timeout=0.1),
+        lambda: store.get("z", timeout=0.1),
+        lambda: next(store.as_completed(["z"], timeout=0.1)),
+        lambda: ref.wait(timeout=0.1),
+        lambda: jobs.get(timeout=0.1),
+        store.watch,
+    ):
+        with pytest.raises(shmstore.StoreNotFoundError, match="has been removed") as caught:
+            call()
+        assert caught.value.facts["path"] == str(store.path)
+    assert ref.get() == 1
 
 
 def put_in_a_batch(store: Store) -> None:

@@ -21,7 +21,7 @@ from typing import Final
 
 from shmstore._memory.descriptors import Descriptor
 from shmstore._memory.fifos import make_fifo, open_fifo
-from shmstore.errors import UnsafePathError
+from shmstore.errors import StoreNotFoundError, UnsafePathError
 
 # Bells of others that are kept open: opening one takes longer than ringing it.
 _MOST_KNOWN: Final = 8
@@ -77,6 +77,14 @@ class Bell:
             os.write(self.fd, JUST_RING)
 
 
+def _removed(path: Path) -> StoreNotFoundError:
+    return StoreNotFoundError(
+        f"the store {path} has been removed: nobody could wake who waits there. Close this handle; "
+        "create or attach another store.",
+        path=str(path),
+    )
+
+
 class Bells:
     """The bells of this process in one store, and those of others that it has rung.
 
@@ -106,7 +114,15 @@ class Bells:
     # --- the own ones --------------------------------------------------------------------------
 
     def borrow(self, serial: int) -> Bell:
-        """Return a silent bell that nobody else sleeps on. OSError: no room for another one."""
+        """Return a silent bell that nobody else sleeps on.
+
+        Raises
+        ------
+        OSError
+            There is no room for another one.
+        StoreNotFoundError
+            The folder of the seats has been removed.
+        """
         try:
             bell = self._idle.pop()
         except IndexError:
@@ -115,10 +131,13 @@ class Bells:
         return bell
 
     def _make(self, serial: int) -> Bell:
-        for number in self._numbers:
-            with contextlib.suppress(FileExistsError):
-                fd = make_fifo(self._seats_fd, name_of(serial, number), self._path)
-                break
+        try:
+            for number in self._numbers:
+                with contextlib.suppress(FileExistsError):
+                    fd = make_fifo(self._seats_fd, name_of(serial, number), self._path)
+                    break
+        except FileNotFoundError as error:
+            raise _removed(self._path.parent) from error
         self._own[number] = bell = Bell(fd, serial, number)
         return bell
 
