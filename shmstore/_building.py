@@ -79,7 +79,7 @@ class Allocation:
             reserve = partial(session.lock.run, _writing.reserve_all, *reserved)
             if session.spills:
                 anywhere = partial(session.lock.run, _filing.reserve, *reserved)
-                _spilling.spilling(session, package.extent_nbytes, reserve, anywhere)
+                _spilling.spilling(session, lambda: package.extent_nbytes, reserve, anywhere)
             else:
                 reserve()
             [place] = places

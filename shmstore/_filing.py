@@ -46,7 +46,9 @@ def put(session: Session, package: Package, *, overwrite: bool) -> ObjectRef:
     """Store one packed object, in memory if room can be made there."""
     attempt = partial(_writing.put, session, package, overwrite=overwrite)
     otherwise = partial(_put_where_room_is, session, [package], overwrite=overwrite)
-    return _spilling.spilling(session, package.extent_nbytes, attempt, lambda: otherwise()[0])
+    return _spilling.spilling(
+        session, lambda: package.extent_nbytes, attempt, lambda: otherwise()[0]
+    )
 
 
 def put_many(session: Session, packages: Sequence[Package], *, overwrite: bool) -> list[ObjectRef]:
@@ -54,7 +56,7 @@ def put_many(session: Session, packages: Sequence[Package], *, overwrite: bool) 
     nbytes = sum(package.extent_nbytes for package in packages)
     attempt = partial(_writing.put_many, session, packages, overwrite=overwrite)
     otherwise = partial(_put_where_room_is, session, packages, overwrite=overwrite)
-    return _spilling.spilling(session, nbytes, attempt, otherwise)
+    return _spilling.spilling(session, lambda: nbytes, attempt, otherwise)
 
 
 def _put_where_room_is(
@@ -69,7 +71,7 @@ def _put_where_room_is(
         for package, place in zip(packages, places, strict=True):
             if is_filed(package, place):
                 names.append(session.files.new_name(session.pins.seat.serial))
-                _write(session, package, place, names[-1])
+                write(session, package, place, names[-1])
             else:
                 names.append("")
                 _copying.copy(session, package, place)
@@ -113,7 +115,7 @@ def reserve(
     return session.pins.hold(places[0].slot)
 
 
-def _write(session: Session, package: Package, place: _copying.Place, name: str) -> None:
+def write(session: Session, package: Package, place: _copying.Place, name: str) -> None:
     """Write what is to be put to a temporary file, and keep the checksum of what is sealed."""
 
     def fill(fd: int) -> int:

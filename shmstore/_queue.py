@@ -4,17 +4,18 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Iterable, Iterator
 from functools import partial
 from queue import Empty, Full
 from typing import TYPE_CHECKING, Any, Final
 
-from shmstore import _queueing, _restoring, _spilling, _tallies, _waiting
+from shmstore import _enqueueing, _queueing, _restoring, _tallies, _waiting
 from shmstore._arguments import check_mode
+from shmstore._copying import PlanFailed
+from shmstore._enqueueing import Putting
 from shmstore._queue_handle import QueueHandle
-from shmstore._queueing import Line, Putting, Taken
+from shmstore._queueing import Line, Taken
 
 if TYPE_CHECKING:
     from shmstore._session import Session
@@ -112,20 +113,25 @@ class Queue(QueueHandle):
     def _put(self, objects: list[Any], timeout_s: float | None) -> int:
         session, line = self._live()
         session.check_writeable()
-        packages = [_queueing.pack(session, obj) for obj in objects]
+        packages = [_enqueueing.pack(session, obj) for obj in objects]
         putting = Putting(session, line, packages)
         deadline = _waiting.deadline_of(timeout_s)
         look = partial(_queueing.has_room, session, line)
+        own: BaseException | None = None
         try:
-            while not _advance(session, putting):
+            while not putting.advance():
                 left_s = _waiting.left_until(deadline)
                 if left_s == 0:
                     break
                 _waiting.sleep_until(session, look, [line.room], left_s)
+        except PlanFailed as failed:
+            own = failed.error
         except BaseException as error:
             putting.give_up(error)
             raise
         putting.give_up()
+        if own is not None:
+            raise own
         return putting.count
 
     # --- getting -------------------------------------------------------------------------------
@@ -259,20 +265,14 @@ class Queue(QueueHandle):
 
 
 def patience(block: bool, timeout: float | None) -> float | None:
-    """Return the seconds to wait, None: for ever; ValueError: they are negative."""
+    """Return the seconds to wait, None: for ever; TypeError, ValueError: they are none."""
     if not block:
         return 0.0
-    if timeout is not None and (timeout < 0 or math.isnan(timeout)):
+    timeout_s = _waiting.check_timeout(timeout)
+    if timeout is not None and float(timeout) < 0:
         message = f"timeout={timeout!r}: give seconds from 0 on, or None to wait for ever"
         raise ValueError(message)
-    return _waiting.check_timeout(timeout)
-
-
-def _advance(session: Session, putting: Putting) -> bool:
-    """Put what there is room for in the queue, and in a store that spills make room in memory."""
-    if not session.spills:
-        return putting.advance()
-    return _spilling.spilling(session, putting.nbytes, putting.advance, putting.advance)
+    return timeout_s
 
 
 def _done(session: Session, line: Line, count: int) -> bool:

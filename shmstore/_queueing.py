@@ -6,8 +6,8 @@
      |  pack                        (no lock)        |  look whether there is one    (no lock)
      |  copy, insert, append        (lock)           |  pin the first, or copy it out   (lock)
      |                                               |  count it as taken
-     |  what is large is reserved and copied         |  take it out of the chain; DOOMED
-     |  before, as by any put                        |  build                        (no lock)
+     |  what is large is reserved and copied,        |  take it out of the chain; DOOMED
+     |  or written to a file, before, as by any put  |  build                        (no lock)
 
 An object is in its queue from the store of its state word on, and no more from the next one on: the
 chain follows (see `_catalog.queues`). Who dies before has put, or taken, nothing.
@@ -19,25 +19,19 @@ who waits is rung, and those who come too late wait again.
 from __future__ import annotations
 
 import contextlib
-import itertools
-import math
-from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 
-from shmstore import _announcing, _copying, _packing, _puts, _reading, _tallies, _writing
+from shmstore import _announcing, _packing, _reading, _tallies, _writing
 from shmstore._catalog import states
 from shmstore._catalog.inserts import Content
 from shmstore._catalog.keys import Digest, digest_of
-from shmstore._copying import Place
 from shmstore._memory import layout as L
-from shmstore._memory.allocator import Extent
-from shmstore._packing import COPY_LOCKED_NBYTES, Package
+from shmstore._packing import Package
 from shmstore._plans import GONE, ArrayPlan, Plan
 from shmstore._session import Session
 from shmstore._sharing import counts
-from shmstore._sharing.seats import Anchor
 from shmstore._tuples import NamedTuple
 from shmstore.errors import StoreClosedError, StoreFullError
 from shmstore.serialization import deserialize
@@ -129,12 +123,18 @@ def _open_line(session: Session, name: str, maxsize: int) -> Line:
 def _insert_own(session: Session, kind: int, type_name: str, value: Any, digest: Digest) -> int:
     """Put an object that queues are made of; return its slot. Requires: the store lock."""
     package = _packing.pack_plain(type_name, value)
-    content = _content(package, kind, digest)
+    content = content_of(package, kind, digest)
     assert len(content.header) + len(content.inline) <= L.QUEUE_INLINE_NBYTES, "names are short"
     slot, _ = _writing.find_place(session, package)
     session.queues.clear(slot)
     session.slots.insert(slot, content, session.pins.seat.serial, session.pid, None)
     return slot
+
+
+def content_of(package: Package, kind: int, digest: Digest) -> Content:
+    """Return what is written into a slot: a package, told to be part of a queue."""
+    kinds, header, inline, data_nbytes, _, _ = package.content
+    return Content(kinds | kind, header, inline, data_nbytes, digest)
 
 
 def check(session: Session, line: Line) -> None:
@@ -192,161 +192,6 @@ def settle_done(session: Session, line: Line) -> bool | None:
     if not session.readonly:
         _tallies.forget(session, line.slot, session.clients.lives)
     return is_done(session, line)
-
-
-# --- put -----------------------------------------------------------------------------------------
-
-
-def pack(session: Session, obj: Any) -> Package:
-    """Lay an object out. What waits in a queue never expires."""
-    package = _packing.pack(obj, None)
-    return session.with_options(package, math.inf) if session.checksums else package
-
-
-class Putting:
-    """Objects on their way into a queue, in their order.
-
-    Parameters
-    ----------
-    session, line
-        Of the queue.
-    packages
-        The objects.
-
-    Attributes
-    ----------
-    count
-        How many of them are in the queue.
-    """
-
-    def __init__(self, session: Session, line: Line, packages: Sequence[Package]) -> None:
-        self._session = session
-        self._line = line
-        self._packages = packages
-        self.count = 0
-        self._places: list[Place] = []
-        self._guard: Anchor | None = None
-        self._copied = False
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory that the next object needs."""
-        return self._packages[self.count].extent_nbytes
-
-    def advance(self) -> bool:
-        """Put as many as there is room for; False: the queue is full."""
-        run = self._session.lock.run
-        while self.count < len(self._packages):
-            if self._guard is None and not run(self._put_small):
-                return False
-            if self._guard is not None:
-                if not self._copied:
-                    package, place = self._packages[self.count], self._places[0]
-                    _copying.copy(self._session, package, place, self._guard)
-                    self._copied = True
-                if not run(self._publish):
-                    return False
-        return True
-
-    def _put_small(self) -> bool:
-        """Put what is small and warm, up to the first that is not. Requires: the store lock."""
-        session, line = self._session, self._line
-        _writing.begin(session, self._packages, overwrite=True)
-        check(session, line)
-        if len(self._packages) > self.count + 1:
-            self._put_inline()
-        while self.count < len(self._packages):
-            if has_room(session, line) is None:
-                return False
-            package = self._packages[self.count]
-            slot, extent = _writing.find_place(session, package)
-            if extent is not None and (extent.cold or extent.nbytes > COPY_LOCKED_NBYTES):
-                _writing.take_place(session, slot, extent, self._places)
-                self._guard = session.pins.hold(self._places[0].slot)
-                return True
-            self._insert(package, slot, extent)
-            self.count += 1
-        return True
-
-    def _put_inline(self) -> None:
-        """Put what comes first and lies in slots, all at once. Requires: the store lock."""
-        session, line = self._session, self._line
-        waiting = session.words[line.base + L.S_WAITING]
-        room = line.maxsize - waiting if line.maxsize else len(self._packages)
-        coming = self._packages[self.count : self.count + max(0, room)]
-        coming = list(itertools.takewhile(_is_inline, coming))
-        slots = session.slots.take_many(len(coming)) if len(coming) > 1 else None
-        if slots is None:
-            return
-        self._ring()
-        queue, number = states.generation_of(line.word), session.queues.next_number(line.slot)
-        contents = [
-            _content(package, L.KIND_QUEUED, (queue, number))
-            for number, package in enumerate(coming, number)
-        ]
-        session.slots.insert_many(slots, contents, session.pins.seat.serial, session.pid)
-        session.queues.append(line.slot, slots)
-        _puts.count(session, len(contents), sum([each.data_nbytes for each in contents]))
-        self.count += len(contents)
-
-    def _insert(self, package: Package, slot: int, extent: Extent | None) -> None:
-        session, line = self._session, self._line
-        slots = session.slots
-        if extent is not None:
-            _copying.copy(session, package, Place(slot, slots.next_generation(), extent))
-        content = self._numbered(package)
-        slots.insert(slot, content, session.pins.seat.serial, session.pid, extent)
-        session.queues.append(line.slot, [slot])
-        _puts.count(session, 1, content.data_nbytes)
-
-    def _publish(self) -> bool:
-        """Append what was copied without the lock. Requires: the store lock."""
-        session, line, place = self._session, self._line, self._places[0]
-        package = self._packages[self.count]
-        check(session, line)
-        _writing.check_publication(session, [package], [place], overwrite=True)
-        if has_room(session, line) is None:
-            return False
-        package = package._replace(content=self._numbered(package))
-        _writing.publish(session, package, place)
-        session.queues.append(line.slot, [place.slot])
-        _puts.count(session, 1, package.content.data_nbytes)
-        self.count += 1
-        self._places.clear()
-        self._guard, self._copied = None, False
-        return True
-
-    def _numbered(self, package: Package) -> Content:
-        """Wake who waits for objects; return what goes into the slot of the next one."""
-        self._ring()
-        session, line = self._session, self._line
-        digest = states.generation_of(line.word), session.queues.next_number(line.slot)
-        return _content(package, L.KIND_QUEUED, digest)
-
-    def _ring(self) -> None:
-        """Wake who waits for objects."""
-        words = self._session.words
-        if words[L.W_WAITERS] and not words[self._line.base + L.S_HEAD]:
-            _announcing.ring(self._session, self._line.objects)
-
-    def give_up(self, error: BaseException | None = None) -> None:
-        """Give back what was reserved for an object that is not in the queue."""
-        session, places = self._session, self._places
-        self._guard = None
-        if places and not session.closed:
-            [place] = places
-            if session.slots.is_writing(place.slot, place.generation):
-                _writing.discard(session, self._packages[self.count :], places, error)
-            places.clear()
-
-
-def _is_inline(package: Package) -> bool:
-    return not package.extent_nbytes
-
-
-def _content(package: Package, kind: int, digest: Digest) -> Content:
-    kinds, header, inline, data_nbytes, _, _ = package.content
-    return Content(kinds | kind, header, inline, data_nbytes, digest)
 
 
 # --- get -----------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from shmstore._memory.folder import NO_ROOM, free_bytes
 from shmstore._memory.mapping import write_all
 from shmstore._sharing import counts
 from shmstore._sharing.seats import Anchor
-from shmstore.errors import StoreClosedError, StoreFullError
+from shmstore.errors import ObjectTooLargeError, StoreClosedError, StoreFullError
 
 if TYPE_CHECKING:
     from shmstore._session import Session
@@ -47,26 +47,32 @@ _TRIES: Final = 100
 
 def spilling(
     session: Session,
-    nbytes: int,
+    needed: Callable[[], int],
     attempt: Callable[[], Result],
     otherwise: Callable[[], Result],
 ) -> Result:
-    """Repeat what needs `nbytes` of extents, and make room for it in between, while that helps.
+    """Repeat what finds no room in memory, and make some in between, while that helps.
 
     Parameters
     ----------
+    needed
+        Returns the bytes of extents that the next attempt needs.
     attempt
-        Raises StoreFullError when there is no room in memory.
+        Raises StoreFullError, or ObjectTooLargeError, when there is no room in memory.
     otherwise
         Called when there can be none.
     """
-    for _ in range(_TRIES if nbytes <= session.identity.capacity else 0):
+    for _ in range(_TRIES):
+        if needed() > session.identity.capacity:
+            break
         try:
             return attempt()
+        except ObjectTooLargeError:
+            break
         except StoreFullError as error:
             if error.facts.get("out_of_slots") is not False:
                 raise
-        if not make_room(session, nbytes) and not session.lock.run(session.bury).nbytes:
+        if not make_room(session, needed()) and not session.lock.run(session.bury).nbytes:
             break
     return otherwise()
 

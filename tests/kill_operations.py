@@ -25,6 +25,7 @@ from kill_queues import (
     join_after_a_death,
     make_queue,
     mend,
+    put_filed,
     put_large,
     put_many,
     put_one,
@@ -35,6 +36,7 @@ from kill_queues import (
     take_without_a_slot,
     taken_by_the_dead,
     wait_for_one,
+    wait_with_a_file,
     without_slots,
 )
 from kill_scenes import (
@@ -439,6 +441,10 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "queue, join after a death": Operation(join_after_a_death, template=taken_by_the_dead),
     "queue, destroy": Operation(destroy_queue, template=queued),
     "queue, put where others are evicted": Operation(put_one, template=evicting_queued),
+    "queue, put into a file": Operation(put_filed, template=filed_queued, spills=True),
+    "queue, put into a file, in vain": Operation(
+        wait_with_a_file, template=filed_queued, spills=True
+    ),
     "queue, take from a file": Operation(take_one, template=filed_queued, spills=True),
     "queue, take from a file to memory": Operation(
         take_one, attach_with_room, filed_queued, spills=True

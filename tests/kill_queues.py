@@ -11,10 +11,13 @@ import os
 import queue
 import signal
 
+from family_helpers import own_handlers
 from kill_scenes import LARGE, NEW, OLD, Scene, furnish
 
 from shmstore import StoreFullError
 from shmstore._memory import layout as L
+from shmstore.serialization import register_serialization
+from shmstore.serialization.frames import Planned
 
 
 def queued(scene: Scene) -> None:
@@ -91,6 +94,27 @@ def put_many(scene: Scene) -> None:
     """Put more than there is room for."""
     assert scene.store.queue("q").put_many([OLD, LARGE[:90_000], 3], block=False) == 1
     scene.store.queue("r").put_many([(7,), (8,), LARGE[:70], (9,)])
+
+
+class _Slow:
+    """Something during whose serialization others act."""
+
+
+def put_filed(scene: Scene) -> None:
+    """Put what is larger than the store, between what is not, and once more without success."""
+    line = scene.store.queue("n", maxsize=3)
+    assert line.put_many([1, LARGE[:20_000], LARGE[:70_000], 3], block=False) == 3
+    with contextlib.suppress(queue.Full):
+        line.put(LARGE[:70_000], timeout=0.0)
+
+
+def wait_with_a_file(scene: Scene) -> None:
+    """Have written what is larger than the store when there is no room in the queue any more."""
+    line = scene.store.queue("n", maxsize=1)
+    plan = Planned(90_000, lambda _: line.put(1))
+    with own_handlers(), contextlib.suppress(queue.Full):
+        register_serialization(_Slow, lambda _: ({}, [plan]), lambda _, frames: frames)
+        line.put(_Slow(), timeout=0.01)
 
 
 def take_one(scene: Scene) -> None:
