@@ -63,7 +63,7 @@ class Awaiting(ABC):
         """
         from shmstore import _expecting, _waiting  # noqa: PLC0415 - takes time that most processes can save
 
-        expected = _expecting.Expected(self._live(), keys)
+        expected = _expecting.Expected(self._live, keys)
         expected.enough = expected.enough_for(return_when)
         with expected.sleeper:
             expected.wait(_waiting.check_timeout(timeout))
@@ -87,7 +87,7 @@ class Awaiting(ABC):
         from shmstore import _expecting, _waiting  # noqa: PLC0415 - takes time that most processes can save
 
         deadline = _waiting.deadline_of(_waiting.check_timeout(timeout))
-        return _expecting.each(_expecting.Expected(self._live(), keys), deadline)
+        return _expecting.each(_expecting.Expected(self._live, keys), deadline)
 
     def watch(self, prefix: str = "") -> Watch:
         """Return an iterator over what is put and deleted under keys that begin so, from now on.
@@ -106,4 +106,4 @@ class Awaiting(ABC):
         """
         from shmstore._watching import Watch  # noqa: PLC0415 - takes time that most processes can save
 
-        return Watch(self._live(), check_key(prefix, "a prefix of keys (str)"))
+        return Watch(self._live, check_key(prefix, "a prefix of keys (str)"))

@@ -31,8 +31,8 @@ class Expected:
 
     Parameters
     ----------
-    session
-        Of their store.
+    live
+        Of their store, see `_waiting`.
     keys
         Their names.
     sleeper
@@ -49,9 +49,10 @@ class Expected:
     """
 
     def __init__(
-        self, session: Session, keys: Iterable[str], sleeper: _waiting.Sleeper | None = None
+        self, live: _waiting.Live, keys: Iterable[str], sleeper: _waiting.Sleeper | None = None
     ) -> None:
-        self._session = session
+        self._live = live
+        self._session = live()
         self._missing: dict[int, dict[Digest, str]] = {}
         for key in keys:
             digest = digest_of(check_key(key))
@@ -59,7 +60,7 @@ class Expected:
             self._missing.setdefault(topic, {})[digest] = key
         self.done: list[str] = []
         self.enough = 1
-        self.sleeper = sleeper or _waiting.Sleeper(session)
+        self.sleeper = sleeper or _waiting.Sleeper(live)
 
     @property
     def topics(self) -> Collection[int]:
@@ -101,8 +102,8 @@ class Expected:
 
     def wait(self, timeout_s: float | None) -> bool:
         """Wait until enough of them are there; False: the time is over."""
-        session, topics, sleeper = self._session, self.topics, self.sleeper
-        found = _waiting.sleep_until(session, self.glance, topics, timeout_s, self.settle, sleeper)
+        live, topics, sleeper = self._live, self.topics, self.sleeper
+        found = _waiting.sleep_until(live, self.glance, topics, timeout_s, self.settle, sleeper)
         return bool(found)
 
     def overdue(self) -> WaitTimeoutError:
@@ -134,7 +135,7 @@ def each(expected: Expected, deadline: float | None) -> Iterator[str]:
 
 
 def secure_key(
-    session: Session, key: str, timeout: float | None, *, required: bool
+    live: _waiting.Live, key: str, timeout: float | None, *, required: bool
 ) -> tuple[Plan, Any] | None:
     """Wait for an object under a key; return its plan and what it secured.
 
@@ -144,11 +145,11 @@ def secure_key(
         None: none came in time, and it is not `required`.
     """
     timeout_s = _waiting.check_timeout(timeout)
-    deadline = _waiting.deadline_of(timeout_s)
+    session, deadline = live(), _waiting.deadline_of(timeout_s)
     look, settle, topics = finders(session, key)
     while True:
         left_s = _waiting.left_until(deadline)
-        found = _waiting.sleep_until(session, look, topics, left_s, settle)
+        found = _waiting.sleep_until(live, look, topics, left_s, settle)
         if found is None:
             if required:
                 raise overdue(session, key, timeout_s)

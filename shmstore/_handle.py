@@ -200,6 +200,8 @@ class Handle:
             finally:
                 if held and not session.closed:
                     self._session = session  # so that it can be closed again
+            with contextlib.suppress(StoreClosedError):
+                session.bells.ring_own()  # who waits by this handle waits no more
 
     def destroy(self) -> None:
         """Remove the store for everyone. Views stay valid in all processes until they die."""

@@ -134,8 +134,7 @@ class Memoized:
     def _find_or_claim(self, key: str) -> Any:
         """Return the result, or _NOTHING: it is ours to compute."""
         store = self._store
-        session = store._live()
-        digest = digest_of(key)
+        session, digest = store._live(), digest_of(key)
         topics = [_announcing.topic_of_digest(digest)]
         claim = _packing.pack_plain(_CLAIM_TYPE, session.pins.seat.serial, key)
 
@@ -155,7 +154,7 @@ class Memoized:
                     return plan.build(held)
             if session.lock.run(_claim, session, claim, digest):
                 return _NOTHING
-            _waiting.sleep_until(session, look, topics, LOOK_S, settle)
+            _waiting.sleep_until(store._live, look, topics, LOOK_S, settle)
 
     def _keep(self, key: str, result: Any) -> Any:
         """Let a result take the place of the claim; return it as others get it."""

@@ -123,7 +123,7 @@ class Queue(QueueHandle):
                 left_s = _waiting.left_until(deadline)
                 if left_s == 0:
                     break
-                _waiting.sleep_until(session, look, [line.room], left_s)
+                _waiting.sleep_until(self._live_session, look, [line.room], left_s)
         except PlanFailed as failed:
             own = failed.error
         except BaseException as error:
@@ -194,7 +194,8 @@ class Queue(QueueHandle):
             left_s = _waiting.left_until(deadline)
             if left_s == 0:
                 raise Empty
-            _waiting.sleep_until(session, look, [line.objects], left_s)
+            _waiting.sleep_until(self._live_session, look, [line.objects], left_s)
+            self._live()
 
     def _take(self, session: Session, line: Line, count: int, mode: str) -> list[Taken]:
         """Take objects that are there, in memory or in files."""
@@ -257,7 +258,8 @@ class Queue(QueueHandle):
         while True:
             left_s = _waiting.left_until(deadline)
             wait_s = JOIN_LOOK_S if left_s is None else min(JOIN_LOOK_S, left_s)
-            if _waiting.sleep_until(session, look, [line.done], wait_s, settle):
+            live = self._live_session
+            if _waiting.sleep_until(live, look, [line.done], wait_s, settle):
                 session.lock.run(_queueing.check, session, line)
                 return True
             if left_s is not None and left_s <= wait_s:

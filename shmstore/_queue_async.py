@@ -91,7 +91,7 @@ class Queue(Closing):
             if left_s == 0:
                 raise Full
             look = partial(_queueing.has_room, session, line)
-            await _waiting_async.sleep_until(session, look, [line.room], left_s)
+            await _waiting_async.sleep_until(self.sync._live_session, look, [line.room], left_s)
 
     async def get(self, timeout: float | None = None, *, mode: str = "shared") -> Any:  # noqa: ASYNC109
         """Take the first object out of the queue; see `shmstore.Queue.get`."""
@@ -117,7 +117,7 @@ class Queue(Closing):
                     raise
             look = partial(_queueing.has_object, session, line)
             left_s = _waiting.left_until(deadline)
-            await _waiting_async.sleep_until(session, look, [line.objects], left_s)
+            await _waiting_async.sleep_until(self.sync._live_session, look, [line.objects], left_s)
 
     async def join(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109
         """Wait until all that was put is done; see `shmstore.Queue.join`."""
@@ -130,7 +130,9 @@ class Queue(Closing):
             look = partial(_queueing.is_done, session, line)
             settle = partial(_queueing.settle_done, session, line)
             wait_s = _queue.JOIN_LOOK_S if left_s is None else min(_queue.JOIN_LOOK_S, left_s)
-            await _waiting_async.sleep_until(session, look, [line.done], wait_s, settle)
+            await _waiting_async.sleep_until(
+                self.sync._live_session, look, [line.done], wait_s, settle
+            )
         return True
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from shmstore import _queueing
@@ -61,8 +62,14 @@ class QueueHandle(Closing):
     # --- the end -------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Use the queue no longer in this place. It and what waits in it stay for others."""
-        self._store = None
+        """Use the queue no longer in this place. It and what waits in it stay for others.
+
+        Who waits by this very handle gets StoreClosedError.
+        """
+        store, self._store = self._store, None
+        with contextlib.suppress(StoreClosedError):
+            if store is not None:
+                store._live().bells.ring_own()  # who waits by this handle waits no more
 
     def destroy(self) -> None:
         """Take the queue away for everyone, with all that waits in it; those who wait are told."""
@@ -73,6 +80,9 @@ class QueueHandle(Closing):
         if self._store is None:
             raise StoreClosedError(f"the queue {self._line.name!r} was closed here")
         return self._store._live(), self._line
+
+    def _live_session(self) -> Session:
+        return self._live()[0]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, QueueHandle):

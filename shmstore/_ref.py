@@ -316,7 +316,7 @@ def _wait_for_end(session: Session, ref: ObjectRef, deadline: float | None) -> b
     look, topics = end_of(session, ref)
     while look() is None:
         timeout_s = patience(session, ref, deadline)
-        found = _waiting.sleep_until(session, look, topics, timeout_s)
+        found = _waiting.sleep_until(lambda: session, look, topics, timeout_s)
         if found is None and _waiting.left_until(deadline) == 0:
             return False
     return True

@@ -363,7 +363,7 @@ class Store(Handle, NamedObjects, Listing, Undecoded, Awaiting, Cooperating, Mai
         if timeout is None or timeout != 0:
             from shmstore import _expecting  # noqa: PLC0415 - takes time that most processes can save
 
-            return _expecting.secure_key(session, key, timeout, required=required)
+            return _expecting.secure_key(self._live, key, timeout, required=required)
         secured = _reading.secure_key(session, key)
         if secured is None and required:
             raise _reading.missing_key(session, key)

@@ -36,6 +36,9 @@ from shmstore.errors import StoreFullError
 
 Result = TypeVar("Result")
 
+# Returns the session as long as who waits is to wait; then raises StoreClosedError.
+Live = Callable[[], Session]
+
 # What comes within this time is waited for without sleep; sleeping costs both sides about as much.
 SPIN_S: Final = 300e-6
 
@@ -73,7 +76,7 @@ def left_until(deadline: float | None) -> float | None:
 
 
 def sleep_until(
-    session: Session,
+    live: Live,
     look: Callable[[], Result | None],
     topics: Collection[int],
     timeout_s: float | None,
@@ -84,6 +87,8 @@ def sleep_until(
 
     Parameters
     ----------
+    live
+        Who changes what it does calls `Bells.ring_own` afterwards.
     look
         Called again and again without the lock; None: not yet, which may be wrong.
     topics
@@ -99,8 +104,9 @@ def sleep_until(
     Raises
     ------
     StoreClosedError
-        The store was closed or destroyed meanwhile.
+        The store, or the handle on it, was closed meanwhile, or the store destroyed.
     """
+    session = live()
     deadline = deadline_of(timeout_s)
     settle = settle or look
     found = spin(look, deadline)
@@ -109,11 +115,12 @@ def sleep_until(
     with contextlib.ExitStack() as ending:
         kept = sleeper is not None
         if sleeper is None:
-            sleeper = ending.enter_context(Sleeper(session))
+            sleeper = ending.enter_context(Sleeper(live))
         while deadline is None or monotonic() < deadline:
             settled: Result | None = session.lock.run(sleeper.settle, settle, topics)
             if settled is not None:
                 return settled
+            live()
             if not sleeper.sleep(deadline):
                 break
             found = _await_change(session, look)
@@ -168,21 +175,16 @@ class Sleeper(Closing):
 
     Parameters
     ----------
-    session
+    live
         Of the store where it happens.
-
-    Attributes
-    ----------
-    ended
-        Whether its rows are gone, and its bell was given back.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._session = live()
         self._rows: dict[int, tuple[int, int]] = {}  # per topic: row and ticket
         self._hears_all = False
         self._bell: Bell | None = None
-        self.ended = False
 
     @property
     def bell(self) -> Bell:
@@ -278,7 +280,6 @@ class Sleeper(Closing):
     def close(self) -> None:
         """Take the rows away that are left, and give the bell back."""
         session, bell = self._session, self._bell
-        self.ended = True
         if bell is None:
             return
         if not session.closed and any(map(self._is_left, self._rows)):

@@ -25,7 +25,7 @@ from shmstore._memory import layout as L
 from shmstore._session import Session
 from shmstore._sharing import counts
 from shmstore._sharing.waking import Bell
-from shmstore.errors import ShmStoreError
+from shmstore.errors import ShmStoreError, StoreClosedError
 
 Result = TypeVar("Result")
 
@@ -87,7 +87,7 @@ class _Hub:
         except ShmStoreError:
             pass  # who waits finds out by himself
         for sleeper in list(self._sleepers):
-            if session.closed or sleeper.is_rung():
+            if sleeper.is_over() or sleeper.is_rung():
                 sleeper.wake()
 
 
@@ -104,12 +104,12 @@ class AsyncSleeper(_waiting.Sleeper):
 
     Parameters
     ----------
-    session
+    live
         Of the store where it happens.
     """
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
+    def __init__(self, live: _waiting.Live) -> None:
+        super().__init__(live)
         self._hub: _Hub | None = None
         self._woken: asyncio.Future[None] | None = None
 
@@ -121,6 +121,13 @@ class AsyncSleeper(_waiting.Sleeper):
     def _drop_bell(self, bell: Bell) -> None:  # noqa: ARG002 - it is the hub's
         assert self._hub is not None, "who has a bell has it from a hub"
         self._hub.leave(self, super()._drop_bell)
+
+    def is_over(self) -> bool:
+        """Return whether it is not to wait any more."""
+        try:
+            return self._live().closed
+        except StoreClosedError:
+            return True
 
     def wake(self) -> None:
         """End the rest."""
@@ -143,7 +150,7 @@ class AsyncSleeper(_waiting.Sleeper):
 
 
 async def sleep_until(
-    session: Session,
+    live: _waiting.Live,
     look: Callable[[], Result | None],
     topics: Collection[int],
     timeout_s: float | None,
@@ -154,17 +161,19 @@ async def sleep_until(
 
     It does not spin: meanwhile the others of the loop could go on.
     """
+    session = live()
     deadline = _waiting.deadline_of(timeout_s)
     settle = settle or look
     found = look()
     if found is not None:
         return found
-    own = AsyncSleeper(session) if sleeper is None else sleeper
+    own = AsyncSleeper(live) if sleeper is None else sleeper
     try:
         while deadline is None or monotonic() < deadline:
             settled: Result | None = session.lock.run(own.settle, settle, topics)
             if settled is not None:
                 return settled
+            live()
             counts.add(session.counts, L.SEAT_WAITS)
             await own.rest(deadline)
             found = look()

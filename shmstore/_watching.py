@@ -9,18 +9,17 @@ Concurrency: one thread at a time reads from a watch. After a fork the child's w
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 from shmstore import _announcing, _waiting
 from shmstore._memory.descriptors import Closing
 from shmstore._ref import ObjectRef
 from shmstore._tuples import NamedTuple
 from shmstore.errors import ChangesLostError, StoreClosedError, WaitTimeoutError
-
-if TYPE_CHECKING:
-    from shmstore._session import Session
 
 _KINDS: Final = {_announcing.PUT: "put", _announcing.DELETED: "delete"}
 
@@ -50,17 +49,21 @@ class Watch(Closing):
 
     Parameters
     ----------
-    session
-        Of the store.
+    live
+        Of the store, see `_waiting`.
     prefix
         How the keys begin.
     """
 
-    def __init__(self, session: Session, prefix: str) -> None:
-        self._session = session
+    def __init__(self, live: _waiting.Live, prefix: str) -> None:
+        self._live = live
+        self._session = session = live()
         self._prefix = len(prefix.encode())
         self._topic = _announcing.topic_of(prefix)
-        self._sleeper = _waiting.Sleeper(session)
+        self._sleeper = _waiting.Sleeper(live)
+        self._closed = False
+        self._reader = 0  # the process of a thread that is in `get`
+        self._unended = [self._sleeper]  # whoever takes it out ends it
         self._read = b""
         self._changes: deque[Change | ChangesLostError] = deque()
         self._lost = 0
@@ -89,6 +92,15 @@ class Watch(Closing):
         StoreClosedError
             The store, or this watch, was closed.
         """
+        self._reader = os.getpid()
+        try:
+            return self._get(timeout)
+        finally:
+            self._reader = 0
+            if self._closed:
+                self._end()
+
+    def _get(self, timeout: float | None) -> Change:
         deadline = _waiting.deadline_of(_waiting.check_timeout(timeout))
         while not self._changes:
             if not _waiting.spin(self._collect, deadline) and not self._sleep(deadline):
@@ -110,8 +122,9 @@ class Watch(Closing):
         return self._sleeper.sleep(deadline)
 
     def _check_open(self) -> None:
-        if self._sleeper.ended or self._session.closed:
-            raise StoreClosedError("this watch, or its store, has been closed")
+        if self._closed:
+            raise StoreClosedError("this watch has been closed")
+        self._live()
 
     def _collect(self) -> bool | None:
         """Take out what was written into the bell; None: nothing."""
@@ -160,8 +173,17 @@ class Watch(Closing):
         return int(self._sleeper.bell.fd)
 
     def close(self) -> None:
-        """Watch no longer."""
-        self._sleeper.close()
+        """Watch no longer; a thread that waits for a change is told."""
+        self._closed = True
+        if self._reader != os.getpid():
+            self._end()
+        else:
+            with contextlib.suppress(StoreClosedError):
+                self._sleeper.bell.ring()  # the reader ends its sleep itself
+
+    def _end(self) -> None:
+        with contextlib.suppress(IndexError):
+            self._unended.pop().close()
 
     def __iter__(self) -> Self:
         return self

@@ -200,7 +200,7 @@ class Store:
         look, settle, topics = _expecting.finders(session, key)
         while True:
             left_s = _waiting.left_until(deadline)
-            found = await _waiting_async.sleep_until(session, look, topics, left_s, settle)
+            found = await _waiting_async.sleep_until(self.sync._live, look, topics, left_s, settle)
             if found is None:
                 raise _expecting.overdue(session, key, timeout_s)
             with contextlib.suppress(ObjectNotFoundError):  # it is gone again
@@ -244,8 +244,8 @@ class Store:
         return_when: str = ALL,
     ) -> Waited:
         """Wait until there are objects under these keys; see `shmstore.Store.wait`."""
-        sleeper = _waiting_async.AsyncSleeper(self.sync._live())
-        expected = Expected(self.sync._live(), keys, sleeper)
+        sleeper = _waiting_async.AsyncSleeper(self.sync._live)
+        expected = Expected(self.sync._live, keys, sleeper)
         expected.enough = expected.enough_for(return_when)
         with sleeper:
             await self._expect(expected, sleeper, _waiting.check_timeout(timeout))
@@ -256,7 +256,7 @@ class Store:
     ) -> bool:
         """Wait until enough of the keys are there; False: the time is over."""
         found = await _waiting_async.sleep_until(
-            self.sync._live(),
+            self.sync._live,
             expected.glance,
             expected.topics,
             timeout_s,
@@ -272,8 +272,8 @@ class Store:
     ) -> AsyncIterator[str]:
         """Iterate over keys as their objects come; see `shmstore.Store.as_completed`."""
         deadline = _waiting.deadline_of(_waiting.check_timeout(timeout))
-        sleeper = _waiting_async.AsyncSleeper(self.sync._live())
-        expected = Expected(self.sync._live(), keys, sleeper)
+        sleeper = _waiting_async.AsyncSleeper(self.sync._live)
+        expected = Expected(self.sync._live, keys, sleeper)
         given = 0
         with sleeper:
             while expected.missing() or given < len(expected.done):
@@ -298,7 +298,7 @@ class Store:
         look, topics = _ref.end_of(session, ref)
         while look() is None:
             timeout_s = _ref.patience(session, ref, deadline)
-            found = await _waiting_async.sleep_until(session, look, topics, timeout_s)
+            found = await _waiting_async.sleep_until(self.sync._live, look, topics, timeout_s)
             if found is None and _waiting.left_until(deadline) == 0:
                 return False
         return True
@@ -350,6 +350,7 @@ class Watch(Closing):
 
     def __init__(self, watch: _watching.Watch) -> None:
         self._watch = watch
+        self._stop_resting = _nothing
 
     async def get(self, timeout: float | None = None) -> Change:  # noqa: ASYNC109 - as Watch.get
         """Return the next change; see `shmstore.Watch.get`."""
@@ -360,10 +361,29 @@ class Watch(Closing):
             except WaitTimeoutError:
                 if _waiting.left_until(deadline) == 0:
                     raise
-            await _until_readable(self._watch.fileno(), _waiting.left_until(deadline))
+            await self._rest(_waiting.left_until(deadline))
+
+    async def _rest(self, timeout_s: float | None) -> None:
+        """Wait until there may be a change, or the watch is closed, or the time is over."""
+        loop, fd, readable = asyncio.get_running_loop(), self._watch.fileno(), asyncio.Event()
+
+        def stop() -> None:
+            self._stop_resting = _nothing
+            loop.remove_reader(fd)
+            readable.set()
+
+        loop.add_reader(fd, stop)
+        self._stop_resting = stop
+        try:
+            await asyncio.wait_for(readable.wait(), timeout_s)
+        except TimeoutError:
+            return
+        finally:
+            self._stop_resting()
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Watch no longer; a coroutine that waits for a change is told."""
+        self._stop_resting()  # before the descriptor is another's
         self._watch.close()
 
     def __aiter__(self) -> Self:
@@ -384,17 +404,8 @@ class Watch(Closing):
         self.close()
 
 
-async def _until_readable(fd: int, timeout_s: float | None) -> None:
-    """Wait until a descriptor can be read from, or until the time is over."""
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(fd, readable.set)
-    try:
-        await asyncio.wait_for(readable.wait(), timeout_s)
-    except TimeoutError:
-        return
-    finally:
-        loop.remove_reader(fd)
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _is_slow(plan: _plans.Plan, mode: str) -> bool:

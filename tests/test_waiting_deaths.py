@@ -160,7 +160,7 @@ def test_store_without_room_for_waiters_says_so(make_store: MakeStore) -> None:
     with contextlib.ExitStack() as ending:
         most = session.waiters.most_topics()
         for first in range(0, L.FEWEST_WAITERS, most):
-            sleeper = ending.enter_context(_waiting.Sleeper(session))
+            sleeper = ending.enter_context(_waiting.Sleeper(store._live))
             session.lock.run(sleeper.settle, lambda: None, range(first + 1, first + 1 + most))
         with pytest.raises(shmstore.StoreFullError, match="larger max_clients"):
             store.get("key", timeout=1)

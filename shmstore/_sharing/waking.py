@@ -159,6 +159,10 @@ class Bells:
         self._closed = True
         self._close_known()
         self._close_idle()
+        self.ring_own()
+
+    def ring_own(self) -> None:
+        """Wake all who sleep in this process: a handle or a queue is closed here."""
         for bell in list(self._own.values()):
             if not bell.closed:
                 bell.ring()

@@ -1,0 +1,207 @@
+"""Who waits by a handle, a queue or a watch is told when that is closed, whoever else has one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from stores import wait_until
+
+import shmstore
+from shmstore import Store, StoreClosedError, aio
+
+# Longer than a test takes: who waits must be told, for nothing else happens.
+_LONG_S = 300
+
+# So often the closing meets another moment of the wait.
+_TIMES = 20
+
+Wait = Callable[[Store], Any]
+
+
+@pytest.fixture
+def locked_reads() -> bool:
+    """Read without the lock: who waits enters its rows under it anyway."""
+    return False
+
+
+@pytest.fixture(autouse=True)
+def whole(store: Store) -> Iterator[None]:
+    """See that no row and no bell is left, and that all that is there can be used."""
+    yield
+    session = store._session
+    assert session.waiters.rows() == []
+    assert len(session.bells._idle) == len(session.bells._own)
+    assert store.check() == []
+
+
+def _fill(store: Store) -> None:
+    store.queue("full", maxsize=1).put(1)
+
+
+def _watch(store: Store) -> None:
+    with store.watch() as watch:
+        watch.get(timeout=_LONG_S)
+
+
+WAITS: dict[str, Wait] = {
+    "get": lambda store: store.get("never", timeout=_LONG_S),
+    "get, for ever": lambda store: store.get("never", timeout=None),
+    "wait": lambda store: store.wait(["never", "ever"], timeout=_LONG_S),
+    "as_completed": lambda store: list(store.as_completed(["never"], timeout=_LONG_S)),
+    "watch": _watch,
+    "queue, get": lambda store: store.queue("empty").get(timeout=_LONG_S),
+    "queue, iterate": lambda store: next(iter(store.queue("empty"))),
+    "queue, put": lambda store: store.queue("full").put(2, timeout=_LONG_S),
+    "queue, join": lambda store: store.queue("full").join(timeout=_LONG_S),
+}
+
+
+@contextlib.contextmanager
+def _closed_when_waiting(store: Store, close: Callable[[], None]) -> Iterator[None]:
+    """Close something in another thread as soon as somebody waits."""
+
+    def run() -> None:
+        wait_until(store._session.waiters.rows)
+        close()
+
+    closer = threading.Thread(target=run)
+    closer.start()
+    try:
+        yield
+    finally:
+        closer.join()
+
+
+@pytest.mark.parametrize("wait", WAITS.values(), ids=list(WAITS))
+def test_handle_that_is_closed_ends_its_waits(store: Store, wait: Wait) -> None:
+    """Although another handle keeps the store open."""
+    _fill(store)
+    for _ in range(_TIMES):
+        other = Store.attach(store.path)
+        with _closed_when_waiting(store, other.close), pytest.raises(StoreClosedError):
+            wait(other)
+
+
+def test_handle_that_is_closed_ends_no_waits_of_others(store: Store) -> None:
+    """They are woken, find nothing, and sleep on."""
+    heard: list[Any] = []
+    waiter = threading.Thread(target=lambda: heard.append(store.get("key", timeout=_LONG_S)))
+    waiter.start()
+    wait_until(store._session.waiters.rows)
+    for _ in range(_TIMES):
+        Store.attach(store.path).close()
+    store["key"] = 1
+    waiter.join()
+    assert heard == [1]
+
+
+QUEUE_WAITS: dict[str, Callable[[shmstore.Queue], Any]] = {
+    "get": lambda jobs: jobs.get(timeout=_LONG_S),
+    "get many": lambda jobs: jobs.get_many(2),
+    "put": lambda jobs: jobs.put_many([1, 2]),
+    "join": lambda jobs: jobs.join(),
+}
+
+
+@pytest.mark.parametrize("name", QUEUE_WAITS)
+def test_queue_that_is_closed_ends_its_waits(store: Store, name: str) -> None:
+    """Nothing is taken any more: what comes is for others."""
+    other = store.queue("jobs", maxsize=1)
+    if name == "join":
+        other.put(0)
+    for _ in range(_TIMES):
+        jobs = store.queue("jobs")
+        with (
+            _closed_when_waiting(store, jobs.close),
+            pytest.raises(StoreClosedError, match="closed here"),
+        ):
+            QUEUE_WAITS[name](jobs)
+        if name == "put":
+            assert other.get(block=False) == 1
+    if name == "get":
+        other.put("next")
+        assert other.get(block=False) == "next"
+
+
+def test_watch_that_is_closed_ends_its_wait(store: Store) -> None:
+    """Its bell is not given to others while it sleeps on it."""
+    for _ in range(_TIMES):
+        watch = store.watch("a")
+        closer = threading.Timer(0.002, watch.close)
+        closer.start()
+        with pytest.raises(StoreClosedError, match="watch"):
+            watch.get(timeout=_LONG_S)
+        closer.join()
+
+
+@pytest.mark.parametrize("kind", ["watch", "queue", "store"])
+def test_signal_handler_that_closes_ends_the_wait(store: Store, kind: str) -> None:
+    """It runs in the thread that waits, in the midst of it."""
+    other = Store.attach(store.path)
+    waits: dict[str, tuple[Any, Callable[[], Any]]] = {
+        "watch": (watch := other.watch(), lambda: watch.get(timeout=_LONG_S)),
+        "queue": (jobs := other.queue("jobs"), lambda: jobs.get(timeout=_LONG_S)),
+        "store": (other, lambda: other.get("never", timeout=_LONG_S)),
+    }
+    closed, wait = waits[kind]
+    old = signal.signal(signal.SIGALRM, lambda *_: closed.close())
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(StoreClosedError):
+            wait()
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    watch.close()
+    other.close()
+
+
+async def _watch_async(store: aio.Store) -> None:
+    async with store.watch() as watch:
+        await watch.get()
+
+
+ASYNC_WAITS: dict[str, Callable[[aio.Store], Any]] = {
+    "get": lambda store: store.get("never", timeout=_LONG_S),
+    "wait": lambda store: store.wait(["never", "ever"]),
+    "watch": _watch_async,
+    "queue, get": lambda store: store.queue("empty").get(),
+    "queue, put": lambda store: store.queue("full").put(2),
+}
+
+
+@pytest.mark.parametrize("name", ASYNC_WAITS)
+def test_handle_that_is_closed_ends_its_coroutines(store: Store, name: str) -> None:
+    """As it ends threads."""
+    _fill(store)
+
+    async def run() -> None:
+        other = aio.Store(Store.attach(store.path))
+        waiting = asyncio.ensure_future(ASYNC_WAITS[name](other))
+        await asyncio.to_thread(wait_until, store._session.waiters.rows)
+        await other.close()
+        with pytest.raises(StoreClosedError):
+            await waiting
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", ["watch", "queue"])
+def test_what_is_closed_ends_its_coroutines(store: Store, kind: str) -> None:
+    """The event loop goes on, and the descriptor may be another's."""
+
+    async def run() -> None:
+        waited = getattr(aio.Store(store), kind)("name")
+        waiting = asyncio.ensure_future(waited.get())
+        for _ in range(5):
+            await asyncio.sleep(0.001)
+        waited.close()
+        with pytest.raises(StoreClosedError):
+            await waiting
+
+    asyncio.run(run())
