@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shmstore._plans import Plan
 
 # Below this size private views are copies: a mapping of their own costs more.
-_PRIVATE_COPY_NBYTES: Final = 128 << 10
+PRIVATE_COPY_NBYTES: Final = 128 << 10
 
 
 class Lease:
@@ -73,7 +73,7 @@ class Lease:
         return raw if writeable else raw.toreadonly()
 
     def _is_small(self) -> bool:
-        return self._plan.extent_nbytes < _PRIVATE_COPY_NBYTES
+        return self._plan.extent_nbytes < PRIVATE_COPY_NBYTES
 
     def _copy(self, row: headers.FrameRow, *, writeable: bool) -> memoryview:
         copy = allocate(row.nbytes)

@@ -27,7 +27,7 @@ import numpy as np
 
 from shmstore import _claiming, _deleting, _lifecycle, _plans, _reading, _ref, _spares
 from shmstore._catalog import states
-from shmstore._lease import Lease
+from shmstore._lease import PRIVATE_COPY_NBYTES, Lease
 from shmstore._memory import layout as L
 from shmstore._ref import ObjectRef
 from shmstore._session import Session
@@ -37,10 +37,14 @@ from shmstore.errors import ObjectNotFoundError, SerializationError, ShmStoreErr
 
 _MODE: Final = "private"
 
+# What has fewer bytes is copied when it is got: nothing holds it, and there is no ticket to it.
+SMALLEST_NBYTES: Final = PRIVATE_COPY_NBYTES
+
 # What was deleted may be given back by its owner, once, while it is looked at.
 _LOOKS: Final = 2
 
 __all__ = [
+    "SMALLEST_NBYTES",
     "Hold",
     "Place",
     "Ticket",
@@ -121,9 +125,9 @@ class Hold:
 def deposit(store: Store, obj: Any) -> tuple[Any, Hold]:
     """Put an object; return its twin there, which nobody else can write to.
 
-    What takes less than 128 KiB is copied out again, which is faster than mapping it, and so is
-    what is no view whatever its size, such as bytes. Such a twin lies on the heap: nothing holds
-    the object, and there is no ticket to it.
+    What takes less than `SMALLEST_NBYTES`, 128 KiB, is copied out again, which is faster than
+    mapping it, and so is what is no view whatever its size, such as bytes. Such a twin lies on the
+    heap: nothing holds the object, and there is no ticket to it.
 
     Raises
     ------

@@ -349,6 +349,22 @@ def test_plugin_that_cannot_work_is_refused_when_it_is_made(options: dict[str, A
         Plugin(**options)
 
 
+def test_arrays_too_small_to_share_do_not_end_the_sharing_of_others(root: Path) -> None:
+    """Whatever the threshold says: to map them would take longer than to copy them."""
+
+    async def work() -> None:
+        shared = plugin(root, threshold=0, when="stored")
+        async with small(shared, shared) as cluster:
+            for number in range(5):
+                future = await cluster.on(0, np.full, 10_000, number)
+                assert await (await cluster.on(1, np.sum, future)) == 10_000 * number
+            assert cluster.exchange().sent == 0
+            assert await (await cluster.on(1, total, await cluster.on(0, make))) == LARGE
+            assert cluster.exchange().sent == 1
+
+    run(work)
+
+
 def test_plugin_that_is_registered_later_shares_from_then_on(root: Path) -> None:
     """A running cluster goes on with what it has, and so it does when the plugin is taken away."""
 

@@ -17,6 +17,7 @@ from shmstore.integrations.dask._exchange import DEFAULT_THRESHOLD, LOCK_TIMEOUT
 from shmstore.integrations.dask._family import HANDSHAKE
 from shmstore.integrations.dask._page import add_to
 from shmstore.integrations.dask._resident import WHEN
+from shmstore.tickets import SMALLEST_NBYTES
 
 
 class Plugin(WorkerPlugin):  # type: ignore[misc]
@@ -28,7 +29,7 @@ class Plugin(WorkerPlugin):  # type: ignore[misc]
         Bytes of the store of each host, as an int or as "8GiB"; the default follows from the host.
     threshold
         Bytes from which on an array is shared, as an int or as "256KiB"; other data from
-        sixteen times as many.
+        sixteen times as many. At least 128 KiB: copying what is smaller is faster than mapping it.
     when
         Results of tasks go into the store: "stored": at once; "sent": when another worker first
         asks for them; "auto": when first asked for, and at once when those of tasks of the same
@@ -89,7 +90,7 @@ def _nbytes_of(threshold: int | str) -> int:
     if nbytes < 0:
         message = f"threshold={threshold!r}: give bytes, an int from 0 on or text like '256KiB'"
         raise ValueError(message)
-    return nbytes
+    return max(nbytes, SMALLEST_NBYTES)
 
 
 class Worker(distributed.Worker):  # type: ignore[misc]
