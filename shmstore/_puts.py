@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from sys import gettrace
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
@@ -21,6 +20,7 @@ from shmstore._packing import (
 from shmstore._ref import ObjectRef, refer_to_many
 from shmstore._refilling import refill_stream
 from shmstore._sharing import counts
+from shmstore._tracing import COVERAGE, DEBUGGER, get_tool, gettrace
 from shmstore.serialization import custom_serialize
 from shmstore.serialization.pickling import BYTES, SMALL_NBYTES, dump
 
@@ -79,7 +79,9 @@ def put_spare(session: Session, kind: int, header: bytes, inline: bytes) -> Obje
     spares, words = session.spares, session.words
     pile, generation = spares.small, spares.following
     top = pile.top
-    if not top or generation >= spares.end or words[L.W_DESTROYED] or gettrace():
+    if not top or generation >= spares.end or words[L.W_DESTROYED]:
+        return None
+    if spares.watched or gettrace() or get_tool(DEBUGGER) or get_tool(COVERAGE):
         return None
     entry = slot, base, spare, seed, _ = pile.slots[top - 1]
     word, nbytes = states.ready_word(generation), len(inline)

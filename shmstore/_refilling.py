@@ -13,7 +13,6 @@ Concurrency: threads and processes, as `_spares`.
 
 from __future__ import annotations
 
-from sys import gettrace
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
@@ -25,7 +24,8 @@ from shmstore._memory import layout as L
 from shmstore._memory.allocator import Extent
 from shmstore._packing import pack_array
 from shmstore._ref import ObjectRef
-from shmstore._spares import ROOM, WITH_EXTENT, Entry, Pile, take_generations
+from shmstore._spares import ROOM, WITH_EXTENT, Entry, Pile, Spares, take_generations
+from shmstore._tracing import COVERAGE, DEBUGGER, get_tool, gettrace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,7 +100,8 @@ def _fill(session: Session, pile: Pile, entry: Entry, package: Package) -> Objec
     """Fill a slot that is sound while others go on; None: that needs another way."""
     nbytes = package.extent_nbytes
     guard: Anchor | None = session.pins.hold(entry[0])  # lets nobody close the store meanwhile
-    generation = _take(session, pile, nbytes, entry)
+    spares = session.spares  # another thread that forks exchanges them for the moment
+    generation = _take(session, spares, pile, nbytes, entry)
     if not generation:
         return None
     # No call up to here.
@@ -108,14 +109,14 @@ def _fill(session: Session, pile: Pile, entry: Entry, package: Package) -> Objec
     try:
         extent = Extent(-1, entry[-1], nbytes, cold=False)
         copy(session, package, Place(entry[0], generation, extent), guard)
-        ref = _publish(session, package.content, nbytes, entry, generation)
+        ref = _publish(session, spares, package.content, nbytes, entry, generation)
         if ref is not None:
             return ref
     except PlanFailed as failed:
-        _let_go(session, pile, nbytes, entry)
+        _let_go(session, spares, pile, nbytes, entry)
         own = failed.error
     except BaseException:
-        _let_go(session, pile, nbytes, entry)
+        _let_go(session, spares, pile, nbytes, entry)
         guard = None  # the traceback keeps this frame
         raise
     guard = None
@@ -184,12 +185,12 @@ def _fill_at_once(
     return ref
 
 
-def _take(session: Session, pile: Pile, nbytes: int, entry: Entry) -> int:
+def _take(session: Session, spares: Spares, pile: Pile, nbytes: int, entry: Entry) -> int:
     """Make the last sound slot of a pile FILLING; return the generation of the put, or 0.
 
     The owner's steps (1) to (4) of `_spares`.
     """
-    spares, words, told = session.spares, session.words, session.counts
+    words, told = session.words, session.counts
     base, spare, ending = entry[1], entry[2], spares.row + L.C_ENDING
     filling = states.filling_word(states.generation_of(spare))
     # No call from here on.
@@ -213,13 +214,13 @@ def _take(session: Session, pile: Pile, nbytes: int, entry: Entry) -> int:
 
 
 def _publish(
-    session: Session, content: Content, nbytes: int, entry: Entry, generation: int
+    session: Session, spares: Spares, content: Content, nbytes: int, entry: Entry, generation: int
 ) -> ObjectRef | None:
     """Make the object of a FILLING slot visible, and count it; None: it is another's.
 
     A signal handler may have forked meanwhile, and this is the child.
     """
-    spares, words, memory = session.spares, session.words, session.memory
+    words, memory = session.words, session.memory
     slot, base, spare, seed, _ = entry
     filling = states.filling_word(states.generation_of(spare))
     kind, header, _, data_nbytes, _, _ = content
@@ -254,9 +255,9 @@ def _publish(
     return ref
 
 
-def _let_go(session: Session, pile: Pile, nbytes: int, entry: Entry) -> None:
+def _let_go(session: Session, spares: Spares, pile: Pile, nbytes: int, entry: Entry) -> None:
     """Make a slot SPARE again that is still FILLING, and by this process."""
-    spares, words, told = session.spares, session.words, session.counts
+    words, told = session.words, session.counts
     base, spare = entry[1], entry[2]
     filling = states.filling_word(states.generation_of(spare))
     # No call from here on.
@@ -280,7 +281,7 @@ def _unpinned(session: Session, pile: Pile, nbytes: int) -> Entry | None:
     if session.spares.following >= session.spares.end:
         session.lock.run(take_generations, session)
     sound, top, slots = pile.sound, pile.top, pile.slots
-    if gettrace():
+    if session.spares.watched or gettrace() or get_tool(DEBUGGER) or get_tool(COVERAGE):
         return None
     if sound:
         return slots[sound - 1]
@@ -292,8 +293,8 @@ def _unpinned(session: Session, pile: Pile, nbytes: int) -> Entry | None:
     if pinned is None:
         return None
     free = [entry for entry in entries if entry[0] not in pinned]
+    last, whole, found = entries[-1], slice(top), len(free)
     entries = free + [entry for entry in entries if entry[0] in pinned]
-    last, whole, found = slots[top - 1], slice(top), len(free)
     # No call from here on. As long as the last one is there, those below it are the same, unless
     # another thread has found out anew which these are.
     same = pile.slots is slots and pile.top == top and slots[top - 1] is last

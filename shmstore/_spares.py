@@ -26,18 +26,18 @@ then.
 Concurrency: what is said of a function holds for it. Among the threads of a process, and against
 signal handlers, there is no lock: CPython lets neither in between two stores if there is no call.
 So what changes is written without one: it is done as a whole, or nothing has happened. Where each
-line is a call, of a tracer, all is done under the lock.
+line is a call, all is done under the lock (see `_tracing`).
 """
 
 from __future__ import annotations
 
-from sys import gettrace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from shmstore._catalog import states
 from shmstore._memory import layout as L
+from shmstore._tracing import COVERAGE, DEBUGGER, are_lines_watched, get_tool, gettrace
 from shmstore.errors import ShmStoreError
 
 if TYPE_CHECKING:
@@ -134,6 +134,8 @@ class Spares:
         Whether to find out anew which slots these are.
     shut
         Whether nothing is set aside, nor taken back.
+    watched
+        Whether some tool was called for each line when that was last found out.
     """
 
     __slots__ = (
@@ -148,6 +150,7 @@ class Spares:
         "serial",
         "shut",
         "small",
+        "watched",
     )
 
     def __init__(self, row: int = 0, serial: int = 0) -> None:
@@ -158,6 +161,7 @@ class Spares:
         self.row = row
         self.serial = serial
         self.astray = self.shut = False
+        self.watched = are_lines_watched()
 
     def pile(self, nbytes: int) -> Pile | None:
         """Return where slots with extents of a size are kept; None: they are not."""
@@ -222,7 +226,8 @@ def take_back(session: Session, slot: int, generation: int) -> bool:
     Flat: the workload "put" of the benchmarks pays for it.
     """
     spares, words, slots = session.spares, session.words, session.slots
-    if not 0 <= slot < words[L.W_SLOT_TOP] or gettrace():
+    outside = not 0 <= slot < words[L.W_SLOT_TOP]
+    if outside or spares.watched or gettrace() or get_tool(DEBUGGER) or get_tool(COVERAGE):
         return False
     base, ending = slots.start + slot * L.SLOT_WORDS, spares.row + L.C_ENDING
     ready, spare = states.ready_word(generation), states.spare_word(generation)
@@ -284,6 +289,7 @@ def take_generations(session: Session) -> None:
     """Give this process generations. Requires: the store lock."""
     first = session.slots.take_generations(MOST)
     session.spares.following, session.spares.end = first, first + MOST
+    session.spares.watched = are_lines_watched()
 
 
 def _keep(session: Session, slot: int) -> None:
@@ -304,6 +310,8 @@ def _keep(session: Session, slot: int) -> None:
     pile.top += 1
     words[spares.row + L.C_SPARES] = spares.count = spares.count + counted
     told[L.SEAT_KEPT] = spares.nbytes = spares.nbytes + nbytes
+    if gettrace():
+        spares.astray = True  # other threads, which are not traced, came in between
 
 
 def give_back(session: Session) -> None:

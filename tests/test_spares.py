@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-from spares import have_slots, lock_holds, spare_slots, with_slots
+from spares import have_slots, lock_holds, slot_states, spare_slots, with_slots
 from stores import (
     MakeStore,
     exit_code,
@@ -26,6 +30,7 @@ from stores import (
 )
 
 from shmstore import LockTimeoutError, ObjectNotFoundError, ObjectRef, Store, _spares
+from shmstore._catalog import states
 from shmstore._memory import layout as L
 
 pytestmark = lock_free_only  # under the lock nothing is set aside
@@ -256,15 +261,41 @@ def test_waiter_hears_of_an_end_that_takes_no_lock(store: Store) -> None:
     assert gone == [True]
 
 
+@contextlib.contextmanager
+def _traced() -> Iterator[None]:
+    def trace(*_: object) -> Any:
+        return trace
+
+    threading.settrace(trace)
+    try:
+        yield
+    finally:
+        threading.settrace(None)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def _monitored() -> Iterator[None]:
+    monitoring = getattr(sys, "monitoring", None)
+    if monitoring is None:
+        pytest.skip("this Python has no sys.monitoring")
+    tool = next(tool for tool in range(6) if monitoring.get_tool(tool) is None)
+    monitoring.use_tool_id(tool, "test")
+    monitoring.register_callback(tool, monitoring.events.LINE, lambda *_: None)
+    monitoring.set_events(tool, monitoring.events.LINE)
+    try:
+        yield
+    finally:
+        monitoring.set_events(tool, 0)
+        monitoring.free_tool_id(tool)
+
+
 @pytest.mark.parametrize("length", [1, 3000], ids=["in slots", "with extents"])
+@pytest.mark.parametrize("watched", [_traced, _monitored], ids=["traced", "monitored"])
 def test_threads_whose_every_line_is_a_call_do_not_take_the_same_slot(
-    store: Store, length: int
+    store: Store, watched: Callable[[], AbstractContextManager[None]], length: int
 ) -> None:
     """A debugger is told of each line: then other threads may run between any two."""
     wrong: list[Any] = []
-
-    def trace(*_: object) -> Any:
-        return trace
 
     def work(name: int) -> None:
         for number in range(400):
@@ -275,15 +306,48 @@ def test_threads_whose_every_line_is_a_call_do_not_take_the_same_slot(
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
-    threading.settrace(trace)
     try:
-        in_threads(*(partial(work, name) for name in range(4)))
+        with watched():
+            in_threads(*(partial(work, name) for name in range(4)))
     finally:
-        threading.settrace(None)  # type: ignore[arg-type]
         sys.setswitchinterval(interval)
     assert not wrong
     assert store.stats().objects == 0
     assert not store.check()
+
+
+def test_threads_of_which_one_is_traced_lose_no_slot(store: Store) -> None:
+    """It keeps slots under the lock, line by line; the others take some back without it."""
+    mine = [store.put(number) for number in range(4)]
+    lines, first = inspect.getsourcelines(_spares._keep)
+    line = next(at for at, text in enumerate(lines, first) if "pile.top += 1" in text)
+    keeping, taken = threading.Event(), threading.Event()
+
+    def trace(frame: Any, event: str, _: object) -> Any:
+        if frame.f_code is _spares._keep.__code__ and frame.f_lineno == line and event == "line":
+            keeping.set()
+            taken.wait(60)
+        return trace
+
+    def keep() -> None:
+        sys.settrace(trace)
+        session = store._session
+        session.spares.portion = _spares.ROOM
+        session.lock.run(_spares.set_aside, session)
+        sys.settrace(None)
+
+    def take() -> None:
+        keeping.wait(60)
+        mine[0].delete()
+        taken.set()
+
+    in_threads(keep, take)
+    assert keeping.is_set()
+    session = store._session
+    session.lock.run(_spares.settle, session)
+    pile = session.spares.small
+    kept = sorted(slot for slot, *_ in pile.slots[: pile.top])
+    assert kept == np.flatnonzero(slot_states(store) == states.SPARE).tolist()
 
 
 def test_threads_do_not_take_the_same_slot(store: Store) -> None:
