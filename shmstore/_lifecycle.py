@@ -30,13 +30,14 @@ from shmstore._memory.descriptors import Descriptor
 from shmstore._memory.index import INDEX_NAME, create_index, new_identity
 from shmstore._memory.segment import SEGMENT_NAME, Segment
 from shmstore._options import Options, parse_size, ttl_ns
-from shmstore._session import LOCK_NAME, Session, open_index
+from shmstore._session import LOCK_NAME, Session, forming, open_index
 from shmstore._sharing import barrier
 from shmstore._sharing.seats import SEATS_NAME
 from shmstore._trimming import Housekeeping
 from shmstore.errors import (
     NotAStoreError,
     ShmStoreError,
+    StoreClosedError,
     StoreExistsError,
     StoreFullError,
     StoreNotFoundError,
@@ -424,7 +425,14 @@ def _enter(session: Session, held: list[Session]) -> None:
         first_steps.pop()()
     session.pins.watch(None)
     session.notice = housekeeping.start
+    if session.closed:
+        raise StoreClosedError(
+            f"a signal handler has forked while {session.path} was opened. In the child open it "
+            "again.",
+            path=str(session.path),
+        )
     # One step: no signal handler runs before the list has it.
     sessions[session.uuid, session.readonly] = session
     session.handles += 1
     held.append(session)
+    forming.discard(session)

@@ -21,6 +21,8 @@ import contextlib
 import os
 import sys
 import threading
+import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -29,9 +31,10 @@ from shmstore._memory import folder, news
 from shmstore._memory import layout as L
 from shmstore._memory.descriptors import Descriptor
 from shmstore._memory.mapping import detach
-from shmstore._session import LOCK_NAME, Session
+from shmstore._memory.segment import Segment
+from shmstore._session import LOCK_NAME, Session, forming
 from shmstore._sharing import barrier
-from shmstore._sharing.lock import hold_noted, let_noted
+from shmstore._sharing.lock import StoreLock, hold_noted, let_noted
 from shmstore._sharing.seats import Seat
 from shmstore._spares import Spares
 from shmstore._tuples import NamedTuple
@@ -50,13 +53,31 @@ class _Birth(NamedTuple):
     spares: Spares
 
 
+class _Call:
+    """Something that lives as long as a call that has it in a variable."""
+
+
 class _Fork(threading.local):
-    """What this thread has prepared for a fork, and the locks that it holds meanwhile."""
+    """What this thread has prepared for a fork, and the locks that it holds meanwhile.
+
+    Attributes
+    ----------
+    births
+        What there is for the child.
+    held, refused
+        Locks of threads that are held, and locks of stores that refuse this thread.
+    settled
+        Whether this process has gone through its hooks.
+    preparing
+        Leads to something as long as the fork is prepared: whoever forks then is a signal handler.
+    """
 
     def __init__(self) -> None:
         self.births: list[_Birth] = []
         self.held: list[Any] = []
+        self.refused: list[StoreLock] = []
         self.settled = True
+        self.preparing: Callable[[], _Call | None] = lambda: None
 
 
 _fork = _Fork()
@@ -65,6 +86,13 @@ _seats_of_parents: list[Seat] = []
 
 
 def _before_fork() -> None:
+    if _fork.preparing() is not None:
+        for session in list(_lifecycle.sessions.values()):
+            session.pins.freeze()  # the child of this fork has no seats
+        return
+    _after_fork_in_parent()  # of the last one, where a signal handler has cut that short
+    call = _Call()
+    _fork.preparing = weakref.ref(call)
     try:
         _prepare_all()
     except BaseException:  # of a signal handler: the fork goes on
@@ -73,6 +101,8 @@ def _before_fork() -> None:
                 session.pins.stay()  # lets go of a seat that nobody has been told of
                 session.pins.freeze()
         raise
+    finally:
+        del call  # an error keeps this frame
 
 
 def _prepare_all() -> None:
@@ -88,6 +118,7 @@ def _prepare_all() -> None:
             session.pins.freeze()
             continue
         _fork.births.append(birth)
+        _fork.refused.append(session.lock)
         session.lock.hold_threads(_fork.held)
         # The child runs finalizers, and hooks that are older than these, before it has its own.
         session.spares = _spares.nothing()
@@ -105,38 +136,60 @@ def _prepare(session: Session) -> _Birth:
 
 
 def _after_fork_in_parent() -> None:
-    births = list(_fork.births)
-    for birth in births:
+    if _fork.preparing() is not None:
+        return  # this is not the fork that all was prepared for
+    for birth in list(_fork.births):
         birth.session.spares = birth.spares
         birth.session.pins.stay()
-        birth.lock_fd.close()
-        birth.seat.close()
+    _close(_fork.births)
     _fork.births.clear()
     let_noted(_fork.held)
+    while _fork.refused:
+        _fork.refused[-1].let_threads()
+        del _fork.refused[-1:]
+
+
+def _close(births: list[_Birth]) -> None:
+    """Let go of what is another process's."""
     for birth in births:
-        birth.session.lock.let_threads()
+        birth.lock_fd.close()
+        birth.seat.close()
 
 
 def _after_fork_in_child() -> None:
     if _fork.settled:
         return
     _lifecycle.housekeeping.begin_anew()
-    born = {id(birth.session) for birth in _fork.births}
-    for birth in _fork.births:
+    births = _fork.births
+    if _fork.preparing() is not None:  # what there is is for another child
+        births = []
+        _close(_fork.births)
+    for birth in births:
         birth.session.spares = birth.spares
         birth.session.adopt(birth.row, birth.seat, birth.lock_fd)
         birth.session.owner_pid = 0  # a descendant may get the pid of an owner that has died
-    for session in list(_lifecycle.sessions.values()):
+    born = {id(birth.session) for birth in births}
+    for session in [*forming, *_lifecycle.sessions.values()]:
         if id(session) not in born:
-            _detach(session)
-            keep = not session.words[L.W_DESTROYED]
-            _lifecycle.forget(session, keep_seat=keep)
-            if keep:
-                _seats_of_parents.append(session.pins.seat)
+            _abandon(session)
     let_noted(_fork.held)
+    _fork.refused.clear()
     barrier.register()
     _finalize_with_multiprocessing()
     _fork.births, _fork.settled = [], True  # one step, for a session without a birth is closed
+
+
+def _abandon(session: Session) -> None:
+    """Close a session that this process, a child, has no seat for."""
+    _detach(session)
+    if session in forming:
+        session.closed = True  # who goes on to form it is told
+        session.lock.close()
+        return
+    keep = not session.words[L.W_DESTROYED]
+    _lifecycle.forget(session, keep_seat=keep)
+    if keep:
+        _seats_of_parents.append(session.pins.seat)
 
 
 def _detach(session: Session) -> None:
@@ -147,9 +200,9 @@ def _detach(session: Session) -> None:
     """
     if not session.index.protected:
         detach(session.index.memory, session.index.fd)
-    if session.row >= 0:
+    if session.row >= 0 and session not in forming:
         detach(session.pins.seat.bytes, session.pins.seat.fd)
-    if session.lock.is_mine() and not session.readonly:
+    if session.lock.is_mine() and not session.readonly and type(session.segment) is Segment:
         detach(session.segment.writeable, session.segment.fd)
 
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from shmstore import _claiming, _recovery, _room, _spares
 from shmstore._catalog.keys import KeyIndex
@@ -63,6 +64,10 @@ _MOST_SPARE = 1 << 26
 
 # Objects whose place a process remembers; a plan takes about 1 KiB.
 _MOST_PLANS = 1 << 14
+
+
+# Those that no handle has yet: a signal handler may fork meanwhile.
+forming: Final[weakref.WeakSet[Session]] = weakref.WeakSet()
 
 
 def open_index(folder_fd: int, path: Path) -> Index:
@@ -259,6 +264,7 @@ class Session(Space):
 
     def _take_seat(self) -> None:
         """Enter this process into the client table; from then on a read-only session only reads."""
+        forming.add(self)
         self.lock.mark = self.identity.max_clients + 1
         self.counts: Any = self.lock.counts
         # What may fail comes before the seat.

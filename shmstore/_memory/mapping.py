@@ -95,6 +95,8 @@ def _map_over(
 def detach(memory: mmap.mmap | memoryview, fd: int) -> None:
     """Let what is written to a shared mapping from now on stay in this process.
 
+    Where the system allows no private memory of that size, who writes is killed by it.
+
     Parameters
     ----------
     memory
@@ -102,7 +104,11 @@ def detach(memory: mmap.mmap | memoryview, fd: int) -> None:
     fd
         Its file.
     """
-    _map_over(memory, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _MAP_NORESERVE, fd)
+    prot, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _MAP_NORESERVE
+    try:
+        _map_over(memory, prot, flags, fd)
+    except OSError:
+        _map_over(memory, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_NORESERVE, fd)
 
 
 def address_of(memory: mmap.mmap | memoryview) -> int:

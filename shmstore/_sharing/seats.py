@@ -28,6 +28,7 @@ from shmstore._memory.folder import HOW_TO_ENLARGE, NO_ROOM, create_file, is_unm
 from shmstore._memory.mapping import map_file, reserve
 from shmstore._memory.owners import FILE_FLAGS
 from shmstore._sharing.flock import lock_descriptor
+from shmstore._sharing.forking import InFork
 from shmstore._sharing.lock import is_locked
 from shmstore._tuples import NamedTuple
 from shmstore.errors import CorruptStoreError, StoreFullError, UnsafePathError
@@ -278,7 +279,12 @@ class Pins:
                 when_empty()
 
     def freeze(self) -> None:
-        """Never drop the pins that are held now: a process without a seat of its own needs them."""
+        """Never drop the pins that are held now: a process without a seat of its own needs them.
+
+        Nor does that process, before it has left the seat, drop those that are made until then.
+        """
+        if self.cells is self.seat.pins:
+            self.cells = InFork(self.seat.pins)
         for cell, holder in enumerate(self.holders):
             if holder is not None:
                 self.holders[cell] = _FOR_EVER
@@ -339,8 +345,8 @@ class Pins:
         except BaseException:
             self.stay()
             raise
-        self.times = _Both(self.seat.times, seat.times)
-        self.cells = _Both(self.seat.pins, seat.pins)
+        self.times = InFork(self.seat.times, seat.times)
+        self.cells = InFork(self.seat.pins, seat.pins)
         copied = slice(L.SEAT_FIRST_CELL, self._end * L.CELL_WORDS)
         seat.words[copied] = self.seat.words[copied]
 
@@ -372,17 +378,6 @@ class _ForEver:
 
 
 _FOR_EVER = _ForEver()
-
-
-class _Both:
-    """The same words of two seats, written together."""
-
-    def __init__(self, *seats: Any) -> None:
-        self._seats = seats
-
-    def __setitem__(self, cell: int, value: float) -> None:
-        for words in self._seats:
-            words[cell] = value
 
 
 def _dropper(pins: Pins, cell: int) -> Callable[[Any], None]:
