@@ -200,7 +200,7 @@ class Handle:
             finally:
                 if held and not session.closed:
                     self._session = session  # so that it can be closed again
-            with contextlib.suppress(StoreClosedError):
+            if not session.closed:
                 session.bells.ring_own()  # who waits by this handle waits no more
 
     def destroy(self) -> None:

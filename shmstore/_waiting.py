@@ -203,10 +203,7 @@ class Sleeper(Closing):
             raise folder.full_file_system(session.folder_fd, session.path, 0, error) from error
 
     def _drop_bell(self, bell: Bell) -> None:
-        if self._session.closed:
-            bell.fd.close()
-        else:
-            self._session.bells.give_back(bell)
+        self._session.bells.give_back(bell)
 
     def settle(
         self, look: Callable[[], Result | None], topics: Collection[int], prefix: int = -1

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import rooms
 from stores import wait_until
 
 import shmstore
@@ -99,6 +100,50 @@ def test_handle_that_is_closed_ends_no_waits_of_others(store: Store) -> None:
     store["key"] = 1
     waiter.join()
     assert heard == [1]
+
+
+def test_handles_closed_under_many_threads_raise_nothing(store: Store) -> None:
+    """Who is woken gives his bell back while others are still being woken."""
+    told: list[type[BaseException]] = []
+    for _ in range(_TIMES):
+        before = rooms.descriptors()
+        other = Store.create(root=store.path.parent, capacity="1MiB")
+        session = other._session
+        threads = [threading.Thread(target=_wait_to_be_told, args=[other, told]) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda session=session: len(session.waiters.rows()) == 8)
+        other.close()
+        for thread in threads:
+            thread.join()
+        assert rooms.descriptors() == before
+    assert told == [StoreClosedError] * (8 * _TIMES)
+
+
+def test_bell_that_is_about_to_be_rung_is_no_other_file(store: Store) -> None:
+    """Although its store and its waiter have gone: who rings it holds it open."""
+    before = rooms.descriptors()
+    other = Store.create(root=store.path.parent, capacity="1MiB")
+    session = other._session
+    told: list[type[BaseException]] = []
+    waiter = threading.Thread(target=_wait_to_be_told, args=[other, told])
+    waiter.start()
+    wait_until(session.waiters.rows)
+    [bell] = session.bells._own.values()
+    other.close()
+    waiter.join()
+    bell.ring()
+    assert bell.drain()
+    del bell
+    assert told == [StoreClosedError]
+    assert rooms.descriptors() == before
+
+
+def _wait_to_be_told(store: Store, told: list[type[BaseException]]) -> None:
+    try:
+        store.get("never", timeout=_LONG_S)
+    except BaseException as error:
+        told.append(type(error))
 
 
 QUEUE_WAITS: dict[str, Callable[[shmstore.Queue], Any]] = {

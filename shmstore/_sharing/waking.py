@@ -8,7 +8,9 @@ Both sides open it for reading and writing: so nobody's death is an end of file 
 and no write can raise SIGPIPE.
 
 Concurrency: `ring` and `ring_all` require the store lock. The others may be called by any thread; a
-bell belongs to who has borrowed it. A forked child begins without bells (`begin_anew`).
+bell belongs to who has borrowed it. Another thread may be about to ring it, so nobody closes it: it
+closes itself when nobody refers to it any more. A forked child begins without bells, which it may
+close (`begin_anew`): it has one thread.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ class Bell:
 
     @property
     def closed(self) -> bool:
-        """Whether it belonged to a parent of this process, or to a session that has ended."""
+        """Whether it belonged to a parent of this process."""
         return self.fd.closed
 
     def drain(self) -> bytes:
@@ -146,7 +148,7 @@ class Bells:
         if not bell.closed:
             self._idle.append(bell)
         if self._closed:
-            self._close_idle()
+            self._forget()
 
     def remove_files(self, serial: int) -> None:
         """Take the names of the own bells away: this client leaves."""
@@ -155,11 +157,14 @@ class Bells:
                 os.unlink(name_of(serial, number), dir_fd=self._seats_fd)
 
     def close(self) -> None:
-        """Close what nobody uses, and wake who sleeps: he closes his bell when he gives it back."""
+        """Wake who sleeps, and let go of all bells: of those that are borrowed who gives them back.
+
+        The waking comes first: nobody is woken whose bell is forgotten already.
+        """
+        self.ring_own()
         self._closed = True
         self._close_known()
-        self._close_idle()
-        self.ring_own()
+        self._forget()
 
     def ring_own(self) -> None:
         """Wake all who sleep in this process: a handle or a queue is closed here."""
@@ -167,10 +172,9 @@ class Bells:
             if not bell.closed:
                 bell.ring()
 
-    def _close_idle(self) -> None:
-        with contextlib.suppress(IndexError):
-            while True:
-                self._idle.pop().fd.close()
+    def _forget(self) -> None:
+        self._own.clear()
+        self._idle.clear()
 
     def begin_anew(self) -> None:
         """Forget all bells: they are those of the parent of this forked child."""
