@@ -124,6 +124,7 @@ class Queue(QueueHandle):
                 if left_s == 0:
                     break
                 _waiting.sleep_until(self._live_session, look, [line.room], left_s)
+                self._live()
         except PlanFailed as failed:
             own = failed.error
         except BaseException as error:

@@ -174,6 +174,44 @@ def test_queue_that_is_closed_ends_its_waits(store: Store, name: str) -> None:
         assert other.get(block=False) == "next"
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_queue_that_is_closed_puts_nothing_any_more(
+    store: Store, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Although there is room by the time its waiter is woken."""
+    other, jobs = store.queue("jobs", maxsize=1), store.queue("jobs")
+    other.put("first")
+    bells = store._session.bells
+
+    def make_room_and_ring() -> None:
+        monkeypatch.undo()
+        assert other.get(block=False) == "first"
+        bells.ring_own()
+
+    monkeypatch.setattr(bells, "ring_own", make_room_and_ring)
+    with _closed_when_waiting(store, jobs.close), pytest.raises(StoreClosedError):
+        jobs.put_many(["late"] * count, timeout=_LONG_S)
+    assert other.empty()
+
+
+def test_queue_that_is_closed_puts_nothing_for_coroutines(store: Store) -> None:
+    """As for threads."""
+    other = store.queue("jobs", maxsize=1)
+    other.put("first")
+
+    async def run() -> None:
+        jobs = aio.Store(store).queue("jobs")
+        waiting = asyncio.ensure_future(jobs.put("late"))
+        await asyncio.to_thread(wait_until, store._session.waiters.rows)
+        jobs.close()
+        assert other.get(block=False) == "first"
+        with pytest.raises(StoreClosedError):
+            await waiting
+
+    asyncio.run(run())
+    assert other.empty()
+
+
 def test_watch_that_is_closed_ends_its_wait(store: Store) -> None:
     """Its bell is not given to others while it sleeps on it."""
     for _ in range(_TIMES):
