@@ -210,9 +210,11 @@ def test_file_that_cannot_get_its_name_leaves_its_object_in_memory(
     assert store["c"].all()
 
 
-@pytest.mark.parametrize("room", [_spilling, _filing], ids=["others", "it"])
+@pytest.mark.parametrize(
+    ("room", "write"), [(_spilling, "_write"), (_filing, "write")], ids=["others", "it"]
+)
 def test_error_that_is_kept_keeps_no_pins(
-    spilling: MakeSpilling, monkeypatch: pytest.MonkeyPatch, room: ModuleType
+    spilling: MakeSpilling, monkeypatch: pytest.MonkeyPatch, room: ModuleType, write: str
 ) -> None:
     """Whoever remembers why a put failed does not keep objects in memory by that."""
     store = spilling()
@@ -222,7 +224,7 @@ def test_error_that_is_kept_keeps_no_pins(
     def fail(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(room, "_write", fail)
+    monkeypatch.setattr(room, write, fail)
     with pytest.raises(StoreFullError) as caught:
         store["b"] = ones(2)
     del held
@@ -334,16 +336,18 @@ def test_store_ended_by_another_thread_in_the_middle_is_closed(
         assert errors == []
 
 
-@pytest.mark.parametrize("room", [_spilling, _filing], ids=["others", "it"])
+@pytest.mark.parametrize(
+    ("room", "write"), [(_spilling, "_write"), (_filing, "write")], ids=["others", "it"]
+)
 def test_store_destroyed_while_a_file_is_written_leaves_no_file(
-    spilling: MakeSpilling, monkeypatch: pytest.MonkeyPatch, room: ModuleType
+    spilling: MakeSpilling, monkeypatch: pytest.MonkeyPatch, room: ModuleType, write: str
 ) -> None:
     """Whoever is moving objects to files learns that the store is gone, and its folder goes."""
     store = spilling()
     store["a"] = ones(3)
     held = store["a"] if room is _filing else None
     destroy = Store.attach(store.path).destroy
-    meanwhile(monkeypatch, room, "_write", destroy)
+    meanwhile(monkeypatch, room, write, destroy)
     with pytest.raises(StoreClosedError):
         store["b"] = ones(2)
     assert held is None or held.all()
