@@ -120,7 +120,7 @@ def write(session: Session, package: Package, place: _copying.Place, name: str) 
 
     def fill(fd: int) -> int:
         for placed in package.frames:
-            write_all(fd, *_made(placed))
+            _spilling.burying(session, partial(write_all, fd, *_made(placed)))
         memory = map_file(fd, L.PAGE + package.extent_nbytes, writeable=False)
         _seal(session, package, place, memory)
         return crc32(memoryview(memory)[L.PAGE :])
@@ -198,10 +198,9 @@ class Draft:
 
     def make_array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """Make the file; return the array that lies in it."""
-        session, package, place = self._session, self._package, self._place
-        nbytes, frames = package.extent_nbytes, map(_made, package.frames)
+        session, nbytes = self._session, self._package.extent_nbytes
         try:
-            memory = session.files.build(self._name, place.slot, place.generation, nbytes, frames)
+            memory = _spilling.burying(session, self._build)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
@@ -209,6 +208,12 @@ class Draft:
         array: npt.NDArray[Any] = np.ndarray(shape, dtype, memory, L.PAGE)
         self._memory, self._array = memory, weakref.ref(array)
         return array
+
+    def _build(self) -> mmap.mmap:
+        files, package, place = self._session.files, self._package, self._place
+        files.discard(self._name)  # what an earlier attempt has left
+        frames = map(_made, package.frames)
+        return files.build(self._name, place.slot, place.generation, package.extent_nbytes, frames)
 
     def publish(self, *, overwrite: bool) -> None:
         """Make the object visible; the array stays a view of it."""

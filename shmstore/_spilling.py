@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 from zlib import crc32
 
@@ -75,6 +76,27 @@ def spilling(
         if not make_room(session, needed()) and not session.lock.run(session.bury).nbytes:
             break
     return otherwise()
+
+
+def burying(session: Session, attempt: Callable[[], Result]) -> Result:
+    """Write to a file; once more if the file system was full of what somebody dead had left there.
+
+    Parameters
+    ----------
+    attempt
+        Writes, and may do so twice.
+
+    Raises
+    ------
+    OSError
+        ENOSPC: the file system is full of what the living have there.
+    """
+    try:
+        return attempt()
+    except OSError as error:
+        if error.errno not in NO_ROOM or not session.lock.run(session.bury).clients:
+            raise
+    return attempt()
 
 
 def make_room(session: Session, nbytes: int) -> bool:
@@ -136,7 +158,7 @@ def _write(session: Session, record: Record, name: str) -> None:
         crc = 0
         for start in range(0, nbytes, _CHUNK_NBYTES):
             part = view[start : start + _CHUNK_NBYTES]
-            write_all(fd, part, L.PAGE + start)
+            burying(session, partial(write_all, fd, part, L.PAGE + start))
             crc = crc32(part, crc)
         return crc
 

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
+from family_helpers import own_handlers
+from rooms import small_file_system
 from spilling import MakeSpilling, block, files, push_out, spill_dir, spilling
-from stores import Flag, StartPython, exit_code, forked, lock_free_only
+from stores import MIB, Flag, MakeStore, StartPython, exit_code, forked, lock_free_only
+
+from shmstore import Store
+from shmstore.serialization import register_serialization
+from shmstore.serialization.frames import Planned
 
 __all__ = ["spill_dir", "spilling"]  # fixtures
 
@@ -112,3 +123,50 @@ def test_processes_push_each_others_objects_out_and_back(
         assert (view == view[0]).all()
         assert view[0] % 40 == int(key)
         del view
+
+
+class _Given:
+    """Something that is made by plans."""
+
+    def __init__(self, *plans: Planned) -> None:
+        self.plans = plans
+
+
+def _die_in_a_file(store: Store, nbytes: int) -> None:
+    """Be killed when so much of a file is written."""
+
+    def die(_: memoryview) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    register_serialization(_Given, lambda x: ({}, x.plans), lambda _, frames: len(frames))
+    Store.attach(store.path).put(_Given(Planned(nbytes, bytes), Planned(MIB, die)))
+
+
+def _allocate(store: Store) -> None:
+    with store.allocate(3 * MIB, np.uint8) as array:
+        array[:] = 7
+
+
+PUTS: dict[str, Callable[[Store], Any]] = {
+    "store": lambda store: store.put(np.zeros(3 * MIB, np.uint8)),
+    "batch": lambda store: store.put_many([1, np.zeros(3 * MIB, np.uint8)]),
+    "queue": lambda store: store.queue("jobs").put(np.zeros(3 * MIB, np.uint8)),
+    "array that is built": _allocate,
+    "what leaves memory": lambda store: [store.put(np.zeros(MIB, np.uint8)) for _ in range(5)],
+}
+
+
+@lock_free_only
+@pytest.mark.parametrize("put", PUTS.values(), ids=list(PUTS))
+def test_file_of_a_dead_writer_keeps_nobody_from_room(
+    make_store: MakeStore, put: Callable[[Store], Any]
+) -> None:
+    """Who finds the disk full buries the dead, as who finds memory full does."""
+    with small_file_system(6 * MIB) as folder, own_handlers():
+        store = make_store(capacity=2 * MIB, on_full="spill", spill_dir=folder)
+        exit_code(forked(lambda: _die_in_a_file(store, 4 * MIB)))
+        assert sum(path.stat().st_blocks for path in files(folder)) == 4 * MIB >> 9
+        put(store)
+        assert store.check() == []
+        assert not [path for path in files(folder) if path.name.startswith("new-")]
+        store.destroy()
