@@ -62,7 +62,7 @@ class Watch(Closing):
         self._topic = _announcing.topic_of(prefix)
         self._sleeper = _waiting.Sleeper(live)
         self._closed = False
-        self._reader = 0  # the process of a thread that is in `get`
+        self._reader = 0  # the process in which the bell is held
         self._unended = [self._sleeper]  # whoever takes it out ends it
         self._read = b""
         self._changes: deque[Change | ChangesLostError] = deque()
@@ -92,13 +92,25 @@ class Watch(Closing):
         StoreClosedError
             The store, or this watch, was closed.
         """
-        self._reader = os.getpid()
+        before = self.hold()
         try:
             return self._get(timeout)
         finally:
-            self._reader = 0
-            if self._closed:
-                self._end()
+            self.let_go(before)
+
+    def hold(self) -> int:
+        """Keep the bell until `let_go`, also when this is closed meanwhile; return what that takes.
+
+        Who closes rings the bell, so that whoever holds it sees that and lets go.
+        """
+        before, self._reader = self._reader, os.getpid()
+        return before
+
+    def let_go(self, before: int) -> None:
+        """End what `hold` has begun; the last one ends a watch that was closed meanwhile."""
+        self._reader = before
+        if self._closed and before != os.getpid():
+            self._end()
 
     def _get(self, timeout: float | None) -> Change:
         deadline = _waiting.deadline_of(_waiting.check_timeout(timeout))

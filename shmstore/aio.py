@@ -346,15 +346,27 @@ class Watch(Closing):
     ----------
     watch
         The watch that is read from.
+
+    Notes
+    -----
+    Each change is told to one of the coroutines that wait. Any thread, and a signal handler, may
+    close the watch.
     """
 
     def __init__(self, watch: _watching.Watch) -> None:
         self._watch = watch
-        self._stop_resting = _nothing
+        self._resting: set[asyncio.Event] = set()
+        self._end_rest = contextlib.ExitStack()
 
     async def get(self, timeout: float | None = None) -> Change:  # noqa: ASYNC109 - as Watch.get
         """Return the next change; see `shmstore.Watch.get`."""
         deadline = _waiting.deadline_of(_waiting.check_timeout(timeout))
+        try:
+            return await self._get(deadline)
+        finally:
+            self._wake()  # what was read beside this change is for others
+
+    async def _get(self, deadline: float | None) -> Change:
         while True:
             try:
                 return self._watch.get(timeout=0)
@@ -365,25 +377,36 @@ class Watch(Closing):
 
     async def _rest(self, timeout_s: float | None) -> None:
         """Wait until there may be a change, or the watch is closed, or the time is over."""
-        loop, fd, readable = asyncio.get_running_loop(), self._watch.fileno(), asyncio.Event()
-
-        def stop() -> None:
-            self._stop_resting = _nothing
-            loop.remove_reader(fd)
-            readable.set()
-
-        loop.add_reader(fd, stop)
-        self._stop_resting = stop
+        woken = asyncio.Event()
+        if not self._resting:
+            self._begin_rest()
+        self._resting.add(woken)
         try:
-            await asyncio.wait_for(readable.wait(), timeout_s)
-        except TimeoutError:
-            return
+            self._watch.fileno()  # raises if it was closed: the ring for that may have been read
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(woken.wait(), timeout_s)
         finally:
-            self._stop_resting()
+            self._resting.discard(woken)
+            if not self._resting:
+                self._end_rest.close()
+
+    def _begin_rest(self) -> None:
+        """Let the event loop look after the bell, which stays this watch's until it does not."""
+        loop = asyncio.get_running_loop()
+        with contextlib.ExitStack() as begun:
+            begun.callback(self._watch.let_go, self._watch.hold())
+            fd = self._watch.fileno()
+            loop.add_reader(fd, self._wake)
+            begun.callback(_remove_reader, loop, fd)
+            self._end_rest = begun.pop_all()
+
+    def _wake(self) -> None:
+        """Let all who rest look."""
+        for woken in self._resting:
+            woken.set()
 
     def close(self) -> None:
-        """Watch no longer; a coroutine that waits for a change is told."""
-        self._stop_resting()  # before the descriptor is another's
+        """Watch no longer; coroutines that wait for a change are told."""
         self._watch.close()
 
     def __aiter__(self) -> Self:
@@ -404,8 +427,9 @@ class Watch(Closing):
         self.close()
 
 
-def _nothing() -> None:
-    """Do nothing."""
+def _remove_reader(loop: asyncio.AbstractEventLoop, fd: int) -> None:
+    if not loop.is_closed():
+        loop.remove_reader(fd)
 
 
 def _is_slow(plan: _plans.Plan, mode: str) -> bool:

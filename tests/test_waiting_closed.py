@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import rooms
+import stores
 from stores import wait_until
+from waits import Run
 
 import shmstore
 from shmstore import Store, StoreClosedError, aio
@@ -288,3 +290,61 @@ def test_what_is_closed_ends_its_coroutines(store: Store, kind: str) -> None:
             await waiting
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", ["watch", "queue"])
+@pytest.mark.parametrize("by", ["a thread", "a signal handler"])
+def test_what_others_close_ends_its_coroutines(store: Store, run: Run, kind: str, by: str) -> None:
+    """At once, not when something else wakes the event loop; what comes later is heard by it."""
+    old = signal.getsignal(signal.SIGALRM)
+
+    async def close() -> None:
+        waited = getattr(aio.Store(store), kind)("name")
+        waiting = asyncio.ensure_future(waited.get())
+        woken: list[str] = []
+        loop = asyncio.get_running_loop()
+        otherwise = loop.call_later(stores.WAIT_S / 3, woken.append, "by something else")
+        await asyncio.to_thread(wait_until, store._session.waiters.rows)
+        signal.signal(signal.SIGALRM, lambda *_: waited.close())
+        closer = threading.Timer(0.05, waited.close)
+        if by == "a thread":
+            closer.start()
+        else:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(StoreClosedError):
+            await waiting
+        assert woken == []
+        otherwise.cancel()
+        closer.cancel()
+        later = asyncio.ensure_future(aio.Store(store).get("key", timeout=_LONG_S))
+        await asyncio.to_thread(wait_until, store._session.waiters.rows)
+        store["key"] = 1
+        assert await later == 1
+
+    try:
+        run(close())
+    finally:
+        signal.signal(signal.SIGALRM, old)
+
+
+def test_coroutines_of_one_watch_are_all_told(store: Store, run: Run) -> None:
+    """Each change is told to one of them, the end to all."""
+
+    async def work() -> None:
+        watch = aio.Store(store).watch()
+        waiting = [asyncio.ensure_future(watch.get()) for _ in range(5)]
+        await asyncio.sleep(0.01)
+        waiting.pop().cancel()
+        store.put_many({"a": 1, "b": 2})
+        told: set[asyncio.Future[Any]] = set()
+        while len(told) < 2:
+            await asyncio.sleep(0.001)
+            told = {task for task in waiting if task.done()}
+        assert {task.result().key for task in told} == {"a", "b"}
+        watch.close()
+        _, left = await asyncio.wait(waiting, timeout=stores.WAIT_S)
+        assert not left
+        ended = set(waiting) - told
+        assert [type(task.exception()) for task in ended] == [StoreClosedError] * 2
+
+    run(work())
