@@ -284,6 +284,12 @@ class Sleeper(Closing):
         self._bell = None
         self._drop_bell(bell)
 
+    def ring(self) -> None:
+        """Wake who sleeps here; without a bell nobody does."""
+        bell = self._bell
+        if bell is not None and not bell.closed:
+            bell.ring()
+
     def is_rung(self) -> bool:
         """Return whether somebody may have rung the bell for one of its topics."""
         return self._hears_all or not all(map(self._is_left, self._rows))

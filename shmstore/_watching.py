@@ -190,8 +190,7 @@ class Watch(Closing):
         if self._reader != os.getpid():
             self._end()
         else:
-            with contextlib.suppress(StoreClosedError):
-                self._sleeper.bell.ring()  # the reader ends its sleep itself
+            self._sleeper.ring()  # the reader ends its sleep itself
 
     def _end(self) -> None:
         with contextlib.suppress(IndexError):

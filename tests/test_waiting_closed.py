@@ -225,6 +225,26 @@ def test_watch_that_is_closed_ends_its_wait(store: Store) -> None:
         closer.join()
 
 
+def test_watch_that_is_closed_when_its_reader_ends_takes_no_bell(store: Store) -> None:
+    """Neither side leaves one in use: the reader has ended, and the closer rings nobody."""
+    watch = store.watch()
+
+    class Reader(int):
+        """Who ends when he has been seen."""
+
+        def __ne__(self, other: object) -> bool:
+            watch.let_go(0)
+            return int(self) != other
+
+        __hash__ = int.__hash__
+
+    watch.hold()
+    watch._reader = Reader(watch._reader)
+    watch.close()
+    session = store._session
+    assert len(session.bells._own) == len(session.bells._idle) == 1
+
+
 @pytest.mark.parametrize("kind", ["watch", "queue", "store"])
 def test_signal_handler_that_closes_ends_the_wait(store: Store, kind: str) -> None:
     """It runs in the thread that waits, in the midst of it."""
