@@ -131,7 +131,12 @@ def write(session: Session, package: Package, place: _copying.Place, name: str) 
 def _made(placed: Placed) -> tuple[memoryview, int]:
     """Return what is to be written, and where in the file."""
     offset, frame = placed
-    return frame if isinstance(frame, memoryview) else frame.materialize(), L.PAGE + offset
+    if isinstance(frame, memoryview):
+        return frame, L.PAGE + offset
+    try:
+        return frame.materialize(), L.PAGE + offset
+    except BaseException as error:
+        raise _copying.PlanFailed(error) from error
 
 
 def _seal(session: Session, package: Package, place: _copying.Place, memory: mmap.mmap) -> None:

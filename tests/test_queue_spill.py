@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import queue
 import threading
@@ -147,19 +148,24 @@ def test_queue_waits_with_a_file_for_room(store: Store, planned: list[Planned]) 
 
 
 @pytest.mark.parametrize("nbytes", [300_000, 2 * _CAPACITY])
+@pytest.mark.parametrize("error", [LookupError("my own"), OSError(errno.ENOSPC, "my own disk")])
 def test_queue_tells_what_a_plan_raises(
-    store: Store, tmp_path: Path, planned: list[Planned], nbytes: int
+    store: Store, tmp_path: Path, planned: list[Planned], nbytes: int, error: Exception
 ) -> None:
     """The error is that of the plan, whether it writes to memory or to a file."""
 
     def fail(view: memoryview) -> None:
-        message = "my own"
-        raise LookupError(message)
+        raise error
 
     planned.append(Planned(nbytes, fail))
     jobs = store.queue("jobs")
-    with pytest.raises(LookupError, match="my own"):
+    with pytest.raises(type(error), match="my own") as caught:
         jobs.put_many([1, _Given(), 2])
+    assert caught.value is error
+    with pytest.raises(type(error), match="my own"):
+        store.put(_Given())
+    del caught
+    error.__traceback__ = None  # whose frames see the window
     assert jobs.get_many(5, block=False) == [1]
     assert (used(store), _files(tmp_path), store.check()) == (0, [], [])
 
