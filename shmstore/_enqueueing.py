@@ -25,10 +25,23 @@ from shmstore._session import Session
 from shmstore._sharing.seats import Anchor
 
 
-def pack(session: Session, obj: Any) -> Package:
-    """Lay an object out. What waits in a queue never expires."""
-    package = _packing.pack(obj, None)
-    return session.with_options(package, math.inf) if session.checksums else package
+def pack(session: Session, obj: Any) -> list[Package]:
+    """Lay an object out."""
+    return _without_end(session, [_packing.pack(obj, None)])
+
+
+def pack_many(session: Session, objects: Sequence[Any]) -> list[Package]:
+    """Lay objects out; SerializationError names the one that it is of."""
+    pairs = [(None, obj) for obj in objects]
+    packages = _packing.pack_many(pairs, readonly=None, serializers=None, compression=None)
+    return _without_end(session, packages)
+
+
+def _without_end(session: Session, packages: list[Package]) -> list[Package]:
+    """Return packages with the checksum that the store wants. In a queue nothing expires."""
+    if not session.checksums:
+        return packages
+    return [session.with_options(package, math.inf) for package in packages]
 
 
 class Putting:

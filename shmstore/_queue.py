@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from queue import Empty, Full
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +18,7 @@ from shmstore._queue_handle import QueueHandle
 from shmstore._queueing import Line, Taken
 
 if TYPE_CHECKING:
+    from shmstore._packing import Package
     from shmstore._session import Session
 
 # So often those who wait in `join` look whether they live who have taken objects.
@@ -80,7 +81,7 @@ class Queue(QueueHandle):
         StoreClosedError
             This queue was closed, or destroyed by somebody.
         """
-        if not self._put([obj], patience(block, timeout)):
+        if not self._put(partial(_enqueueing.pack, obj=obj), patience(block, timeout)):
             raise Full
 
     def put_nowait(self, obj: Any) -> None:
@@ -103,18 +104,19 @@ class Queue(QueueHandle):
         ------
         queue.Full
             There was no room for any of them within the time.
+        SerializationError
+            One of them cannot be serialized; the message says which. None is put.
         """
         objects = list(objects)
-        count = self._put(objects, patience(block, timeout))
+        count = self._put(partial(_enqueueing.pack_many, objects=objects), patience(block, timeout))
         if objects and not count:
             raise Full
         return count
 
-    def _put(self, objects: list[Any], timeout_s: float | None) -> int:
+    def _put(self, pack: Callable[[Session], list[Package]], timeout_s: float | None) -> int:
         session, line = self._live()
         session.check_writeable()
-        packages = [_enqueueing.pack(session, obj) for obj in objects]
-        putting = Putting(session, line, packages)
+        putting = Putting(session, line, pack(session))
         deadline = _waiting.deadline_of(timeout_s)
         look = partial(_queueing.has_room, session, line)
         own: BaseException | None = None

@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from stores import MakeStore, StartPython, exit_code, forked, running, used, wait_until
 
 import shmstore
-from shmstore import Store, StoreClosedError, StoreFullError
+from shmstore import SerializationError, Store, StoreClosedError, StoreFullError
 from shmstore._memory import layout as L
 
 MIB = 1 << 20
@@ -371,3 +371,14 @@ class QueueMachine(RuleBasedStateMachine):
 
 TestQueueMachine = QueueMachine.TestCase
 TestQueueMachine.settings = settings(deadline=None, max_examples=12, stateful_step_count=25)
+
+
+def test_queue_names_what_of_a_batch_cannot_be_serialized(store: Store) -> None:
+    """By where it stands, as `Store.put_many` does; nothing is put. One object has no number."""
+    jobs = store.queue("jobs")
+    with pytest.raises(SerializationError, match=r"^object 1 of the batch: ") as caught:
+        jobs.put_many([1, {"a": threading.Lock()}])
+    assert caught.value.facts["path"] == "objects[1]['a']"
+    with pytest.raises(SerializationError, match=r"^could not serialize"):
+        jobs.put(threading.Lock())
+    assert jobs.empty()
