@@ -75,11 +75,16 @@ def test_get_with_what_is_no_timeout_is_refused(store: Store) -> None:
         store.wait(["missing"], timeout=[1])  # type: ignore[arg-type]
 
 
-def test_wait_in_a_store_whose_folder_was_removed_says_so(make_store: MakeStore) -> None:
-    """By whichever call."""
+@pytest.mark.parametrize("before", [False, True], ids=["first wait", "later wait"])
+def test_wait_in_a_store_whose_folder_was_removed_says_so(
+    make_store: MakeStore, *, before: bool
+) -> None:
+    """By whichever call, also where there is a bell already: nobody else finds it."""
     store = make_store()
     ref = store.put(1)
     jobs = store.queue("jobs")
+    if before:
+        assert store.wait(["z"], timeout=0.01).not_done
     shutil.rmtree(store.path)
     for call in (
         lambda: store.wait(["z"], timeout=0.1),

@@ -123,12 +123,15 @@ class Bells:
         OSError
             There is no room for another one.
         StoreNotFoundError
-            The folder of the seats has been removed.
+            The folder of the seats, or the file of the bell, has been removed.
         """
         try:
             bell = self._idle.pop()
         except IndexError:
             return self._make(serial)
+        if not os.fstat(bell.fd).st_nlink:
+            self.give_back(bell)
+            raise _removed(self._path.parent)
         bell.drain()
         return bell
 
