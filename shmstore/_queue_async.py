@@ -19,7 +19,9 @@ class Queue(Closing):
 
     Cancelling one leaves nothing behind: an object that is got was taken out of the queue in the
     same step of the event loop, and is never lost between the two. So what is got is decoded by
-    the event loop itself, however much that is; views of arrays take microseconds.
+    the event loop itself, however much that is; views of arrays take microseconds. But who cancels
+    a put that was given to a thread, since it copies much or the store spills, does not know
+    whether it is made.
 
     Parameters
     ----------
