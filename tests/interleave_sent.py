@@ -212,7 +212,7 @@ def sent_on(world: World) -> None:
 
 
 def _one(make: Callable[[World], None], *names: str, **more: Any) -> Scenario:
-    patches = (*FEW, (_refilling, "_SHARED_SLOTS", 1), (_lease, "_PRIVATE_COPY_NBYTES", 0))
+    patches = (*FEW, (_refilling, "_SHARED_SLOTS", 1), (_lease, "PRIVATE_COPY_NBYTES", 0))
     return Scenario(make, names or ("owner", "receiver", "sender"), patches=patches, **more)
 
 
