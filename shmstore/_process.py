@@ -141,7 +141,7 @@ def _after_fork_in_parent() -> None:
     for birth in list(_fork.births):
         birth.session.spares = birth.spares
         birth.session.pins.stay()
-    _close(_fork.births)
+    _pass_up(_fork.births)
     _fork.births.clear()
     let_noted(_fork.held)
     while _fork.refused:
@@ -149,7 +149,7 @@ def _after_fork_in_parent() -> None:
         del _fork.refused[-1:]
 
 
-def _close(births: list[_Birth]) -> None:
+def _pass_up(births: list[_Birth]) -> None:
     """Let go of what is another process's."""
     for birth in births:
         birth.lock_fd.close()
@@ -163,7 +163,7 @@ def _after_fork_in_child() -> None:
     births = _fork.births
     if _fork.preparing() is not None:  # what there is is for another child
         births = []
-        _close(_fork.births)
+        _pass_up(_fork.births)
     for birth in births:
         birth.session.spares = birth.spares
         birth.session.adopt(birth.row, birth.seat, birth.lock_fd)

@@ -17,10 +17,10 @@ class InFork:
     """
 
     def __init__(self, own: Any, *of_child: Any) -> None:
-        self._own, self._of_child, self._pid = own, of_child, os.getpid()
+        self._words, self._of_child, self._pid = own, of_child, os.getpid()
 
     def __setitem__(self, cell: int, value: float) -> None:
         if os.getpid() == self._pid:
-            self._own[cell] = value
+            self._words[cell] = value
         for words in self._of_child:
             words[cell] = value
