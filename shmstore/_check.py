@@ -24,6 +24,8 @@ from shmstore._memory.allocator import size_class
 from shmstore._reading import make_plan
 from shmstore._restoring import FilePlan
 from shmstore._session import Session
+from shmstore._sharing.clients import Client
+from shmstore._spares import told_by_seat
 from shmstore.errors import CorruptStoreError, ShmStoreError
 
 Table = npt.NDArray[np.uint64]
@@ -321,16 +323,22 @@ def counts_agree(session: Session, table: Table) -> Iterator[Found]:
 def _told_is_set_aside(session: Session, table: Table) -> Iterator[Found]:
     """Each client has the slots that it tells of: no fewer, where it does not change them just now.
 
-    Who was stopped between two stores may tell of one more.
+    Who was stopped between two stores may tell of one more. Whoever puts or deletes while the slots
+    are counted is left out: the same numbers come again when he has done both.
     """
 
+    def tell(client: Client) -> tuple[int, int, int]:
+        words = session.words
+        puts = told_by_seat(session.clients, client, L.SEAT_PUTS)
+        return words[client.at + L.C_SPARES], words[client.at + L.C_SEIZED], puts
+
     def suspects() -> set[tuple[int, int, int]]:
+        before = [(client, tell(client)) for client in session.clients.rows()]
         aside = table[states.are_set_aside(table[:, L.S_STATE]), L.S_OWNER]
         found = set()
-        for client in session.clients.rows():
-            words = session.words[client.at : client.at + L.CLIENT_WORDS].tolist()
-            told, held = words[L.C_SPARES] & L.SPARE_MASK, int((aside == client.serial).sum())
-            if told > held + 1 and not words[L.C_SEIZED]:
+        for client, (spares, seized, puts) in before:
+            told, held = spares & L.SPARE_MASK, int((aside == client.serial).sum())
+            if told > held + 1 and not seized and tell(client) == (spares, seized, puts):
                 found.add((client.at, told, held))
         return found
 

@@ -419,7 +419,12 @@ def kept_nbytes(clients: Clients) -> int:
 
 def told_nbytes(clients: Clients, client: Client) -> int:
     """Return how many bytes a client says that it keeps; 0 where its seat cannot be read."""
+    return told_by_seat(clients, client, L.SEAT_KEPT)
+
+
+def told_by_seat(clients: Clients, client: Client, word: int) -> int:
+    """Return a word of the seat of a client; 0 where that cannot be read."""
     try:
-        return int(clients.seat(client).words[L.SEAT_KEPT])
+        return int(clients.seat(client).words[word])
     except (ShmStoreError, OSError):
         return 0

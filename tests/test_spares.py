@@ -381,3 +381,32 @@ def test_forked_child_has_slots_of_its_own(store: Store) -> None:
     assert exit_code(pid) == 0
     assert [ref.get() for ref in refs] == [-number for number in range(200)]
     assert not store.check()
+
+
+def test_check_finds_nothing_in_a_client_that_goes_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It deletes while its slots are counted, and has put as many again when that is done anew."""
+    refs = [store.put(number) for number in range(4)]
+    real, looks = states.are_set_aside, []
+
+    def are_set_aside(words: Any) -> Any:
+        refs.extend(store.put(number) for number in range(4 - len(refs)))
+        found = real(words)
+        while refs:
+            refs.pop().delete()
+        looks.append(store._session.spares.count)
+        return found
+
+    monkeypatch.setattr(states, "are_set_aside", are_set_aside)
+    assert store.check() == []
+    assert looks
+
+
+def test_check_finds_slots_that_a_client_tells_of_and_has_not(store: Store) -> None:
+    """Nobody knows where they are: as if somebody had taken them and not said so."""
+    session = store._session
+    at = session.spares.row + L.C_SPARES
+    session.words[at] += 5
+    assert "slots set aside, it has" in str(store.check()[0])
+    session.words[at] -= 5
