@@ -176,6 +176,7 @@ def _join(
 ) -> Session:
     """Make a session on an open folder, which it owns if this succeeds."""
     session = Session(folder_fd, path, lock_timeout, readonly=readonly, visit=visit)
+    _check_own(session)
     if session.lock_free and not barrier.register():
         session.leave_seat()
         session.close_files()
@@ -189,7 +190,7 @@ def _join(
 
 def _build(root_fd: int, path: Path, options: Options, held: list[Session], owner_pid: int) -> None:
     """Make all files of a store and join it, then give the folder its name."""
-    flags = _flags_of(options)
+    flags, pid = _flags_of(options), os.getpid()
     temporary, folder_fd = folder.make_store_folder(root_fd)
     session = None
     try:
@@ -205,7 +206,8 @@ def _build(root_fd: int, path: Path, options: Options, held: list[Session], owne
             raise
         with contextlib.suppress(OSError):  # whoever makes the next store removes it
             made = path.name if folder.is_linked(folder_fd, path) else temporary
-            removal.remove_store(root_fd, made)
+            if os.getpid() == pid:  # or a signal handler has forked, and the store is the parent's
+                removal.remove_store(root_fd, made)
         folder_fd.close()
         if session is not None:
             session.close_files()
@@ -419,18 +421,23 @@ def _shared(identity: bytes, *, readonly: bool) -> Session | None:
     return None if session is None or session.closed or session.words[L.W_DESTROYED] else session
 
 
-def _enter(session: Session, held: list[Session]) -> None:
-    """Count one handle more, and hand the session over. Requires: the registry."""
-    while first_steps:
-        first_steps.pop()()
-    session.pins.watch(None)
-    session.notice = housekeeping.start
+def _check_own(session: Session) -> None:
+    """Raise in a child that was forked while its parent made this session."""
     if session.closed:
         raise StoreClosedError(
             f"a signal handler has forked while {session.path} was opened. In the child open it "
             "again.",
             path=str(session.path),
         )
+
+
+def _enter(session: Session, held: list[Session]) -> None:
+    """Count one handle more, and hand the session over. Requires: the registry."""
+    while first_steps:
+        first_steps.pop()()
+    session.pins.watch(None)
+    session.notice = housekeeping.start
+    _check_own(session)
     # One step: no signal handler runs before the list has it.
     sessions[session.uuid, session.readonly] = session
     session.handles += 1

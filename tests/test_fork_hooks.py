@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -232,16 +233,20 @@ def begin(session):
     return real(session)
 _spares.begin = begin
 try:
-    store = shmstore.Store.attach(path)
+    store = shmstore.Store.create(name, root=root) if make else shmstore.Store.attach(path)
 except shmstore.StoreClosedError as error:
     assert child == 0 and "signal handler" in str(error)
+    if make:
+        os._exit(0)
     with shmstore.Store.attach(path) as store:
         for number in range(300):
             assert store.put([number]).get() == [number]
     os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
 for number in range(300):
     assert store.put(np.full(300, number)).get()[0] == number
-assert os.waitpid(child, 0)[1] == 0
+with shmstore.Store.attach(store.path) as other:
+    assert not other.check()
 store.close()
 """
 
@@ -250,9 +255,15 @@ def test_fork_of_a_signal_handler_in_the_midst_of_attach(
     store: Store, run_python: RunPython
 ) -> None:
     """The child is told, and may attach once more; the seat is the parent's."""
-    run_python(ATTACHING, path=str(store.path))
+    run_python(ATTACHING, path=str(store.path), make=False)
     assert len(store.clients()) == 1
     assert store.check() == []
+
+
+def test_fork_of_a_signal_handler_in_the_midst_of_create(root: Path, run_python: RunPython) -> None:
+    """The child is told, and removes nothing: the store is the parent's."""
+    run_python(ATTACHING, name="made", root=str(root), make=True)
+    assert list(root.iterdir()) == []
 
 
 LIMITED = """
