@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import kill_points
-from kill_points import END, die, machine
+from kill_points import BEGIN, END, die, machine
 
 kill_points.install()
 
@@ -41,13 +41,11 @@ from kill_weakenings import WEAKENINGS
 from shmstore import StoreNotFoundError
 from shmstore._lifecycle import forget, sessions
 
-BEGIN: Final = "begin"
-
 # Who looks sees to so many deaths: a process is fast only when it has been at it for a while.
 _BATCH: Final = 20
 
 # Where processes race, and where garbage is collected, an operation may once take another way than
-# when its steps were counted, and not come to a point.
+# when its steps were counted, and come to a point less often, or not at all.
 _TRIES: Final = 3
 
 
@@ -167,10 +165,11 @@ class Row:
         return [outcome for at in starts for outcome in self._let_some(cases[at : at + _BATCH])]
 
     def _let_some(self, cases: Sequence[Case]) -> list[Outcome]:
-        roots, counted, faults = [], [], []
+        roots, performed, counted, faults = [], [], [], []
         bystander = others = None
-        for number, case in enumerate(cases):
-            bystander, others, sent, failed = self._perform(case)
+        for number, wanted in enumerate(cases):
+            case, bystander, others, sent, failed = self._perform(wanted)
+            performed.append(case)
             counted.append(sent)
             faults.append(failed)
             roots.append(self._scene.root)
@@ -182,7 +181,7 @@ class Row:
         damaged = self.operation.damaged
         judge = Helper(lambda send, wait: _judge(scenes, others, damaged, send, wait))
         held = []
-        for case, found in zip(cases, faults, strict=True):
+        for case, found in zip(performed, faults, strict=True):
             seen = judge.hear() or {"failed": "nobody could look"}
             if bystander is not None:
                 bystander.go_on()
@@ -200,8 +199,14 @@ class Row:
             shutil.rmtree(root, ignore_errors=True)
         return [Outcome(*both) for both in zip(held, counted, strict=True)]
 
-    def _perform(self, case: Case) -> tuple[Helper | None, bytes | None, dict[str, Any], list[str]]:
-        """Let a case happen; return who stands by, at which store, what was sent, and faults."""
+    def _perform(
+        self, case: Case
+    ) -> tuple[Case, Helper | None, bytes | None, dict[str, Any], list[str]]:
+        """Let a case happen; return it, who stands by, at which store, what was sent, and faults.
+
+        Who lives has said how often he came to the point this time: the next one dies at the last
+        of these hits, if that is earlier.
+        """
         for left in reversed(range(_TRIES)):
             self._copy.restore()
             bystander = stand_by(self.operation, self._scene)
@@ -212,7 +217,13 @@ class Row:
             if bystander is not None:
                 bystander.go_on()
                 bystander.end()
-        return bystander, others, sent, [*faults, *missed]
+            case = case.within(sent["hits"])
+        if not missed:
+            self.result.count(case)
+        elif bystander is not None:
+            self.result.missed.append(case.shown(self.name))
+            missed = []
+        return case, bystander, others, sent, [*faults, *missed]
 
     def _die(self, case: Case) -> tuple[dict[str, Any], list[str], list[str]]:
         """Return what the last one sent, what went wrong, and who never came to his point."""
@@ -244,17 +255,15 @@ class Row:
             yield "the store is gone"
 
     def kill(self, cases: Sequence[Case]) -> None:
-        """Kill the actor in cases, in the order of its steps, and count them."""
+        """Kill the actor in cases, in the order of its steps."""
         cases = sorted(cases, key=lambda case: self._step.get((case.point, case.hit), 0))
         held = [outcome.held for outcome in self.let(cases)]
         if not self.result.failures:
             self.result.failures += [f"{self.name}: {fault}" for fault in undone(held)]
-        self.result.kills.update(case.point for case in cases)
 
     def kill_again(self, death: Case, points: Sequence[tuple[str, int]]) -> None:
         """Kill the actor, and then who recovers, at points."""
         self.let([death._replace(then=point) for point in points])
-        self.result.second.update(point for point, _ in points)
 
     def recovery_hits(self, death: Case) -> dict[str, int]:
         """Return what one who recovers comes to after a death."""

@@ -144,6 +144,8 @@ def main() -> int:
             print(f"{result.operation:32} {first:6,} + {second:6,} kills", flush=True)
             for failure in [*result.failures, *map(str, result.unlisted)]:
                 print(failure)
+            for case in result.missed:
+                print(f"{case}: nobody came to it again")
             failures += len(result.failures) + len(result.unlisted)
             kills += first + second
             note(result)

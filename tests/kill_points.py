@@ -65,6 +65,8 @@ _REPORTED = """
 """
 _AUDITED: Final = frozenset(_REPORTED.split())
 
+# Deaths before and after all that counts.
+BEGIN: Final = "begin"
 END: Final = "end"
 
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from kill_points import BEGIN, END
+
 WAIT_S: Final = 60
 
 Send = Callable[[Any], None]
@@ -111,6 +113,17 @@ class Case(NamedTuple):
     hit: int
     then: tuple[str, int] | None = None
 
+    @property
+    def last(self) -> tuple[str, int]:
+        """The point and the hit of the last death."""
+        return self.then or (self.point, self.hit)
+
+    def within(self, hits: dict[str, int]) -> Case:
+        """Return this with the last death at a hit that is there: of so many of each point."""
+        point, hit = self.last
+        hit = min(hit, hits.get(point, hit))
+        return self._replace(hit=hit) if self.then is None else self._replace(then=(point, hit))
+
     def shown(self, operation: str) -> str:
         """Return the arguments of kill_matrix.py that let it happen again."""
         words = f"--operation {operation!r} --kill {self.point}={self.hit}"
@@ -131,6 +144,8 @@ class Result:
         Changes of shared state that no point stands at.
     failures
         What was not as it must be, with how to see it again.
+    missed
+        Where processes race: kills at points that nobody came to again.
     """
 
     operation: str
@@ -139,6 +154,13 @@ class Result:
     reached: set[str] = field(default_factory=set)
     unlisted: set[str] = field(default_factory=set)
     failures: list[str] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+
+    def count(self, case: Case) -> None:
+        """Count a kill that came about."""
+        point, _ = case.last
+        if point not in {BEGIN, END}:
+            (self.kills if case.then is None else self.second)[point] += 1
 
 
 # --- the folder -----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import proofs
 import pytest
 from kill_matrix import Killer
 from kill_operations import OPERATIONS
+from kill_processes import Case
 from kill_weakenings import WEAKENINGS
 
 # Points that no operation comes to here, by where they stand, with what stands there and why not.
@@ -100,7 +101,24 @@ def test_store_is_whole_after_a_kill_at_any_point(
     new.rename(reached_by / name)
     assert result.failures == []
     assert result.unlisted == set()
+    assert len(result.missed) <= 1
     assert result.kills.total() + result.second.total() > 0
+
+
+def test_death_at_a_hit_that_nobody_comes_to_is_at_the_last_one_before(killer: Killer) -> None:
+    """How often those who race come to a point is not the same each time."""
+    case = Case("waking.Bells.ring:1", 2, ("keys.KeyIndex.rebuild:2~", 9))
+    result = killer.ask(name="destroy, waited for", case=case)
+    assert (result.failures, result.second.total()) == ([], 1)
+
+
+def test_point_that_nobody_comes_to_is_told(killer: Killer) -> None:
+    """It is a failure unless somebody else was there who may have been faster."""
+    case = Case("waiters.Waiters.enter:1", 1)
+    result = killer.ask(name="destroy", case=case)
+    assert (len(result.failures), len(result.missed), result.kills.total()) == (1, 0, 0)
+    result = killer.ask(name="destroy, waited for", case=case)
+    assert (len(result.failures), len(result.missed), result.kills.total()) == (0, 1, 0)
 
 
 def test_every_point_is_reached_by_some_operation(killer: Killer, reached_by: Path) -> None:
