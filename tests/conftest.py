@@ -204,6 +204,13 @@ def start_python(root: Path) -> Iterator[Callable[..., Child]]:
         yield starter(children)
 
 
+@pytest.fixture
+def silence(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Fail if any process of a test has printed an error or a warning."""
+    yield
+    assert capfd.readouterr().err == ""
+
+
 @pytest.fixture(scope="session")
 def libuv() -> None:
     """Let libuv make what it keeps for the life of the process before descriptors are counted."""

@@ -38,6 +38,7 @@ Flag = bool
 lock_free_only = pytest.mark.parametrize("locked_reads", [False], ids=["lock-free"])
 
 # Python 3.12 and newer warn when a process that has threads forks, and with NumPy it has some.
+forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 WARNINGS = ("-W", "error", "-W", "ignore:This process:DeprecationWarning")
 
 PRELUDE = f"""

@@ -55,9 +55,6 @@ needs_users = pytest.mark.skipif(
     os.geteuid() != 0, reason="only root can make processes of several users"
 )
 
-# Python 3.12 and newer warn when a process that has threads forks, and with NumPy it has some.
-forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
 
 # --- processes of others ------------------------------------------------------------------------
 

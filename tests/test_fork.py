@@ -6,7 +6,6 @@ import errno
 import gc
 import os
 import threading
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from stores import (
     exit_code,
     fill_up,
     forked,
+    forks,
     in_threads,
     lock_free_only,
     running,
@@ -32,17 +32,7 @@ import shmstore
 from shmstore import Store, _claiming
 from shmstore._memory.allocator import Allocator
 
-# Python 3.12 and newer warn when a process with threads forks: that is what is tested here.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:This process .* is multi-threaded:DeprecationWarning"
-)
-
-
-@pytest.fixture(autouse=True)
-def silence(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Fail if any process of a test has printed an error or a warning."""
-    yield
-    assert capfd.readouterr().err == ""
+pytestmark = [forks, pytest.mark.usefixtures("silence")]
 
 
 def test_forked_child_has_a_seat_of_its_own(store: Store) -> None:

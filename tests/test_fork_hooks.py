@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from spares import make_quick, slot_states
-from stores import MakeStore, RunPython, exit_code, lock_free_only, used
+from stores import MakeStore, RunPython, exit_code, forks, lock_free_only, used
 
 from shmstore import Store, _process, _refilling
 from shmstore._catalog import states
 
-# Python 3.12 and newer warn when a process with threads forks: that is what is tested here.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:This process .* is multi-threaded:DeprecationWarning"
-)
+pytestmark = [forks, pytest.mark.usefixtures("silence")]
 
-
-@pytest.fixture(autouse=True)
-def silence(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Fail if any process of a test has printed an error or a warning."""
-    yield
-    assert capfd.readouterr().err == ""
+FORKING = """
+import numpy as np, shmstore
+def succeed(child):
+    assert os.waitpid(child, 0)[1] == 0
+def fork_without_seat(fork=os.fork):
+    child = fork()
+    if not child:
+        try:
+            store["key"]
+        except shmstore.StoreClosedError:
+            os._exit(0)
+        os._exit(1)
+    succeed(child)
+"""
 
 
 def _fork_and_end() -> None:
@@ -165,24 +169,13 @@ def test_interrupt_in_the_hook_after_a_fork_refuses_nobody_for_ever(run_python: 
     run_python(INTERRUPTED)
 
 
-NESTED = """
-import numpy as np, shmstore
+NESTED = f"""{FORKING}
 from shmstore import _spares
 from shmstore._sharing.lock import StoreLock
-def fork(*_):
-    child = os.fork()
-    if not child:
-        try:
-            store["key"]
-        except shmstore.StoreClosedError:
-            os._exit(0)
-        os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
-signal.signal(signal.SIGUSR1, fork)
-place, name = {
-    "hold": (StoreLock, "hold_threads"), "nothing": (_spares, "nothing"),
-    "seat": (StoreLock, "run"),
-}[where]
+signal.signal(signal.SIGUSR1, lambda *_: fork_without_seat())
+places = dict(hold=StoreLock, nothing=_spares, seat=StoreLock)
+names = dict(hold="hold_threads", nothing="nothing", seat="run")
+place, name = places[where], names[where]
 real = getattr(place, name)
 def disturbed(*about):
     setattr(place, name, real)
@@ -198,7 +191,7 @@ with shmstore.Store.create(capacity="64MiB") as store:
     if not child:
         assert store["key"] == 1 and view.sum() == 1000
         os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
+    succeed(child)
     assert store._session.spares.serial and store._session.lock._thread == 0
     store["key"] = 2
     assert len([store.put(number) for number in range(300)]) == 300
@@ -207,7 +200,7 @@ with shmstore.Store.create(capacity="64MiB") as store:
     if not child:
         assert store["key"] == 2
         os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
+    succeed(child)
 """
 
 
@@ -219,8 +212,7 @@ def test_fork_of_a_signal_handler_in_the_hook_before_a_fork(
     run_python(NESTED, where=where)
 
 
-ATTACHING = """
-import numpy as np, shmstore
+ATTACHING = f"""{FORKING}
 from shmstore import _spares
 def fork(*_):
     global child
@@ -242,7 +234,7 @@ except shmstore.StoreClosedError as error:
         for number in range(300):
             assert store.put([number]).get() == [number]
     os._exit(0)
-assert os.waitpid(child, 0)[1] == 0
+succeed(child)
 for number in range(300):
     assert store.put(np.full(300, number)).get()[0] == number
 with shmstore.Store.attach(store.path) as other:
@@ -266,19 +258,12 @@ def test_fork_of_a_signal_handler_in_the_midst_of_create(root: Path, run_python:
     assert list(root.iterdir()) == []
 
 
-LIMITED = """
-import numpy as np, resource, shmstore
+LIMITED = f"""{FORKING}
+import resource
 with shmstore.Store.create(capacity="64MiB", max_clients=1) as store:
     store["key"] = 1
     resource.setrlimit(resource.RLIMIT_DATA, (120 << 20, 120 << 20))
-    child = os.fork()
-    if not child:
-        try:
-            store["key"]
-        except shmstore.StoreClosedError:
-            os._exit(0)
-        os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
+    fork_without_seat()
     assert store["key"] == 1
 """
 
@@ -288,17 +273,9 @@ def test_child_without_a_seat_that_gets_no_private_memory_is_closed(run_python: 
     run_python(LIMITED)
 
 
-WITHOUT_SEGMENT = """
-import shmstore
+WITHOUT_SEGMENT = f"""{FORKING}
 store = shmstore.Store.attach(path)
-child = store._session.lock.run(os.fork)  # as a signal handler would
-if not child:
-    try:
-        store["key"]
-    except shmstore.StoreClosedError:
-        os._exit(0)
-    os._exit(1)
-assert os.waitpid(child, 0)[1] == 0
+fork_without_seat(lambda: store._session.lock.run(os.fork))  # as a signal handler would
 """
 
 

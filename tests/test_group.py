@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 import strangers
 from groups import furnish, join, make, unsafe
+from stores import forks
 from strangers import ALICE, BOB, DATA, MALLORY, SMALL, User, acting
 
 import shmstore
 from shmstore import Store, StoreExistsError, StoreNotFoundError, UnsafePathError
 
-pytestmark = [strangers.needs_users, strangers.forks]
+pytestmark = [strangers.needs_users, forks]
 
 
 @pytest.fixture

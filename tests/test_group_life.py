@@ -17,6 +17,7 @@ import pytest
 import stores
 import strangers
 from groups import furnish, join, make, peek, staying, with_store
+from stores import forks
 from strangers import ALICE, BOB, DATA, MALLORY, SMALL, User, acting, finish, meanwhile, until
 from test_strangers import live, plant_roots
 
@@ -24,7 +25,7 @@ import shmstore
 from shmstore import ReadOnlyStoreError, Store, StoreExistsError, UnsafePathError
 from shmstore._memory import folder, owners
 
-pytestmark = [strangers.needs_users, strangers.forks]
+pytestmark = [strangers.needs_users, forks]
 
 
 @pytest.fixture

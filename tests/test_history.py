@@ -15,14 +15,11 @@ from history_checker import ANY, MISSING, OTHER, PRESENT, SAME, Operation, in_an
 from history_records import Recorder
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import Flag, MakeStore, exit_code, forked, lock_free_only, signal_at
+from stores import Flag, MakeStore, exit_code, forked, forks, lock_free_only, signal_at
 
 from shmstore import LockTimeoutError, ObjectNotFoundError, ObjectRef, Store
 
-# Python 3.12 and newer warn when a process with threads forks.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:This process .* is multi-threaded:DeprecationWarning"
-)
+pytestmark = forks
 
 OPERATIONS = 2000
 

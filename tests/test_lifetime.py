@@ -20,16 +20,14 @@ from stores import (
     exit_code,
     fill_up,
     forked,
+    forks,
     in_threads,
     lock_free_only,
 )
 
 from shmstore import Store
 
-# Python 3.12 and newer warn when a process with threads forks; the libraries here have threads.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:This process .* is multi-threaded:DeprecationWarning"
-)
+pytestmark = forks
 
 
 @pytest.fixture(scope="module", autouse=True)

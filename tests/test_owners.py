@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from rooms import base
+from stores import forks
 from strangers import (
     ALICE,
     BOB,
@@ -20,7 +21,6 @@ from strangers import (
     MALLORY,
     User,
     acting,
-    forks,
     needs_users,
     public_folder,
     set_acl,

@@ -27,17 +27,13 @@ from pool_work import (
     wait_for,
     zeroed,
 )
-from stores import MIB, MakeStore, lock_free_only, used, wait_until
+from stores import MIB, MakeStore, forks, lock_free_only, used, wait_until
 
 from shmstore import ProcessPoolExecutor, Store
 
 METHODS = ("fork", "spawn", "forkserver")
 
-# Python 3.12 and newer warn when a process with threads forks, as the pool of the library does.
-pytestmark = [
-    pytest.mark.usefixtures("process_helpers"),
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-]
+pytestmark = [forks, pytest.mark.usefixtures("process_helpers")]
 
 
 @pytest.fixture(scope="module")

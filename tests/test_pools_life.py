@@ -13,16 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pool_work import COUNT, die_at, doubled, full, make_pool, pid, prepare, total
-from stores import MIB, MakeStore, StartPython, lock_free_only, used, wait_until
+from stores import MIB, MakeStore, StartPython, forks, lock_free_only, used, wait_until
 
 import shmstore
 from shmstore import ProcessPoolExecutor
 
-# Python 3.12 and newer warn when a process with threads forks, as the pool of the library does.
-pytestmark = [
-    pytest.mark.usefixtures("process_helpers"),
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-]
+pytestmark = [forks, pytest.mark.usefixtures("process_helpers")]
 
 
 # --- whose store, and when it ends ----------------------------------------------------------------

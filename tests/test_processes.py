@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -14,15 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stores import MIB, WAIT_S, MakeStore, RunPython, StartPython, lock_free_only
+from stores import MIB, WAIT_S, MakeStore, RunPython, StartPython, forks, lock_free_only
 
 from shmstore import ObjectNotFoundError, ObjectRef, Store, StoreFullError, StoreNotFoundError
 
-# Python 3.12 and newer warn when a process with threads forks: that is what is tested here.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-    pytest.mark.usefixtures("process_helpers"),
-]
+pytestmark = [forks, pytest.mark.usefixtures("process_helpers", "silence")]
 
 METHODS = ("fork", "spawn", "forkserver")
 
@@ -31,13 +27,6 @@ METHODS = ("fork", "spawn", "forkserver")
 def context(request: pytest.FixtureRequest) -> BaseContext:
     """Give each way to start a process."""
     return multiprocessing.get_context(request.param)
-
-
-@pytest.fixture(autouse=True)
-def silence(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Fail if any process of a test has printed an error or a warning."""
-    yield
-    assert capfd.readouterr().err == ""
 
 
 def run(context: BaseContext, target: Callable[..., None], *arguments: Any) -> int | None:

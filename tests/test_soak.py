@@ -13,14 +13,11 @@ import pytest
 import soak_objects as objects
 from soak import KINDS, Soak, run, tell
 from soak_work import Journal, Worker, name_of, own_key
-from stores import MIB, MakeStore, exit_code, forked, lock_free_only, signal_at
+from stores import MIB, MakeStore, exit_code, forked, forks, lock_free_only, signal_at
 
 from shmstore import LockTimeoutError, Store
 
-# Python 3.12 and newer warn when a process with threads forks.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:This process .* is multi-threaded:DeprecationWarning"
-)
+pytestmark = forks
 
 SECONDS = 30
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import strangers
 from rooms import base
+from stores import forks
 from strangers import ALICE, MALLORY, SMALL, User, acting, meanwhile, needs_users, until
 
 import shmstore
@@ -23,7 +24,7 @@ from shmstore import ObjectRef, Store, StoreNotFoundError, UnsafePathError
 
 __all__ = ["base"]  # a fixture
 
-pytestmark = strangers.forks
+pytestmark = forks
 
 FILES = ["index", "lock", "segment-00000"]
 SEAT = "seats/1"

@@ -15,17 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stores import MakeStore, address, lock_free_only, used
+from stores import MakeStore, address, forks, lock_free_only, used
 
 import shmstore
 from shmstore import ObjectNotFoundError, Store, StoreNotFoundError, _traveling
 
 MOST_NBYTES = 300  # of a reference, with a path as long as those of the tests
 
-pytestmark = [
-    pytest.mark.usefixtures("process_helpers"),
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-]
+pytestmark = [forks, pytest.mark.usefixtures("process_helpers")]
 
 
 @pytest.fixture(autouse=True)
